@@ -7,6 +7,7 @@ and pydantic is imported only where values are checked.
 import dataclasses
 import errno
 import functools
+import hashlib
 import inspect
 import json
 import os
@@ -19,8 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
-
-from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_bytes, setup_terminal
@@ -40,8 +39,8 @@ NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 
-LOCK = ".lock"
-"""File that is locked while a process writes to its folder."""
+CHECKSUM = "checksum"
+"""Key of a JSON object's checksum: the SHA-256 of all other keys."""
 
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
@@ -101,33 +100,6 @@ def create_private_folder(folder: Path, *, levels: int) -> None:
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-@contextmanager
-def lock_folder(folder: Path, explain: Callable[[], str]) -> Iterator[None]:
-    """Let no other process write to an existing folder; the lock is gone when this process is, however it ends.
-
-    A file system without locks grants it to everyone.
-
-    Args:
-        folder: The folder.
-        explain: Returns the message of the error.
-
-    Raises:
-        PylorusError: If another process has locked it.
-    """
-    lock = FileLock(folder / LOCK)
-    if folder.is_dir():
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise PylorusError(explain()) from None
-        except (OSError, NotImplementedError):  # if the folder can't be written to, whoever writes reports it
-            pass
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
     """Return a path that was passed to a Python function, with `~` expanded.
 
@@ -136,14 +108,11 @@ def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
         argument: Name of the argument, for the error message.
 
     Raises:
-        PylorusError: If the path is empty, which would mean the current folder, or if nobody has such a home folder.
+        PylorusError: If the path is empty, which would mean the current folder.
     """
     if os.fspath(path) == "":
         raise PylorusError(f'{argument}: found an empty path. For the current folder, write ".".')
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise PylorusError(f"{argument}: found {path}, but there is no user with such a home folder.") from None
+    return Path(os.path.expanduser(path))  # noqa: PTH111 keeps ~NAME of nobody, where Path raises an error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -152,17 +121,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:
+def write_json(path: Path, content: object, *, indent: int | None = 2, sealed: bool = False) -> None:
     """Write plain values atomically as JSON.
 
     Args:
         path: Path of the file.
         content: Plain values.
         indent: Spaces per level; None: one long line, which is written ten times as fast.
+        sealed: Whether the object gets a checksum, which `read_json` checks and leaves out.
 
     Raises:
         ValueError: If a number is NaN or infinite, which JSON can't represent.
     """
+    if sealed:
+        assert isinstance(content, Mapping)
+        content = seal_object(content)
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -170,14 +143,42 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or None if it does not exist.
 
     Raises:
-        PylorusError: If the file is not valid JSON.
+        PylorusError: If the file is not valid JSON, or does not match its checksum.
     """
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise PylorusError(f"{path}: not valid JSON: {error}") from error
+    if isinstance(content, dict):
+        content, is_intact = verify_object(content)
+        if not is_intact:
+            raise PylorusError(f"{path}: damaged, or changed by hand: its content does not match its checksum.")
+    return content
+
+
+def seal_object(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its checksum.
+
+    Example:
+        >>> verify_object(seal_object({"epochs": 3}))
+        ({'epochs': 3}, True)
+        >>> verify_object(seal_object({"epochs": 3}) | {"epochs": 2})
+        ({'epochs': 2}, False)
+    """
+    return {**content, CHECKSUM: _compute_object_digest(content)}
+
+
+def verify_object(content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a JSON object without its checksum, and whether it is intact; one without a checksum is."""
+    rest = {name: value for name, value in content.items() if name != CHECKSUM}
+    return rest, content.get(CHECKSUM, "") in ("", _compute_object_digest(rest))
+
+
+def _compute_object_digest(content: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(content))  # as it will be read: names are texts, and tuples lists
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 EXPECTED = {

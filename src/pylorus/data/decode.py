@@ -336,12 +336,8 @@ def _has_low_values(image: Image.Image, content: bytes) -> bool:
     if image.mode not in ("RGB", "RGBA", "LA") or not (is_deep_png or is_deep_color(getattr(image, "tag_v2", {}))):
         return False
     used_bits = _get_stated_bits(image, content) or 12
-    return max(high for _, high in _list_extrema(image)) < 2 ** max(used_bits - 8, 0)
-
-
-def _list_extrema(image: Image.Image) -> list[tuple[int, int]]:
-    colours = len(image.getbands()) - image.mode.endswith("A")
-    return [image.getchannel(index).getextrema() for index in range(colours)]
+    is_alpha = np.array([name == "A" for name in image.getbands()])
+    return int(np.asarray(image)[:, :, ~is_alpha].max()) < int(2 ** max(used_bits - 8, 0))
 
 
 def _decode_deep_png(image: Image.Image, content: bytes) -> RGB:

@@ -109,8 +109,7 @@ def decode_dicom(content: bytes, *, max_pixels: int, policy: int) -> NDArray[np.
         missing = "; ".join(decoder.missing_dependencies)
         raise UnreadableImageError(f"pydicom has no plugin that decodes {decoder.UID.name}; install one of: {missing}")
     has_unused_bits = int(dataset.HighBit) >= int(dataset.BitsStored) and policy > 2  # shifted by `_convert_to_rgb`
-    options = {"correct_unused_bits": False} if has_unused_bits else {}
-    pixels, properties = decoder.as_array(dataset, index=0, raw=True, **options)
+    pixels, properties = decoder.as_array(dataset, index=0, raw=True, correct_unused_bits=not has_unused_bits)
     return _convert_to_rgb(pixels, str(properties["photometric_interpretation"]), dataset, policy)
 
 
@@ -159,14 +158,14 @@ def _read_dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
 
 def _complete_elements(dataset: "Dataset") -> None:
     """Set elements that a file lacks although the standard requires them, where only one value makes sense."""
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     compressed = bytes(dataset.PixelData) if dataset["PixelData"].is_undefined_length else b""
     if "TransferSyntaxUID" not in dataset.file_meta:
         is_implicit, is_little_endian = dataset.original_encoding
         plain = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
         native = ImplicitVRLittleEndian if is_implicit else plain
-        dataset.file_meta.TransferSyntaxUID = _guess_transfer_syntax(compressed) if compressed else native
+        dataset.file_meta.TransferSyntaxUID = UID(_guess_transfer_syntax(compressed)) if compressed else native
     samples = int(
         dataset.get("SamplesPerPixel") or (1 if str(dataset.get("PhotometricInterpretation")) in GREYS else 3)
     )

@@ -14,22 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_percent
-from pylorus.data.field_shape import Disc, Shape, fit_shape
+from pylorus.data.field_shape import SNAP, Disc, Shape, count_border_points, fit_shapes
 from pylorus.data.files import RGB
 
-WORKING_SIDE = 480
+WORKING_SIDE = 320
 """Longer side of the working copy in pixels; an edge is located to within a third of such a pixel."""
-PAD = 10
-"""Pixels of background padded around the working copy, so that the frame's own border is an edge like any other."""
-RAYS = 720
-REACH = 7
+PAD = 8
+"""Pixels of ground padded around the working copy, so that the frame's own border is an edge like any other."""
+RIM = 2
+"""Outermost pixels of the working copy that are not trusted: a hairline around the frame hides what lies inside it."""
+BAND = 0.05
+"""Width of the rim in which ground colours are sought, as a proportion of the shorter side."""
+MAX_COLOURS = 6
+"""Maximum number of ground colours."""
+FLAT_RANGE = 2
+"""Maximum difference in grey levels between neighbours in flat ground, after smoothing."""
+MIN_COLOUR = 0.015
+"""Minimum proportion of the rim that a ground colour covers."""
+SATURATED, MIN_SATURATED = 235, 0.3
+"""Grey level from which all channels may be saturated, as in overexposed mucosa, and the minimum proportion of the flat
+pixels of the rim that such a colour covers if it is ground."""
+MIN_INNER_COLOUR = 0.12
+"""Minimum proportion of the rim of the region inside the ground that a further ground colour covers."""
+MIN_CORE = 0.4
+"""Minimum proportion of a ground colour's pixels that are surrounded by two pixels of the same colour."""
+MIN_THRESHOLD, MAX_THRESHOLD = 5.0, 20.0
+"""Grey levels by which a pixel differs at least from the ground, with the least and the most noise."""
+MAX_EDGE_POINTS = 400
+REACH = 8
 """Pixels of the working copy examined on each side of an edge."""
-MAX_BACKGROUND = 28
-"""Maximum grey level of the background: if the darkest part of a frame's rim is brighter, there is none."""
-MAX_BACKGROUND_RANGE = 20
-"""Maximum difference in grey levels between the darkest and the brightest background pixel."""
-MIN_CONTRAST = 8
-"""Minimum difference in grey levels between field and background at an edge."""
+MAX_EDGE_WIDTH = 5.0
+"""Maximum width in pixels of the working copy over which an edge falls from 80 % to 20 %; a shadow falls more slowly."""
+MIN_CONTRAST = 7
+"""Minimum difference in grey levels between field and ground at an edge."""
 
 Plane = NDArray[np.floating]
 Grey = NDArray[np.uint8]
@@ -38,36 +55,24 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class WorkingCopy:
-    """A small grey copy of a frame, padded with background.
+    """A small copy of a frame, padded with ground, in which each pixel says how much it differs from the ground.
 
     Attributes:
-        grey: Maximum of the three channels, of shape (height + 2 PAD, width + 2 PAD), in grey levels.
-        background: Grey level of the background.
-        threshold: Grey level above which a pixel is not background.
+        difference: Largest difference of a channel from the nearest ground colour, of shape
+            (height + 2 PAD, width + 2 PAD), in grey levels.
+        threshold: Difference above which a pixel is not ground.
+        colours: The ground colours.
+        region: Contour of the largest region that is not ground, of shape (points, 2), in padded pixels.
     """
 
-    grey: Grey
-    background: float
+    difference: Grey
     threshold: float
-
-
-@dataclass(frozen=True)
-class Edge:
-    """The points where rays leave the field.
-
-    Attributes:
-        points: Of shape (rays, 2), x and y in pixels of the working copy without its padding; pixel centres are at 0.5.
-        centre: Where the rays start, in the same coordinates.
-        bright: Largest connected bright region without thin strokes, its holes filled, of the padded copy's shape.
-    """
-
-    points: Plane
-    centre: tuple[float, float]
-    bright: Mask
+    colours: tuple[NDArray[np.float32], ...]
+    region: NDArray[np.int32]
 
 
 def create_working_copy(image: RGB) -> WorkingCopy | None:
-    """Create the working copy of a frame; None if its rim is nowhere dark, so that no background surrounds a field.
+    """Create the working copy of a frame; None if its rim shows no flat colour, so that no ground surrounds a field.
 
     Args:
         image: RGB, uint8 of shape (height, width, 3).
@@ -78,114 +83,195 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
     scale = min(1.0, WORKING_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     # Area averaging takes seven times as long; the median filter removes the noise that it would remove.
-    small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if scale < 1 else np.ascontiguousarray(image)
-    red, green, blue = cv2.split(small)
-    grey = np.asarray(cv2.medianBlur(cv2.max(red, cv2.max(green, blue)), 3), dtype=np.uint8)
-    rim = _extract_rim(grey)
-    dark = rim[rim < np.percentile(rim, 1) + MAX_BACKGROUND_RANGE]
-    background, high = np.percentile(dark, [50, 84])
-    if background > MAX_BACKGROUND:
+    small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if scale < 1 else image.copy()
+    small[:RIM], small[-RIM:] = small[RIM], small[-RIM - 1]
+    small[:, :RIM], small[:, -RIM:] = small[:, RIM : RIM + 1], small[:, -RIM - 1 : -RIM]
+    small = np.asarray(cv2.medianBlur(small, 3), dtype=np.uint8)
+    smooth = np.asarray(cv2.blur(small, (3, 3)), dtype=np.uint8)
+    slopes = cv2.split(cv2.morphologyEx(smooth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
+    flat = cv2.max(slopes[0], cv2.max(slopes[1], slopes[2])) <= FLAT_RANGE
+    band = max(2, round(BAND * min(size)))
+    rim = _extract_rim(smooth, band)
+    colours = _find_flat_colours(rim[_extract_rim(flat, band)], least=MIN_COLOUR * len(rim))
+    colours = [colour for colour in colours if _fills_areas(smooth, colour)]
+    if not colours:
         return None
-    threshold = float(background + min(MAX_BACKGROUND_RANGE, max(MIN_CONTRAST, 3 * (high - background))))
-    padded = cv2.copyMakeBorder(grey, PAD, PAD, PAD, PAD, cv2.BORDER_CONSTANT, value=float(background))
-    return WorkingCopy(np.asarray(padded), float(background), threshold)
-
-
-def find_edge(copy: WorkingCopy) -> Edge | None:
-    """Find the sharp edge of the largest bright region; None if no bright region is larger than text."""
-    bright = _find_largest_bright_region(copy)
-    if bright is None:
+    difference = _measure_difference(small, colours)
+    threshold = _measure_noise(difference, _measure_difference(smooth, colours))
+    region = _find_region(difference, threshold, thickness=3 if len(colours) == 1 else 7)
+    for _ in range(2):  # a mat or a banner may surround a second ground
+        if region is None:
+            return None
+        left, top, right, bottom = _get_bounds(region, size)
+        inner = np.s_[top:bottom, left:right]
+        rim = _extract_rim(smooth[inner], band)
+        unknown = rim[_extract_rim(flat[inner] & (difference[inner] > threshold), band)]
+        further = _find_flat_colours(unknown, least=MIN_INNER_COLOUR * len(rim))
+        further = [colour for colour in further if _fills_areas(smooth, colour)]
+        if not further:
+            break
+        colours += further
+        difference = _measure_difference(small, colours)
+        region = _find_region(difference, threshold, thickness=7)
+    if region is None:
         return None
-    rows, columns = (np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0))
-    centre = np.array([0.5 * (columns[0] + columns[-1]), 0.5 * (rows[0] + rows[-1])], dtype=np.float32)
-    angles = np.arange(RAYS, dtype=np.float32) * np.float32(2 * np.pi / RAYS)
-    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    last_bright = _find_last_bright(bright, centre, directions)
-    offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
-    profiles = _sample_rays(copy.grey, centre, directions, last_bright[:, None] + offsets)
-    sharp, shift = _find_half_level(profiles, copy.threshold)
-    distance = last_bright + shift
-    points = centre + directions * distance[:, None] + 0.5 - PAD
-    start = float(centre[0]) + 0.5 - PAD, float(centre[1]) + 0.5 - PAD
-    return Edge(np.asarray(points[sharp], dtype=np.float64), start, bright)
+    padded = cv2.copyMakeBorder(difference, PAD, PAD, PAD, PAD, cv2.BORDER_CONSTANT, value=0)
+    return WorkingCopy(np.asarray(padded), threshold, tuple(colours), region)
 
 
-def _extract_rim(grey: Grey) -> Grey:
-    """Return the pixels along the four sides as a flat array."""
-    width = max(2, round(0.03 * min(grey.shape)))
-    between = grey[width:-width]
-    strips = grey[:width], grey[-width:], between[:, :width], between[:, -width:]
-    return np.concatenate([strip.ravel() for strip in strips])
+def _extract_rim(values: Grey, width: int) -> Grey:
+    """Return the pixels along the four sides as an array of shape (pixels, ...)."""
+    between = values[width:-width]
+    strips = values[:width], values[-width:], between[:, :width], between[:, -width:]
+    return np.concatenate([strip.reshape(-1, *values.shape[2:]) for strip in strips])
 
 
-def _find_largest_bright_region(copy: WorkingCopy) -> Mask | None:
+def _find_flat_colours(pixels: Grey, *, least: float) -> list[NDArray[np.float32]]:
+    """Find the colours that many flat pixels share exactly; smooth mucosa is flat in places, but of all shades.
+
+    Args:
+        pixels: Of shape (pixels, 3).
+        least: Minimum number of pixels of a colour.
+    """
+    colours: list[NDArray[np.float32]] = []
+    rest, total, misses = pixels.astype(np.int32), len(pixels), 0
+    while len(rest) >= least and len(colours) < MAX_COLOURS and misses < 4:
+        cells = (rest[:, 0] >> 2) * 4096 + (rest[:, 1] >> 2) * 64 + (rest[:, 2] >> 2)
+        colour = np.median(rest[cells == np.argmax(np.bincount(cells))], axis=0)
+        distance = np.abs(rest - colour).max(axis=1)
+        same, similar = np.count_nonzero(distance <= 1.5), np.count_nonzero(distance <= 5)
+        is_enough = same >= (least if colour.min() < SATURATED else max(least, MIN_SATURATED * total))
+        if is_enough and (same >= 0.66 * similar or (same >= 0.4 * similar and same >= 6 * least)):
+            colours.append(np.asarray(colour, dtype=np.float32))
+        else:
+            misses += 1
+        rest = rest[distance > 5]
+    return colours
+
+
+def _fills_areas(smooth: RGB, colour: NDArray[np.float32]) -> bool:
+    """Whether a colour fills areas, as ground does; the pixels of a shade of mucosa form narrow bands."""
     import cv2
 
-    bright = (copy.grey > copy.threshold).astype(np.uint8)
+    low, high = (np.clip(colour + offset, 0, 255).tolist() for offset in (-3, 3))
+    same = cv2.inRange(smooth, tuple(low), tuple(high))
+    core = cv2.erode(same, np.ones((5, 5), np.uint8))
+    return cv2.countNonZero(core) >= MIN_CORE * cv2.countNonZero(same)
+
+
+def _measure_difference(small: RGB, colours: list[NDArray[np.float32]]) -> Grey:
+    """Return the largest difference of a channel from the nearest colour, of shape (height, width)."""
+    import cv2
+
+    nearest: Grey | None = None
+    for colour in colours:
+        red, green, blue = cv2.split(cv2.absdiff(small, (*colour.tolist(), 0.0)))
+        distance = np.asarray(cv2.max(red, cv2.max(green, blue)), dtype=np.uint8)
+        nearest = distance if nearest is None else np.asarray(cv2.min(nearest, distance), dtype=np.uint8)
+    assert nearest is not None
+    return nearest
+
+
+def _measure_noise(difference: Grey, smooth_difference: Grey) -> float:
+    """Return the threshold of what is not ground: above the noise of the pixels that are ground for certain."""
+    noise = np.percentile(difference[smooth_difference <= 1], 98) if (smooth_difference <= 1).any() else 0.0
+    return float(min(MAX_THRESHOLD, max(MIN_THRESHOLD, 2.0 * noise + 1)))
+
+
+def _find_region(difference: Grey, threshold: float, *, thickness: int) -> NDArray[np.int32] | None:
+    """Return the contour of the largest region that is not ground; None if there is none.
+
+    Args:
+        difference: Of the working copy.
+        threshold: Difference above which a pixel is not ground.
+        thickness: Width in pixels of lines that are not part of the region.
+    """
+    import cv2
+
+    bright = cv2.copyMakeBorder(
+        (difference > threshold).astype(np.uint8), PAD, PAD, PAD, PAD, cv2.BORDER_CONSTANT, value=0
+    )
+    # First the outline of a mat goes, so that its inside is not filled, then the holes, then text.
+    bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, np.ones((thickness, thickness), np.uint8))
     contours, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(bright, contours, -1, 1, thickness=-1)
-    side = 2 * round(0.009 * max(copy.grey.shape)) + 1
-    opened = cv2.morphologyEx(bright, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_RECT, (side, side)))
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    if count < 2:
+    side = 2 * round(0.009 * max(difference.shape)) + 1
+    opened = cv2.morphologyEx(bright, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    contours, _ = cv2.findContours(opened, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not contours:
         return None
-    return np.asarray(labels == 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA])))
+    return np.asarray(max(contours, key=cv2.contourArea)[:, 0], dtype=np.int32)
 
 
-def _find_last_bright(bright: Mask, centre: Plane, directions: Plane) -> Plane:
-    """Return the distance from the centre to the last bright pixel of each ray."""
+def _get_bounds(region: NDArray[np.int32], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a region in pixels of the working copy without its padding."""
+    low, high = region.min(axis=0) - PAD, region.max(axis=0) - PAD + 1
+    return max(0, int(low[0])), max(0, int(low[1])), min(size[0], int(high[0])), min(size[1], int(high[1]))
+
+
+def find_edge(copy: WorkingCopy) -> tuple[Plane, Plane]:
+    """Find the points at which the region has a sharp edge.
+
+    Returns:
+        The points in pixels of the working copy without its padding, and the normals there, which point out of the
+        region; both of shape (points, 2).
+    """
     import cv2
 
-    reach = np.arange(int(np.hypot(*bright.shape)) // 2 + 2, dtype=np.float32)
-    columns = centre[0] + directions[:, :1] * reach
-    rows = centre[1] + directions[:, 1:] * reach
-    samples = cv2.remap(bright.astype(np.uint8), columns, rows, cv2.INTER_NEAREST, borderValue=0)
-    return np.asarray(reach[-1] - np.argmax(samples[:, ::-1], axis=1), dtype=np.float32)
-
-
-def _sample_rays(grey: Grey, centre: Plane, directions: Plane, distances: Plane) -> Plane:
-    """Sample grey levels at the given distances from the centre on each ray; shape (rays, distances)."""
-    import cv2
-
-    columns = (centre[0] + directions[:, :1] * distances).astype(np.float32)
-    rows = (centre[1] + directions[:, 1:] * distances).astype(np.float32)
-    return np.asarray(cv2.remap(grey, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
+    contour = copy.region[:: 1 + len(copy.region) // MAX_EDGE_POINTS].astype(np.float32)
+    if len(contour) < MIN_POINTS:
+        return np.empty((0, 2)), np.empty((0, 2))
+    ahead, behind = np.roll(contour, -2, axis=0), np.roll(contour, 2, axis=0)
+    normals = (ahead - behind)[:, ::-1] * np.array([1, -1], dtype=np.float32)
+    normals /= np.maximum(np.hypot(normals[:, :1], normals[:, 1:]), 1e-6)
+    if ((contour - contour.mean(axis=0)) * normals).sum() < 0:
+        normals = -normals  # outwards
+    offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
+    places = contour[:, None] + normals[:, None] * offsets[:, None]
+    profiles = cv2.remap(
+        copy.difference, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+    ).astype(np.float32)
+    sharp, shift = _find_half_level(profiles, copy.threshold)
+    points = contour + normals * shift[:, None] + 0.5 - PAD
+    return np.asarray(points[sharp], dtype=np.float64), np.asarray(normals[sharp], dtype=np.float64)
 
 
 def _find_half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
-    """Find which profiles fall sharply to the background, and where.
+    """Find which profiles fall sharply to the ground, and where.
 
     Returns:
-        Whether each profile is sharp, and where it crosses the level halfway between field and background, in pixels
-        from the profile's centre; each of shape (rays,).
+        Whether each profile is sharp, and where it crosses the level halfway between field and ground, in pixels
+        from the profile's centre; each of shape (points,).
     """
-    inside, outside = profiles[:, 1 : REACH - 2].mean(axis=1), profiles[:, REACH + 3 : -1].mean(axis=1)
+    inside, outside = profiles[:, : REACH - 4].mean(axis=1), profiles[:, -4:].min(axis=1)
     contrast = inside - outside
-    steep = profiles[:, REACH - 2] - profiles[:, REACH + 2] >= 0.5 * contrast
-    sharp = steep & (contrast >= MIN_CONTRAST) & (outside <= threshold)
-    above = profiles >= (0.5 * (inside + outside))[:, None]
-    last = profiles.shape[1] - 1 - np.argmax(above[:, ::-1], axis=1)
-    last = np.minimum(last, profiles.shape[1] - 2)
-    rays = np.arange(len(profiles))
-    high, low = profiles[rays, last], profiles[rays, last + 1]
-    fraction = (high - 0.5 * (inside + outside)) / np.maximum(high - low, 1)
-    return np.asarray(sharp), np.asarray(last + np.clip(fraction, 0, 1) - REACH)
+    high, half, low = (_find_last_crossing(profiles, outside + share * contrast) for share in (0.8, 0.5, 0.2))
+    sharp = (low - high <= MAX_EDGE_WIDTH) & (contrast >= MIN_CONTRAST) & (outside <= threshold)
+    return np.asarray(sharp), half
+
+
+def _find_last_crossing(profiles: Plane, level: Plane) -> Plane:
+    """Return where each profile falls below a level for the last time, in pixels from its centre."""
+    above = profiles >= level[:, None]
+    last = np.minimum(profiles.shape[1] - 1 - np.argmax(above[:, ::-1], axis=1), profiles.shape[1] - 2)
+    rows = np.arange(len(profiles))
+    high, low = profiles[rows, last], profiles[rows, last + 1]
+    fraction = (high - level) / np.maximum(high - low, 1)
+    return np.asarray(last + np.clip(fraction, 0, 1) - REACH)
 
 
 MIN_SIDE = 32
 """Minimum side in pixels: in smaller frames a border can't be distinguished from texture."""
 MIN_POINTS = 12
 """Minimum number of points on the edge."""
-MIN_SUPPORT = 0.4
+MIN_SUPPORT = 0.5
 """Minimum proportion of the points of the sharp edge that lie on the shape."""
 MIN_AREA = 0.08
 """Minimum proportion of the frame that a field covers."""
 FULL_AREA = 0.995
 """A field that covers at least this proportion of the frame is the whole frame."""
-MAX_BRIGHT_OUTSIDE = 0.4
-"""Maximum proportion of the pixels outside a field that may be bright: text, insets, bars."""
-MIN_BRIGHT_AREA = 0.1
-"""Proportion of the frame: a smaller bright area outside the field may be an inset in the only cut corner."""
+MAX_CUT = 0.2
+"""Maximum proportion of the region that a shape may cut off: an inset that touches the field, or text."""
 
 _SHIFT = 4
 """Fractional bits of the coordinates with which OpenCV draws polygons."""
@@ -233,30 +319,103 @@ def find_field(image: RGB) -> FieldOfView:
         return _build_full_field(
             image, "no dark background at the edge of the frame: the field of view is the whole frame"
         )
-    edge = find_edge(copy)
-    if edge is None or len(edge.points) < MIN_POINTS:
-        return _build_full_field(
-            image, "no field of view found: no sharp edge between field and dark background; not cropped"
-        )
-    shape, points_on_shape = fit_shape(edge.points, centre=edge.centre)
-    support = points_on_shape / len(edge.points)
-    if support < MIN_SUPPORT:
-        return _build_full_field(
-            image,
-            f"no field of view found: no shape fits the edge (at best {format_percent(support, digits=0)} %); "
-            "not cropped",
-        )
-    objection = _find_objection(copy, shape)
-    if objection is not None:
-        return _build_full_field(image, f"{objection}; not cropped", support=support)
+    points, normals = find_edge(copy)
+    if len(points) < MIN_POINTS:
+        return _build_full_field(image, "no field of view found: no sharp edge between field and ground; not cropped")
+    shape, support, reason = _choose_shape(copy, points, normals)
+    if shape is None:
+        return _build_full_field(image, reason, support=support)
     return _scale_to_frame(image, shape, support)
 
 
-def crop_to_field(image: RGB) -> RGB:
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for a shape, as proportions in [0, 1].
+
+    Attributes:
+        visible: Of the shape's border inside the frame: where an edge is visible.
+        ends: Of the shape's border, also that of the frame: where the picture ends.
+        points: Of the points of the edge: on the shape's border.
+        cut: Of the region: outside the shape.
+        left: Of the shape: not in the region.
+    """
+
+    visible: float
+    ends: float
+    points: float
+    cut: float
+    left: float
+
+    @property
+    def score(self) -> float:
+        """More is better."""
+        return self.ends + 0.75 * self.points - 1.5 * self.cut - self.left
+
+
+def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Shape | None, float, str]:
+    """Choose the shape whose border is visible, that leaves little ground inside and cuts little of the region.
+
+    Returns:
+        The shape, or None if none convinces, the proportion of its border that is visible, and the reason if None.
+    """
+    import cv2
+
+    height, width = (side - 2 * PAD for side in copy.difference.shape)
+    region = np.zeros(copy.difference.shape, dtype=np.uint8)
+    cv2.drawContours(region, [copy.region[:, None]], -1, 1, thickness=-1)
+    region = region[PAD:-PAD, PAD:-PAD]
+    edge = np.zeros((height, width), dtype=np.uint8)
+    columns, rows = np.clip(points, 0, (width - 1, height - 1)).astype(np.intp).T
+    edge[rows, columns] = 1
+    edge = np.asarray(cv2.dilate(edge, np.ones((7, 7), np.uint8)), dtype=np.uint8)
+    candidates = [
+        (shape, _weigh_evidence(shape, points, edge=edge, region=region))
+        for shape in fit_shapes(points, normals, size=(width, height))
+    ]
+    if not candidates:
+        return None, 0.0, "no field of view found: no shape fits the edge; not cropped"
+    shape, evidence = max(candidates, key=lambda candidate: candidate[1].score)
+    visible, cut = (format_percent(share, digits=0) for share in (evidence.visible, evidence.cut))
+    area = np.count_nonzero(_draw_mask(shape, scale=(1.0, 1.0), size=(width, height))) / (width * height)
+    if area >= FULL_AREA:
+        return None, evidence.visible, "the field of view fills the frame"
+    reason = None
+    if area < MIN_AREA:
+        reason = f"the best shape covers only {format_percent(area, digits=0)} % of the frame"
+    elif evidence.visible < MIN_SUPPORT:
+        reason = f"the edge shows only {visible} % of the best shape's border"
+    elif evidence.cut > MAX_CUT:
+        reason = f"the best shape would cut off {cut} % of the picture"
+    if reason is not None:
+        return None, evidence.visible, f"no field of view found: {reason}; not cropped"
+    return shape, evidence.visible, ""
+
+
+def _weigh_evidence(shape: Shape, points: Plane, *, edge: Grey, region: Grey) -> Evidence:
+    import cv2
+
+    height, width = region.shape
+    inside = _draw_mask(shape, scale=(1.0, 1.0), size=(width, height)).view(np.uint8)
+    area, both = cv2.countNonZero(inside), cv2.countNonZero(cv2.bitwise_and(inside, region))
+    contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    border = np.concatenate(contours)[:, 0] if contours else np.zeros((1, 2), np.int32)
+    has_edge = edge[border[:, 1], border[:, 0]] > 0
+    is_inner = np.minimum(border, np.array([width - 1, height - 1]) - border).min(axis=1) > SNAP
+    return Evidence(
+        visible=float(has_edge[is_inner].mean()) if is_inner.any() else 0.0,
+        ends=float(has_edge.mean()),
+        points=count_border_points(shape, points) / len(points),
+        cut=1 - both / max(1, cv2.countNonZero(region)),
+        left=1 - both / max(1, area),
+    )
+
+
+def crop_to_field(image: RGB, field: FieldOfView | None = None) -> RGB:
     """Crop a frame to the bounding box of its field of view, and set pixels outside the field to black.
 
     Args:
         image: RGB, uint8 of shape (height, width, 3).
+        field: The field of view; None: it is searched for in this image.
 
     Returns:
         A new array of the box's size; the same array object if the field is the whole frame or none was found.
@@ -266,7 +425,7 @@ def crop_to_field(image: RGB) -> RGB:
     """
     import cv2
 
-    field = find_field(image)
+    field = find_field(image) if field is None else field
     if field.shape == "full":
         return image
     left, top, right, bottom = field.box
@@ -281,24 +440,6 @@ def _build_full_field(image: RGB, reason: str, *, support: float = 0.0) -> Field
     return FieldOfView((0, 0, width, height), "full", None, support, reason)
 
 
-def _find_objection(copy: WorkingCopy, shape: Shape) -> str | None:
-    """Return what speaks against a shape as the field; None if nothing does."""
-    height, width = copy.grey.shape[0] - 2 * PAD, copy.grey.shape[1] - 2 * PAD
-    inside = _draw_mask(shape, scale=(1.0, 1.0), size=(width, height))
-    area = np.count_nonzero(inside) / inside.size
-    if area < MIN_AREA:
-        return f"no field of view found: the best shape covers only {format_percent(area, digits=0)} % of the frame"
-    if area >= FULL_AREA:
-        return "the field of view fills the frame"
-    bright = copy.grey[PAD:-PAD, PAD:-PAD] > copy.threshold
-    bright_outside = np.count_nonzero(bright & ~inside)
-    bright_proportion = bright_outside / np.count_nonzero(~inside)
-    if bright_proportion > MAX_BRIGHT_OUTSIDE and bright_outside > MIN_BRIGHT_AREA * inside.size:
-        percent = format_percent(bright_proportion, digits=0)
-        return f"no field of view found: {percent} % of the area outside the best shape is bright"
-    return None
-
-
 def _scale_to_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
     """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
     height, width = image.shape[:2]
@@ -309,7 +450,7 @@ def _scale_to_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
     top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
     left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
     box_mask = np.ascontiguousarray(mask[top:bottom, left:right])
-    reason = f"{shape.name}: fits {format_percent(support, digits=0)} % of the visible edge"
+    reason = f"{shape.name}: {format_percent(support, digits=0)} % of its border is visible"
     return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)
 
 

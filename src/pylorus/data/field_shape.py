@@ -9,6 +9,7 @@ scored on all of them, and the best passes through most points.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -159,94 +160,107 @@ def transform_to_corner(points: Points, box: Box, index: int) -> Points:
     return np.stack([across, down], axis=1)
 
 
-TOLERANCE = 1.3
+TOLERANCE = 1.0
 """Tolerance in pixels: a point this close to a shape's border lies on it."""
-PROPOSALS = 256
+SNAP = 1.6
+"""A side this close to the frame's border, in pixels, is the frame's border."""
+PROPOSALS = 160
 """Random circles that are tried."""
 MIN_CORNER_POINTS = 5
-MIN_SIDE_POINTS = 10
-"""Minimum number of points on a cut corner, and on a straight side of a disc."""
+MIN_SIDE_POINTS = 8
+"""Minimum number of points on a cut corner, and on a straight side."""
 MIN_AGREEMENT = 0.6
-"""Minimum proportion of the points at a corner that must agree on it; otherwise text or an inset hides it."""
+"""Minimum proportion of the slanted points at a corner that must agree on its cut; otherwise something hides it."""
+MIN_VISIBLE_CORNER = 0.4
+"""Minimum proportion of a cut corner's length that points show."""
+_FACING = 0.9
+"""Cosine of the largest angle between the normal of a point on a side and that of the side."""
+_SLANTS = np.deg2rad(np.arange(28.0, 63.0, 2.5))
+"""Angles of a cut corner's normal that are tried."""
 
 
-def fit_shape(points: Points, *, centre: tuple[float, float]) -> tuple[Shape, int]:
-    """Fit the shape whose border passes through most points.
+def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> list[Shape]:
+    """Propose the shapes whose borders pass through many points: boxes with cut or round corners, and a disc.
 
     Args:
-        points: Of shape (points, 2), x and y in pixels, at least 12 of them, ordered by angle.
-        centre: A point inside the shape.
-
-    Returns:
-        The shape, and the number of points on its border.
+        points: Of shape (points, 2), x and y in pixels, at least 12 of them.
+        normals: Of the same shape, of length 1, pointing out of the field.
+        size: Width and height of the frame.
     """
-    boxes = _find_boxes(points, centre)
-    disc = _fit_disc(points, boxes[0])
-    shapes: list[Shape] = [fit(points, box) for box in boxes for fit in (_fit_cut_box, _fit_rounded_box)]
-    counts = [_count_border_points(shape, points) for shape in shapes]
-    best = int(np.argmax(counts))
-    if disc is not None:
-        # A box with wide corners is nearly a disc; a disc that is cut on all sides is nearly a box.
-        penalty = 0.98 if np.isinf(disc.box).sum() >= 2 else 1.0
-        if _count_border_points(disc, points) > penalty * counts[best]:
-            return disc, _count_border_points(disc, points)
-    return shapes[best], counts[best]
+    lines = [_find_side_lines(points, normals, side, bound=bound) for side, bound in enumerate((0, 0, *size))]
+    boxes = np.array(list(product(*lines)))
+    boxes = boxes[(boxes[:, 2] - boxes[:, 0] > 8) & (boxes[:, 3] - boxes[:, 1] > 8)]
+    shapes: list[Shape] = []
+    if len(boxes):
+        x, y = points.T[:, None]
+        left, top, right, bottom = boxes.T[..., None]
+        distance = np.maximum(np.maximum(left - x, x - right), np.maximum(top - y, y - bottom))
+        counts = np.count_nonzero(np.abs(distance) < TOLERANCE, axis=1)
+        for index in np.argsort(-counts, kind="stable")[:2]:
+            box = _convert_box(boxes[index])
+            shapes += [_fit_cut_box(points, normals, box), _fit_rounded_box(points, box)]
+    disc = _fit_disc(points, lines, size)
+    return shapes if disc is None else [*shapes, disc]
 
 
-def _count_border_points(shape: Shape, points: Points) -> int:
+def count_border_points(shape: Shape, points: Points) -> int:
+    """Count the points that lie on a shape's border."""
     return int(np.count_nonzero(np.abs(shape.compute_distance(points)) < TOLERANCE))
 
 
-def _find_boxes(points: Points, centre: tuple[float, float]) -> list[Box]:
-    """Propose boxes of straight lines through many points: first the likeliest, then variants with one other side."""
-    offsets = points - centre
-    half = np.maximum(np.percentile(np.abs(offsets), 90, axis=0), 1)
-    across, down = (offsets / half).T
-    sideways = np.abs(across) >= np.abs(down)
-    sectors = (sideways & (across < 0), ~sideways & (down < 0), sideways & (across > 0), ~sideways & (down > 0))
-    sides = [_find_side_lines(points[sector, side % 2]) for side, sector in enumerate(sectors)]
-    low, high = points.min(axis=0), points.max(axis=0)
-    likely = [side[0] if side else float(bound) for side, bound in zip(sides, (*low, *high), strict=True)]
-    box = likely[0], likely[1], likely[2], likely[3]
-    variants = [_replace_side(box, side, position) for side, lines in enumerate(sides) for position in lines[1:]]
-    return [box, *variants]
+def _convert_box(values: NDArray[np.floating]) -> Box:
+    left, top, right, bottom = values.tolist()
+    return left, top, right, bottom
 
 
-def _find_side_lines(values: NDArray[np.floating]) -> list[float]:
-    """Return the coordinate that most points of a side share, then a second one that has at least a third as many."""
-    if not len(values):
-        return []
-    lowest = float(values.min()) - 1
-    counts = np.convolve(np.bincount(((values - lowest) * 2).astype(np.int64), minlength=5), np.ones(5), mode="same")
-    first = int(np.argmax(counts))
-    distant_counts = np.where(np.abs(np.arange(len(counts)) - first) > 4 * TOLERANCE, counts, 0)
-    second = int(np.argmax(distant_counts))
-    peaks = [first, second] if distant_counts[second] >= max(MIN_SIDE_POINTS, counts[first] / 3) else [first]
-    centres = [lowest + 0.25 + 0.5 * peak for peak in peaks]
-    return [float(np.median(values[np.abs(values - centre) <= TOLERANCE])) for centre in centres]
+def _find_side_lines(points: Points, normals: Points, side: int, *, bound: float) -> list[float]:
+    """Return up to three coordinates that points facing a side share, the commonest first; the bound if none."""
+    axis, sign = side % 2, -1 if side < 2 else 1
+    values = points[sign * normals[:, axis] > _FACING, axis]
+    lines: list[float] = []
+    while len(values) >= MIN_SIDE_POINTS and len(lines) < 3:
+        lowest = float(values.min()) - 1
+        counts = np.convolve(np.bincount(((values - lowest) * 2).astype(np.int64), minlength=5), np.ones(4), "same")
+        peak = lowest + 0.5 * int(np.argmax(counts))
+        near = values[np.abs(values - peak) <= 1.5]
+        if len(near) < MIN_SIDE_POINTS:
+            break
+        position = float(np.median(near))
+        lines.append(float(bound) if abs(position - bound) <= SNAP else position)
+        values = values[np.abs(values - position) > 3 * TOLERANCE]
+    return lines or [float(bound)]
 
 
-def _fit_cut_box(points: Points, box: Box) -> ChamferedBox:
+def _fit_cut_box(points: Points, normals: Points, box: Box) -> ChamferedBox:
     """Fit the box's cut corners: those that the points show; a hidden corner is cut like its neighbours."""
-    size = np.array([box[2] - box[0], box[3] - box[1]])
-    if size.min() < 4 * TOLERANCE:
-        return ChamferedBox(box)
-    lines = [_fit_corner(transform_to_corner(points, box, index), size) for index in range(4)]
+    spacing = float(np.median(np.hypot(*np.diff(points, axis=0).T)))
+    lines = [_fit_corner(points, normals, box, index, spacing=spacing) for index in range(4)]
     corners = [line[0] if line is not None and line[1] >= MIN_AGREEMENT else None for line in lines]
     largest = max((corner for corner in corners if corner is not None), default=(0.0, 0.0))
     for index, corner in enumerate(corners):
         if corner is None and _is_right_angle(transform_to_corner(points, box, index), largest):
             corners[index] = (0.0, 0.0)
-    # For a corner hidden by text or an inset: fields may be cut only at the left or right, not only at the top.
-    for index in [index for index, corner in enumerate(corners) if corner is None]:
-        line, neighbours = lines[index], (corners[3 - index], corners[index ^ 1], corners[index ^ 2])
+    for index in [index for index, corner in enumerate(corners) if corner is None]:  # text or an inset hides it
+        neighbours = (corners[3 - index], corners[index ^ 1], corners[index ^ 2])
+        line = lines[index]
         corners[index] = next((other for other in neighbours if other is not None), None if line is None else line[0])
-    cut = _build_cut_box(box, corners)
     for index in range(4):  # a reflection in the lumen may look like a cut although points lie on the sides
-        square = _build_cut_box(box, [None if other == index else corner for other, corner in enumerate(corners)])
-        if _count_border_points(square, points) > _count_border_points(cut, points) + MIN_CORNER_POINTS:
-            cut, corners[index] = square, None
-    return cut
+        others = [None if other == index else corner for other, corner in enumerate(corners)]
+        square, cut = _build_cut_box(box, others), _build_cut_box(box, corners)
+        if count_border_points(square, points) > count_border_points(cut, points) + MIN_CORNER_POINTS:
+            corners[index] = None
+    return _build_cut_box(box, _complete_corners(corners))
+
+
+def _complete_corners(corners: list[Corner | None]) -> list[Corner | None]:
+    """Cut all corners if three are, and none if only one is or two that face each other: no device does that."""
+    cut = [index for index, corner in enumerate(corners) if corner is not None and corner != (0.0, 0.0)]
+    if len(cut) == 3:
+        hidden = next(index for index in range(4) if index not in cut)
+        return [corners[3 - hidden] if index == hidden else corner for index, corner in enumerate(corners)]
+    if len(cut) == 1 or cut in ([0, 2], [1, 3]):
+        return [None] * 4
+    return corners
 
 
 def _build_cut_box(box: Box, corners: list[Corner | None]) -> ChamferedBox:
@@ -263,55 +277,52 @@ def _is_right_angle(points: Points, corner: Corner) -> bool:
     return on_sides >= max(MIN_CORNER_POINTS, MIN_AGREEMENT * len(within))
 
 
-def _fit_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, float] | None:
+def _fit_corner(
+    points: Points, normals: Points, box: Box, index: int, *, spacing: float
+) -> tuple[Corner, float] | None:
     """Fit the slanted line through most points near a corner.
 
-    Args:
-        points: In coordinates of the corner, see `transform_to_corner`.
-        size: Width and height of the box.
-
     Returns:
-        The corner, and the proportion of the points near it that lie on the line; None if there is no such line.
+        The corner, and the proportion of the slanted points near it that lie on the line; None if there is no line.
     """
-    reach = (points > TOLERANCE).all(axis=1) & (points < 0.5 * size).all(axis=1) & ((points / size).sum(axis=1) < 0.6)
-    near = points[reach]
-    near = near[:: 1 + len(near) // 40]
+    size = np.array([box[2] - box[0], box[3] - box[1]])
+    near = transform_to_corner(points, box, index)
+    outwards = normals * ((-1, -1), (1, -1), (1, 1), (-1, 1))[index]
+    is_near = (near > -TOLERANCE).all(axis=1) & (near < 0.55 * size).all(axis=1) & (outwards > 0.3).all(axis=1)
+    near = near[is_near]
     if len(near) < MIN_CORNER_POINTS:
         return None
-    first, second = np.triu_indices(len(near), k=2)
-    run, fall = (near[second] - near[first]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = -fall / run
-    plausible = (slope > 0.5) & (slope < 2.0)
-    slope, first = slope[plausible], first[plausible]
-    if not len(slope):
+    levels = near @ np.stack([np.cos(_SLANTS), np.sin(_SLANTS)])  # a line a u + b v = level for each slant
+    cells = np.maximum(0, levels + 4 * TOLERANCE).astype(np.int64)
+    width = int(cells.max()) + 3
+    counts = np.bincount((cells + np.arange(len(_SLANTS)) * width).ravel(), minlength=len(_SLANTS) * width)
+    slant, cell = divmod(int(np.argmax(counts[:-1] + counts[1:])), width)
+    on_line = near[np.abs(levels[:, slant] - (cell + 1 - 4 * TOLERANCE)) < 1.5 * TOLERANCE]
+    if len(on_line) < MIN_CORNER_POINTS:
         return None
-    level = near[first, 1] + slope * near[first, 0]
-    errors = np.abs(near[:, 1] + slope[:, None] * near[:, 0] - level[:, None]) / np.hypot(1, slope)[:, None]
-    counts = np.count_nonzero(errors < TOLERANCE, axis=1)
-    best = int(np.argmax(counts))
-    if counts[best] < MIN_CORNER_POINTS:
+    corner = _fit_line(on_line)
+    if corner is None or len(on_line) * spacing < MIN_VISIBLE_CORNER * np.hypot(*corner):
         return None
-    on_line = near[errors[best] < TOLERANCE]
-    corner = _fit_line(on_line) or (float(level[best] / slope[best]), float(level[best]))
     return corner, len(on_line) / len(near)
 
 
 def _fit_line(points: Points) -> Corner | None:
-    """Fit a line by total least squares and return its intercepts with the axes; None if one is not positive."""
+    """Fit a line by total least squares and return its intercepts with the axes; None if it is not slanted."""
     centre = points.mean(axis=0)
-    normal = np.linalg.svd(points - centre, full_matrices=False)[2][1]
-    if (normal == 0).any():
+    across, down = (points - centre).T
+    angle = 0.5 * np.arctan2(2 * (across * down).sum(), (across * across).sum() - (down * down).sum())
+    normal = np.array([-np.sin(angle), np.cos(angle)])
+    if np.abs(normal).min() < 0.3:
         return None
-    across, down = (centre @ normal) / normal
-    return (float(across), float(down)) if across > 0 and down > 0 else None
+    width, height = (centre @ normal) / normal
+    return (float(width), float(height)) if width > 0 and height > 0 else None
 
 
 def _fit_rounded_box(points: Points, box: Box) -> RoundedBox:
     """Fit the corner radius with which the box passes through most points."""
     low, high = np.array(box[:2]), np.array(box[2:])
     radii = np.linspace(0.02, 0.5, 49) * float((high - low).min())
-    over = np.abs(points[::2] - (low + high) / 2) - (high - low) / 2 + radii[:, None, None]
+    over = np.abs(points[::3] - (low + high) / 2) - (high - low) / 2 + radii[:, None, None]
     across, down = over[..., 0], over[..., 1]
     outside = np.hypot(np.maximum(across, 0), np.maximum(down, 0))
     errors = np.abs(outside + np.minimum(np.maximum(across, down), 0) - radii[:, None])
@@ -320,23 +331,22 @@ def _fit_rounded_box(points: Points, box: Box) -> RoundedBox:
     return RoundedBox(box, float(radii[best]))
 
 
-def _fit_disc(points: Points, sides: Box) -> Disc | None:
+def _fit_disc(points: Points, lines: list[list[float]], size: tuple[int, int]) -> Disc | None:
     """Fit the circle through most points, cut by those straight sides that lie inside it and are visible."""
-    # If a disc is cut on all sides, few points lie on its arc and many on straight sides.
-    on_arc = points[compute_box_distance(points, sides) < -TOLERANCE]
-    circle = _find_circle(on_arc if len(on_arc) >= MIN_SIDE_POINTS else points)
+    at_border = np.minimum(points, np.array(size) - points).min(axis=1) < SNAP
+    circle = _find_circle(points[~at_border]) if np.count_nonzero(~at_border) >= MIN_SIDE_POINTS else None
     if circle is None:
         return None
-    disc = _fit_ellipse(circle, points)
-    for side, position in enumerate(sides):
-        cut_disc = replace(disc, box=_replace_side(disc.box, side, position))
-        on_side = (np.abs(points[:, side % 2] - position) < TOLERANCE) & (
-            disc.compute_arc_distance(points) < -TOLERANCE
-        )
-        if np.count_nonzero(on_side) >= MIN_SIDE_POINTS and _count_border_points(
-            cut_disc, points
-        ) > _count_border_points(disc, points):
-            disc = cut_disc
+    disc = _fit_ellipse(circle, points[~at_border])
+    for side, positions in enumerate(lines):
+        for position in positions:
+            cut_disc = replace(disc, box=_replace_side(disc.box, side, position))
+            on_side = np.abs(points[:, side % 2] - position) < TOLERANCE
+            on_side &= disc.compute_arc_distance(points) < -TOLERANCE
+            if np.count_nonzero(on_side) >= MIN_SIDE_POINTS and count_border_points(
+                cut_disc, points
+            ) > count_border_points(disc, points):
+                disc = cut_disc
     return disc
 
 
@@ -360,7 +370,7 @@ def _find_circle(points: Points) -> Disc | None:
     x, y = (cy * b - by * c) / twice, (bx * c - cx * b) / twice
     radii = np.hypot(x, y)
     centres = np.stack([x, y], axis=1) + start
-    scored_points = points[:: 1 + len(points) // 180]
+    scored_points = points[:: 1 + len(points) // 120]
     distance = np.hypot(scored_points[:, 0] - centres[:, :1], scored_points[:, 1] - centres[:, 1:])
     counts = np.count_nonzero(np.abs(distance - radii[:, None]) < 2 * TOLERANCE, axis=1)
     counts[radii > np.hypot(*np.ptp(points, axis=0))] = 0

@@ -175,6 +175,7 @@ def _check_description(description: Description, where: str) -> None:
 def _check_input(settings: InputSpecification, where: str) -> None:
     for key, value, known in (
         ("crop", settings.crop, ("none", "auto")),
+        ("mask", settings.mask, ("none", "overlays")),
         ("fit", settings.fit, ("pad", "stretch", "crop")),
         ("interpolation", settings.interpolation, tuple(RESAMPLING)),
     ):

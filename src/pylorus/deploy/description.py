@@ -75,6 +75,7 @@ class InputSpecification:
         mean: Value subtracted from each channel of pixels in [0, 1].
         std: Value by which each channel is then divided.
         policy: Version of the rules for decoding and resizing in `pylorus.data.decode`.
+        mask: none or overlays; see `pylorus.data.input_format`. Bundles from before it existed do not have it.
     """
 
     size: int = field(metadata={"ge": 1, "le": LARGEST_SIZE})
@@ -84,11 +85,12 @@ class InputSpecification:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     policy: int
+    mask: str = "none"
 
     @property
     def form(self) -> InputFormat:
         """The reader that turns files into pixels, in training and prediction alike."""
-        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.policy)
+        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask, self.policy)
 
 
 @dataclass(frozen=True)

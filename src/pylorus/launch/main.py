@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from pylorus.config.checks import (
@@ -29,18 +29,18 @@ from pylorus.config.checks import (
     format_error,
     format_help,
     load_config,
+    save_config,
 )
 from pylorus.config.schema import CONF, EXTENSIBLE, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
 from pylorus.core.formatting import format_command
+from pylorus.core.integrity import lock_folder
 from pylorus.core.io import (
     explain_disk_error,
     handle_closed_pipe,
     iter_leaves,
-    lock_folder,
     resolve_path,
-    write_text,
 )
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
@@ -176,7 +176,7 @@ def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None
         updated = OmegaConf.structured(saved)
         for name, value in changed.items():
             OmegaConf.update(updated, name, value)
-        write_text(folder.config, OmegaConf.to_yaml(updated))
+        save_config(folder.config, updated)
 
 
 def _resolve_config(overrides: list[str]) -> Config:
@@ -211,8 +211,13 @@ class SweepFolder(Callback):
     path: Path | None = None
     _lock = ExitStack()
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Expand `~` in the run's folder, which a configuration file may contain."""
+        _expand_folder(config.hydra.run)
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Store the sweep's folder, and lock it until this process ends."""
+        _expand_folder(config.hydra.sweep)
         path = Path(config.hydra.sweep.dir).absolute()
         path.mkdir(parents=True, exist_ok=True)
         message = f"{path}: another process is running a sweep in this folder. Wait until it ends, or stop it first."
@@ -223,6 +228,12 @@ class SweepFolder(Callback):
             sys.exit(1)
         SweepFolder.path = path
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
+
+
+def _expand_folder(section: DictConfig) -> None:
+    if str(section.dir).startswith("~"):
+        with read_write(section), open_dict(section):
+            section.dir = str(Path(section.dir).expanduser())
 
 
 def register() -> None:
@@ -296,7 +307,7 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
         with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
             config = build_config(composed)
             check_ignored_keys(config.data)
-            write_text(folder.config, OmegaConf.to_yaml(config))
+            save_config(folder.config, config)
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:

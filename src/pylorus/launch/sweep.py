@@ -65,7 +65,7 @@ def run_job_process(folder: RunFolder) -> None:
             if job is not None:
                 _stop_job(job)
             if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
-                write_json(folder.path / STATUS, {**status, "state": "interrupted"})
+                write_json(folder.path / STATUS, {**status, "state": "interrupted"}, sealed=True)
             raise
     if code == INTERRUPTED:
         interrupted.append(folder.path)

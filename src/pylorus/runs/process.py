@@ -181,7 +181,7 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
     """
     initial = read_json(record)
     if initial is None:
-        write_json(record, now)
+        write_json(record, now, sealed=True)
         return
     if initial.get("weights_sha256") != now["weights_sha256"]:
         raise PylorusError(
