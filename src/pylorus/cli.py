@@ -12,7 +12,7 @@ from typing import Any
 
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.formatting import expand_words, format_command
+from pylorus.core.formatting import expand_words, format_command, setup_terminal
 from pylorus.core.io import handle_closed_pipe
 
 
@@ -384,7 +384,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run_doctor(arguments: argparse.Namespace) -> None:
     from pylorus.doctor.examine import DoctorOptions, format_json, print_checks, run_checks
-    from pylorus.doctor.machine import State
+    from pylorus.doctor.packages import State
 
     checks = run_checks(DoctorOptions(weights=arguments.weights, data=arguments.data, bundle=arguments.bundle))
     if arguments.json:
@@ -513,6 +513,7 @@ def _run_pack(arguments: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the command; errors that a user can fix are printed without a traceback."""
     words = sys.argv[1:] if arguments is None else arguments
+    setup_terminal()
     with handle_closed_pipe():
         if words[:1] == ["-sc"]:
             _complete_words(words)

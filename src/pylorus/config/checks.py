@@ -21,7 +21,14 @@ from pylorus.config.schema import (
     DataConfig,
     LossConfig,
 )
-from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
+from pylorus.core.errors import (
+    TRAIN_COMMAND,
+    PylorusError,
+    format_empty_value,
+    format_suggestion,
+    normalize_name,
+    resolve_unicode_form,
+)
 from pylorus.core.integrity import seal_text, verify_text
 from pylorus.core.io import iter_fields, validate, write_text
 
@@ -121,15 +128,9 @@ def _resolve_path(key: str, path: str) -> str:
     if not path.strip():
         raise PylorusError(format_empty_value(key))
     try:
-        return str(Path(path).expanduser().absolute())
+        return str(resolve_unicode_form(Path(path).expanduser().absolute()))
     except RuntimeError:
         raise PylorusError(f"{key}: found {path}, but there is no user with such a home folder.") from None
-
-
-def format_empty_value(key: str) -> str:
-    """Return the message for an empty path or pattern: `Path("")` would be the current folder, a pattern match all."""
-    known = "For no pattern: data.group=null" if key == "data.group" else f"For the current folder: {key}=."
-    return f"{key}: found an empty value. Is the variable set, if you wrote {key}=$NAME? {known}"
 
 
 def _collect_arguments(name: str, section: Any) -> None:
@@ -409,9 +410,14 @@ def check_ignored_keys(data: DataConfig) -> None:
 
 
 def _check_classes(config: Config) -> None:
-    classes, short = config.data.classes, config.data.short_names
-    if classes is not None and len(set(classes)) != len(classes):
+    classes, short, exclude = config.data.classes, config.data.short_names, config.data.exclude
+    if classes is not None and len({normalize_name(name) for name in classes}) != len(classes):
         raise PylorusError(f"data.classes: found {classes}, expected each name only once.")
+    in_both = [name for name in exclude or () if name in (classes or ())]
+    if in_both:
+        raise PylorusError(
+            f'data.exclude: found "{in_both[0]}", which data.classes names too. Remove it from one of the two.'
+        )
     if classes is not None and len(classes) < 2:
         raise PylorusError(f"data.classes: found {classes}, expected at least two classes.")
     if short is None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.formatting import format_bytes, setup_terminal
+from pylorus.core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -481,8 +481,7 @@ def iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def handle_closed_pipe() -> Iterator[None]:
-    """Prepare the terminal; exit the process silently if the standard output is closed while the body prints."""
-    setup_terminal()
+    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
     try:
         try:
             yield

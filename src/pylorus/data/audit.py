@@ -17,8 +17,19 @@ import numpy as np
 import pandas as pd
 
 from pylorus import __version__
+from pylorus.core.errors import format_path
 from pylorus.core.formatting import format_count
-from pylorus.data.audit_findings import SEVERITIES, Finding, ImageSet, Item, Severity, Thresholds, sort_by_severity
+from pylorus.data.audit_findings import (
+    SEVERITIES,
+    Finding,
+    ImageSet,
+    Item,
+    Severity,
+    Thresholds,
+    check_class_names,
+    report_ignored_files,
+    sort_by_severity,
+)
 from pylorus.data.audit_image_checks import FieldSample, check_fields, check_image_quality
 from pylorus.data.catalog import compute_sample_id
 from pylorus.data.decode import DECODER_VERSION
@@ -129,6 +140,10 @@ def convert_audit_to_json(result: Audit, *, names: bool) -> dict[str, Any]:
             str(name): {str(part) or "all": int(count) for part, count in row.items()}
             for name, row in result.sizes.iterrows()
         },
+        "ignored": [
+            {"path": format_path(each.path), "reason": each.reason} if names else {"reason": each.reason}
+            for each in result.images.ignored
+        ],
         "thresholds": asdict(result.thresholds),
         "findings": [
             {
@@ -426,7 +441,12 @@ def _build_file_finding(name: str, items: list[Item], template: tuple[str, Sever
 
 def check_classes_and_groups(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
     """Return findings about class imbalance and about groups."""
-    return [*_check_imbalance(images, thresholds), *_check_groups(images)]
+    return [
+        *_check_imbalance(images, thresholds),
+        *_check_groups(images),
+        *check_class_names(images),
+        *report_ignored_files(images),
+    ]
 
 
 def _check_imbalance(images: ImageSet, thresholds: Thresholds) -> list[Finding]:

@@ -46,7 +46,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from pylorus.core.errors import UnreadableImageError as UnreadableImageError
 from pylorus.core.errors import format_path
 from pylorus.data.files import (
+    DECODED_FORMATS,
     FORMATS,
+    HEAD_BYTES,
     RGB,
     ImageLocation,
     check_container,
@@ -54,6 +56,7 @@ from pylorus.data.files import (
     convert_deep_to_rgb,
     decode_deep_tiff,
     get_tiff_bits,
+    identify_format,
     is_deep_color,
     is_deep_grey,
     is_tiff,
@@ -209,16 +212,6 @@ def _decode_dicom(content: bytes, policy: int) -> RGB:
 
 
 FOREIGN_FORMATS = (
-    (0, b"GIF8", "a GIF image"),
-    (4, b"ftypavi", "an AVIF image"),
-    *((4, b"ftyp" + brand, "a HEIC image") for brand in (b"he", b"mif1", b"msf1")),
-    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
-    (0, b"\xff\x0a", "a JPEG XL image"),
-    (0, b"II\xbc", "a JPEG XR image"),
-    (0, b"II+\0", "a BigTIFF image"),
-    (0, b"MM\0+", "a BigTIFF image"),
     (0, b"8BPS", "a Photoshop file"),
     (0, b"\x76\x2f\x31\x01", "an OpenEXR image"),
     (0, b"\0\0\1\0", "a Windows icon"),
@@ -234,7 +227,7 @@ FOREIGN_FORMATS = (
     (0, b"\xd0\xcf\x11\xe0", "a file of an old Microsoft Office, or Thumbs.db"),
     (0, b"\0\x05\x16\x07", "data that macOS stores beside a file (AppleDouble)"),
     (0, b"\0\0\0\1Bud1", "a .DS_Store of macOS"),
-    (4, b"ftyp", "an MP4 or MOV video"),
+    *((4, b"ftyp" + brand, "an MP4 or MOV video") for brand in (b"iso", b"mp4", b"M4V", b"qt", b"avc1", b"3gp")),
     (8, b"AVI ", "an AVI video"),
     (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
     (0, b"\0\0\1\xba", "an MPEG video"),
@@ -243,7 +236,7 @@ FOREIGN_FORMATS = (
     (344, b"n+1\0", "a NIfTI image"),
     (0, b"\xef\xbf\xbd", "an image that was saved as text, which destroys it"),
 )
-"""Where a file of another kind has which bytes, and what it is called. The first match counts."""
+"""Where a file of another kind has which bytes, and what it is called; `identify_format` knows formats of images."""
 FOREIGN_TEXTS = (
     ("version https://git-lfs", "a pointer of Git LFS, in place of the file: run git lfs pull"),
     ("annex/objects/", "a pointer of git-annex, in place of the file: run git annex get"),
@@ -283,7 +276,11 @@ def _name_content(content: bytes) -> str:
             word[0] == "<" and text.startswith(("<?xml", "<!--", "<!doctype")) and word in text
         ):
             return name
-    return "a pointer of git-annex, in place of the file: run git annex get" if "annex/objects/" in text[:200] else ""
+    if "annex/objects/" in text[:200]:
+        return "a pointer of git-annex, in place of the file: run git annex get"
+    image_format = identify_format(content[:HEAD_BYTES])
+    is_foreign = image_format not in ("", *DECODED_FORMATS)
+    return f"a{'n' if image_format.startswith('A') else ''} {image_format} image" if is_foreign else ""
 
 
 def _check_size(width: int, height: int) -> None:

@@ -25,7 +25,7 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +109,8 @@ def decode_dicom(content: bytes, *, max_pixels: int, policy: int) -> NDArray[np.
         missing = "; ".join(decoder.missing_dependencies)
         raise UnreadableImageError(f"pydicom has no plugin that decodes {decoder.UID.name}; install one of: {missing}")
     has_unused_bits = int(dataset.HighBit) >= int(dataset.BitsStored) and policy > 2  # shifted by `_convert_to_rgb`
-    pixels, properties = decoder.as_array(dataset, index=0, raw=True, correct_unused_bits=not has_unused_bits)
+    options: Any = {"correct_unused_bits": not has_unused_bits}
+    pixels, properties = decoder.as_array(dataset, index=0, raw=True, **options)
     return _convert_to_rgb(pixels, str(properties["photometric_interpretation"]), dataset, policy)
 
 

@@ -22,10 +22,10 @@ from pylorus.data.files import FORMATS, RGB
 from pylorus.data.overlays import Overlays, find_overlays
 
 FORMAT_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
     "MPO": (".jpg", ".jpeg"),
     "PNG": (".png",),
-    "BMP": (".bmp",),
+    "BMP": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }

@@ -34,7 +34,7 @@ from pylorus.config.checks import (
 from pylorus.config.schema import CONF, EXTENSIBLE, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
-from pylorus.core.formatting import format_command
+from pylorus.core.formatting import format_command, setup_terminal
 from pylorus.core.integrity import lock_folder
 from pylorus.core.io import (
     explain_disk_error,
@@ -343,6 +343,7 @@ def main() -> None:
     """`python train.py`: run, print errors that users can fix without a traceback, and summarize a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors, so that we print them
     code = 0
+    setup_terminal()
     with handle_closed_pipe():
         try:
             code = _get_exit_code(_run_launched if is_launched() else _run_command_line)

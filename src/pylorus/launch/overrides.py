@@ -28,9 +28,9 @@ from typing import Any, Literal
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException
 
-from pylorus.config.checks import check_key, format_empty_value, is_free_form
+from pylorus.config.checks import check_key, is_free_form
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
-from pylorus.core.errors import PylorusError, format_path, format_suggestion
+from pylorus.core.errors import PylorusError, format_empty_value, format_path, format_suggestion
 from pylorus.core.io import iter_fields
 from pylorus.launch.sweep import check_installed
 
