@@ -1,15 +1,21 @@
 """Files as scanners, archives and browsers leave them: read with their true brightness, or refused by name."""
 
 import io
+import os
 import struct
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from pylorus.core.errors import PylorusError
+from pylorus.data.catalog import read_folders
 from pylorus.data.decode import UnreadableImageError, decode_image
-from pylorus.data.files import choose_bits
+from pylorus.data.files import choose_bits, read_image_bytes
+from pylorus.data.sources import pack_shards
 from tests.data.sample_files import (
     dicom,
     drop_meta,
@@ -188,6 +194,27 @@ FOREIGN = {
 }
 
 
+def change_frame(marker: int, bits: int) -> bytes:
+    """A JPEG whose frame header says another process and other bits per channel."""
+    content = samples()["jpeg"]
+    at = content.index(b"\xff\xc0")
+    return content[:at] + bytes((0xFF, marker)) + content[at + 2 : at + 4] + bytes([bits]) + content[at + 5 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (lambda: change_frame(0xC1, 12), "a JPEG of 12 bits per channel"),
+        (lambda: change_frame(0xF7, 8), "a JPEG-LS image"),
+        (lambda: b"\r\n" + samples()["jpeg"], "a JPEG after 2 bytes that do not belong to it"),
+        (lambda: b"/9j/4AAQSkZJRgABAQ", "an image as base64 text"),
+    ],
+)
+def test_a_jpeg_of_another_kind_is_called_by_its_name(content, name):
+    with pytest.raises(UnreadableImageError, match=f", so it is {name}"):
+        decode_image(content())
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_format_that_is_not_read_is_called_by_its_name(name):
     with pytest.raises(UnreadableImageError, match=f"no readable JPEG, PNG, .*, so it is .*{name}"):
@@ -291,3 +318,17 @@ def test_a_photometric_interpretation_in_other_letters_is_known():
     assert np.array_equal(
         decode_image(dicom(GREY, "MONOCHROME2").replace(b"MONOCHROME2 ", b"Monochrome2 "))[:, :, 0], GREY
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of other systems are Unicode")
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"p\xfct/frame.png", b"\xff\xfe.png"])
+def test_names_that_are_not_utf_8_are_refused_by_name_where_tables_are_written(name, tmp_path):
+    for folder in (b"a", b"b"):
+        path = os.path.join(os.fsencode(tmp_path), folder, name)  # noqa: PTH118 bytes
+        os.makedirs(os.path.dirname(path))  # noqa: PTH103, PTH120
+        with open(path, "wb") as file:  # noqa: PTH123
+            file.write(samples()["png"])
+    assert decode_image(read_image_bytes(Path(os.fsdecode(path)))).shape == picture().shape
+    for read in (lambda: read_folders(tmp_path), lambda: pack_shards(tmp_path, tmp_path / "shards")):
+        with pytest.raises(PylorusError, match=r"names that are not UTF-8:\n  a/.*\\udc.*\n(.|\n)*convmv"):
+            read()

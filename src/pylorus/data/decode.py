@@ -35,6 +35,7 @@ TIFF files, libtiff prints its own messages to the terminal.
 """
 
 import io
+import re
 import warnings
 
 import cv2
@@ -246,6 +247,8 @@ FOREIGN_TEXTS = (
     ("<error", "an error message of the server that it was downloaded from"),
     ("<?xml", "an XML document"),
     ("data:image/", "an image as base64 text"),
+    ("/9j/", "an image as base64 text"),
+    ("ivborw0k", "an image as base64 text"),
     ("{", "a JSON text, perhaps an error message of the server that it was downloaded from"),
 )
 """What the beginning of a text contains, in lower case, and what it is called."""
@@ -276,11 +279,22 @@ def _name_content(content: bytes) -> str:
             word[0] == "<" and text.startswith(("<?xml", "<!--", "<!doctype")) and word in text
         ):
             return name
+    if (start := content.find(b"\xff\xd8\xff", 0, 64)) >= 0:
+        return _name_jpeg(content, start)
     if "annex/objects/" in text[:200]:
         return "a pointer of git-annex, in place of the file: run git annex get"
     image_format = identify_format(content[:HEAD_BYTES])
     is_foreign = image_format not in ("", *DECODED_FORMATS)
     return f"a{'n' if image_format.startswith('A') else ''} {image_format} image" if is_foreign else ""
+
+
+def _name_jpeg(content: bytes, start: int) -> str:
+    if start > 0:
+        return f"a JPEG after {start} bytes that do not belong to it"
+    frame = re.search(rb"\xff([\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7])\0.(.)", content[:100_000], re.DOTALL)
+    if frame is not None and frame[1] == b"\xf7":
+        return "a JPEG-LS image"
+    return f"a JPEG of {frame[2][0]} bits per channel" if frame is not None and frame[2] != b"\x08" else ""
 
 
 def _check_size(width: int, height: int) -> None:
