@@ -194,3 +194,17 @@ def test_a_word_that_can_not_be_read_is_shown_with_what_to_write(words, message)
 )
 def test_brackets_and_quotes_in_names_do_not_hide_commas(text, parts):
     assert split_at_commas(text) == parts
+
+
+def test_options_may_stand_between_overrides(tmp_path):
+    words = ["seed=1,2", "-m", "model=small", "--config-dir", str(tmp_path / "a=b"), "stage=both"]
+    (tmp_path / "a=b").mkdir()
+    assert check_overrides(words) == [
+        "-m",
+        "--config-dir",
+        str(tmp_path / "a=b"),
+        "seed=1,2",
+        "model=small",
+        "stage=both",
+    ]
+    assert check_overrides(["seed=1", "--cfg", "job"]) == ["--cfg", "job", "seed=1"]

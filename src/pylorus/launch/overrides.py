@@ -38,6 +38,11 @@ INPUT_PATHS = ("data.root", "data.manifest", "data.split_file", "model.weights")
 OUTPUT_PATHS = ("cache.folder", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 PATTERNS = ("data.group",)
 
+OPTIONS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--experimental-rerun", "--info", "-i", "-sc", "--shell-completion"),
+)
+"""Options of Hydra whose value is the next word."""
 _OVERRIDE = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[^=~+]+)=(?P<value>.*)", re.DOTALL)
 _FUNCTION = re.compile(r"(choice|range|interval|tag|sort|shuffle|glob|int|float|str|bool)\(.*\)", re.DOTALL)
 _OPENING, _CLOSING = "([{", ")]}"
@@ -57,7 +62,7 @@ def check_overrides(arguments: list[str]) -> list[str]:
 
     for argument in arguments:
         _check_encoding(argument)
-    arguments = [_expand_option(argument) for argument in arguments]
+    arguments = _move_options_first([_expand_option(argument) for argument in arguments])
     parsed = get_args_parser().parse_args(arguments)
     if parsed.shell_completion:  # install=bash, or an unfinished command line
         return arguments
@@ -95,6 +100,15 @@ def _expand_option(argument: str) -> str:
     option, equals, value = argument.partition("=")
     is_path_option = option in ("--config-dir", "-cd", "--config-path", "-cp") and equals
     return f"{option}={Path(value).expanduser()}" if is_path_option and value.startswith("~") else argument
+
+
+def _move_options_first(arguments: list[str]) -> list[str]:
+    """Return the words with options before overrides: Hydra's parser reads `A=1 B=2 -m`, but not `A=1 -m B=2`."""
+    options, overrides = [], []
+    for index, argument in enumerate(arguments):
+        is_value = index > 0 and arguments[index - 1] in OPTIONS_WITH_VALUE
+        (options if argument.startswith("-") or is_value else overrides).append(argument)
+    return [*options, *overrides]
 
 
 def quote_override(parser: Any, argument: str, *, in_sweep: bool) -> str:
