@@ -129,7 +129,15 @@ def read_image(path: ImageLocation, *, policy: int = POLICY_VERSION) -> RGB:
         raise UnreadableImageError(f"{format_path(path)}: {error}") from error
 
 
-def resize_image(image: RGB, *, size: int, how: str, interpolation: str, policy: int = POLICY_VERSION) -> RGB:
+def resize_image(
+    image: RGB,
+    *,
+    size: int,
+    how: str,
+    interpolation: str,
+    policy: int = POLICY_VERSION,
+    half: RGB | None = None,
+) -> RGB:
     """Resize an image to a square of `size` pixels.
 
     While both sides are at least four times as long as needed, the image is first halved by averaging 2 × 2 pixels.
@@ -143,6 +151,7 @@ def resize_image(image: RGB, *, size: int, how: str, interpolation: str, policy:
             frame but not its aspect ratio; `crop` keeps the aspect ratio and the centre.
         interpolation: nearest, bilinear, bicubic or lanczos, with antialiasing as in timm's own evaluation.
         policy: One of `POLICIES`; with policy 2, no frame is halved.
+        half: The image halved in the same way, if that is known already.
 
     Returns:
         RGB, uint8 of shape (size, size, 3).
@@ -155,7 +164,8 @@ def resize_image(image: RGB, *, size: int, how: str, interpolation: str, policy:
     target = (max(1, round(width * scale)), max(1, round(height * scale))) if how in reference_sides else (size, size)
     left, top, right, bottom = 0.0, 0.0, float(width), float(height)
     while policy > 2 and interpolation != "nearest" and right >= 4 * target[0] and bottom >= 4 * target[1]:
-        image, right, bottom = _halve_image(image), right / 2, bottom / 2
+        image, half = (_halve_image(image) if half is None else half), None
+        right, bottom = right / 2, bottom / 2
     box = left, top, right, bottom
     resized = np.asarray(Image.fromarray(image).resize(target, RESAMPLING[interpolation], box))
     if how == "crop":

@@ -23,7 +23,9 @@ WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
     "SHA256SUMS",
 )
 FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
-"""The files of a bundle, apart from the list of their hashes."""
+"""The files that every bundle has, apart from the list of their hashes."""
+LOOKS = "appearance.safetensors"
+"""How the training images look; a bundle from before this file detects unlike images by features alone."""
 MODEL = "model.onnx"
 """The file that an export has in place of the weights; see `pylorus.deploy.onnx`."""
 MAX_SUMS_BYTES = 65_536
