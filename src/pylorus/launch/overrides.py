@@ -104,7 +104,8 @@ def _expand_option(argument: str) -> str:
 
 def _move_options_first(arguments: list[str]) -> list[str]:
     """Return the words with options before overrides: Hydra's parser reads `A=1 B=2 -m`, but not `A=1 -m B=2`."""
-    options, overrides = [], []
+    options: list[str] = []
+    overrides: list[str] = []
     for index, argument in enumerate(arguments):
         is_value = index > 0 and arguments[index - 1] in OPTIONS_WITH_VALUE
         (options if argument.startswith("-") or is_value else overrides).append(argument)
