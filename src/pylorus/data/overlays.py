@@ -20,14 +20,22 @@ from pylorus.data.files import RGB
 
 WORKING_SIDE = 1000
 """The working copy is reduced by a whole factor to at most this many pixels on its longer side."""
+MIN_SIDE = 48
+"""Shorter side in pixels below which nothing is searched for: letters would have a few pixels only."""
 STROKE = 9
 """Strokes of letters are thinner than this many pixels of the working copy."""
 CONTRAST = 36
 """Grey levels by which a stroke is brighter than its surroundings."""
-MIN_HEIGHT, MAX_HEIGHT = 4, 48
-"""Heights of letters in pixels of the working copy."""
+MIN_HEIGHT, MAX_HEIGHT = 4, 24
+"""Heights of letters in pixels of the working copy and of its half; so the largest have 48 of the former."""
+MAX_WIDTH = 16
+"""Greatest width of a shape in heights: letters of a line may touch, but a line along the frame's side is longer."""
+MAX_STEPS = 3
+"""Times that a row that is text is extended at its ends by the shapes next to it."""
 MIN_ASPECT = 1.2
 """Least ratio of a row's width to its height."""
+MIN_STROKES = 0.4
+"""Strokes per height of a letter from which a row may be text by itself."""
 CERTAIN, DOUBTFUL, POSSIBLE = 3.0, -1.0, -3.5
 """Scores from which a row is text by itself, if other frames have text there too, and close to a row that is text."""
 MIN_PLATE = 0.01
@@ -80,6 +88,8 @@ def find_overlays(image: RGB) -> Overlays:
     Args:
         image: RGB, uint8 of shape (height, width, 3).
     """
+    if min(image.shape[:2]) < MIN_SIDE:
+        return Overlays(_NO_BOXES, _NO_BOXES, _NO_BOXES)
     small, factor = _reduce(image)
     text, doubtful = _find_text(small)
     limit = np.array([image.shape[1], image.shape[0]] * 2)
@@ -109,7 +119,7 @@ def cover_overlays(image: RGB, overlays: Overlays) -> RGB:
 def _reduce(image: RGB) -> tuple[RGB, int]:
     height, width = image.shape[:2]
     factor = -(-max(height, width) // WORKING_SIDE)
-    if factor == 1 or min(height, width) < factor:
+    if factor == 1:
         return image, 1
     whole = image[: height // factor * factor, : width // factor * factor]
     small = cv2.resize(whole, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
@@ -161,7 +171,7 @@ def _find_shapes(plane: Plane) -> _Shapes:
 def _find_rows(shapes: _Shapes) -> tuple[Boxes, NDArray[np.float64]]:
     """Join neighbours of similar height at one level to rows; return the boxes of wide rows, and their scores."""
     width, height = shapes.boxes[:, 2] - shapes.boxes[:, 0], shapes.boxes[:, 3] - shapes.boxes[:, 1]
-    letters = shapes.boxes[(height >= MIN_HEIGHT) & (height <= MAX_HEIGHT) & (width <= 8 * height)]
+    letters = shapes.boxes[(height >= MIN_HEIGHT) & (height <= MAX_HEIGHT) & (width <= MAX_WIDTH * height)]
     letters = letters[np.argsort(letters[:, 0], kind="stable")]
     if not len(letters):
         return _NO_BOXES, np.zeros(0)
@@ -222,22 +232,20 @@ def _score_row(box: Boxes, shapes: _Shapes) -> float:
     aspect, strokes = width / height, starts.sum() / height
     variation = math.sqrt(max(0.0, (starts * starts).sum() / height - strokes * strokes)) / max(strokes, 0.1)
     density = 12 * ink.sum() / (height * width)
-    return float(
-        8 * math.log(aspect)
-        + 8 * math.log(strokes / aspect + 0.05)
-        + density
-        + 5 * variation
-        - 2.5 * math.log(height)
-        - 11
-    )
+    score = 8 * math.log(aspect) + 8 * math.log(strokes / aspect + 0.05) + density + 5 * variation
+    score -= 2.5 * math.log(height) + 11
+    # Dashes are text only beside letters: the edge of a field and noise along a side look the same.
+    return min(score, CERTAIN - 1) if strokes < MIN_STROKES * aspect else score
 
 
 def _accept_rows(rows: Boxes, scores: NDArray[np.float64]) -> Mask:
     """Accept certain rows, and step by step those close to them that have letters of similar height."""
     accepted = scores >= CERTAIN
-    possible = scores >= POSSIBLE
     left, top, right, bottom = rows.T
     height = bottom - top
+    # Step by step, heights could drift far from those of the rows that are certain.
+    is_similar = 10 * np.abs(height[:, None] - height[accepted]) <= 3 * height[accepted] + 10
+    possible = (scores >= POSSIBLE) & is_similar.any(axis=1)
     lower, higher = np.minimum(height[:, None], height), np.maximum(height[:, None], height)
     apart_x = np.maximum(left[:, None] - right, left - right[:, None])
     apart_y = np.maximum(top[:, None] - bottom, top - bottom[:, None])
@@ -259,11 +267,11 @@ def _widen(rows: Boxes, shapes: Boxes) -> Boxes:
     for row in rows:
         height = int(row[3] - row[1])
         beside = shapes[
-            (top >= row[1] - 0.5 * height) & (bottom <= row[3] + 0.5 * height) & (right - left <= 8 * height)
+            (top >= row[1] - 0.3 * height) & (bottom <= row[3] + 0.3 * height) & (right - left <= 8 * height)
         ]
         box = row
-        while True:
-            touched = beside[(beside[:, 0] <= box[2] + 1.5 * height) & (beside[:, 2] >= box[0] - 1.5 * height)]
+        for _ in range(MAX_STEPS):
+            touched = beside[(beside[:, 0] <= box[2] + height) & (beside[:, 2] >= box[0] - height)]
             wider = np.concatenate(
                 [
                     np.minimum(box[:2], touched[:, :2].min(axis=0, initial=1 << 30)),
@@ -283,14 +291,13 @@ def _widen(rows: Boxes, shapes: Boxes) -> Boxes:
 
 def _find_plates(small: RGB) -> Boxes:
     """Return the boxes of rectangles of one flat colour that is more green or blue than red, with straight sides."""
-    if min(small.shape[:2]) < 64:
-        return _NO_BOXES
     step = max(1, max(small.shape) // PLATE_SIDE)
     tiny = np.ascontiguousarray(small[::step, ::step])
     red, green, blue = cv2.split(tiny)
     plates: list[Box] = []
     for this, other in ((green, blue), (blue, green)):
-        foreign = np.asarray((cv2.subtract(this, red) > FOREIGN) & (this >= other)).view(np.uint8)
+        is_foreign = (cv2.subtract(this, red) > FOREIGN) & (cv2.subtract(other, this) < FOREIGN)
+        foreign = np.asarray(is_foreign).view(np.uint8)
         if cv2.countNonZero(foreign) < MIN_PLATE * foreign.size:
             continue
         closed = cv2.morphologyEx(foreign, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
