@@ -1,15 +1,25 @@
-"""What an audit works on and reports: the image set, and findings with their severity, remedy and files."""
+"""What an audit works on and reports: the image set, findings with severity, remedy and files, and leaks of a split.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The findings that need no facts of the files, about their names, are made here too.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from pylorus.core.errors import find_look_alikes, format_name_list, format_path
+from pylorus.core.formatting import format_count
 from pylorus.data.files import Root
+from pylorus.data.walk import IgnoredFile
 
 Severity: TypeAlias = Literal["leak", "error", "warning", "note"]
 
@@ -30,6 +40,8 @@ class Thresholds:
         turned_distance: Maximum Hamming distance in bits; with 3 instead of 7, at least 97 % were still found.
         likeness: Least correlation of the fine structure of near copies' thumbnails, in [-1, 1]. Images of different
             subjects reached 0.83; copies that were re-encoded, downscaled, rotated or mirrored 0.96 and more.
+        neighbor: Least cosine of descriptors from which two images are aligned and compared, in [-1, 1].
+        neighbors: Maximum number of images with which each is aligned and compared.
         contrast: Standard deviation of grey levels below which an image is blank and not compared.
         crowd: Maximum number of images that are compared per hash key.
         shortest: Shorter side in pixels below which an image is tiny.
@@ -50,6 +62,8 @@ class Thresholds:
     many: int = 200_000
     turned_distance: int = 3
     likeness: float = 0.9
+    neighbor: float = 0.85
+    neighbors: int = 8
     contrast: float = 4.0
     crowd: int = 256
     shortest: int = 64
@@ -120,11 +134,13 @@ class ImageSet:
         table: One row per file: path, class, split (train, val, test or empty), group (empty if none was found);
             its index counts from 0.
         grouped: Whether groups are patients; else every image is its own group.
+        ignored: Files and folders below the root that are not used.
     """
 
     root: Root
     table: pd.DataFrame
     grouped: bool
+    ignored: Sequence[IgnoredFile] = ()
 
     @cached_property
     def has_split(self) -> bool:
@@ -140,3 +156,123 @@ class ImageSet:
         """Return the path, class, split or group of some files."""
         column = self._columns[name]
         return [column[index] for index in files]
+
+
+KINDS = {
+    "patient": ("patient", "patients"),
+    "file": ("pair of identical files", "pairs of identical files"),
+    "pixels": ("pair with identical pixels", "pairs with identical pixels"),
+    "near": ("pair of near copies", "pairs of near copies"),
+}
+"""Kinds of leaks, each with its singular and plural noun."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows of a catalog that show the same patient or image.
+
+    Attributes:
+        kind: One of KINDS.
+        first: Row of one image.
+        second: Row of the other image.
+        description: What they have in common, in words.
+    """
+
+    kind: str
+    first: int
+    second: int
+    description: str
+
+
+def find_leaks(table: pd.DataFrame, pairs: Sequence[Pair], *, grouped: bool) -> list[Pair]:
+    """Find what is in more than one split: patients, if groups are patients, images and near copies of images.
+
+    Each patient, each image that occurs in several files, and each pair of near copies counts once, as in the audit.
+
+    Args:
+        table: One row per image, with columns group and split.
+        pairs: Copies as pairs of its rows.
+        grouped: Whether groups are patients.
+    """
+    split = table["split"].to_numpy()
+    exact_pairs = [pair for pair in pairs if pair.kind != "near"]
+    links = np.array([[pair.first, pair.second] for pair in exact_pairs], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(table), len(table)))
+    _, image = connected_components(graph, directed=False)
+    first_rows: dict[int, dict[str, int]] = defaultdict(dict)
+    for row in np.unique(links).tolist():
+        first_rows[image[row]].setdefault(split[row], row)
+    leaks: dict[int, Pair] = {}
+    for pair in exact_pairs:
+        if image[pair.first] not in leaks and split[pair.first] != split[pair.second]:
+            leaks[image[pair.first]] = pair
+    for pair in pairs:
+        if pair.kind == "near":
+            ends = product(
+                *(first_rows.get(image[row], {split[row]: row}).values() for row in (pair.first, pair.second))
+            )
+            crossing = next(((first, second) for first, second in ends if split[first] != split[second]), None)
+            if crossing is not None:
+                leaks[len(table) + len(leaks)] = replace(pair, first=crossing[0], second=crossing[1])
+    leaked_groups = list(_find_leaked_groups(table)) if grouped else []
+    return leaked_groups + list(leaks.values())
+
+
+def format_leaks(table: pd.DataFrame, found_leaks: Sequence[Pair]) -> str:
+    """Format the error message about leaks: how many of each kind, and the first pairs by name."""
+    path = table["path"].to_numpy()
+    counts = count_leaks(found_leaks)
+    summary = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
+    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.description}" for pair in found_leaks]
+    return (
+        f"Found in more than one split: {summary}.\n{format_name_list(lines)}\n"
+        "Performance measured on this split would not be valid. Move each pair to one split, remove one of each pair, "
+        "let Pylorus make the split (it keeps copies together), or accept the leaks with data.accept_leaks=true: the "
+        "report then states them."
+    )
+
+
+def count_leaks(found_leaks: Sequence[Pair]) -> dict[str, int]:
+    """Count the leaks of each kind."""
+    return {kind: sum(pair.kind == kind for pair in found_leaks) for kind in KINDS}
+
+
+def _find_leaked_groups(table: pd.DataFrame) -> Iterator[Pair]:
+    """Yield a pair for each group in several splits: its first rows in the first two of them."""
+    firsts = table.reset_index(drop=True).drop_duplicates(["group", "split"])
+    leaked = firsts[firsts["group"].duplicated(keep=False)]
+    for group, rows in leaked.groupby("group").groups.items():
+        yield Pair("patient", int(rows[0]), int(rows[1]), f"patient {group}")
+
+
+def check_class_names(images: ImageSet) -> list[Finding]:
+    """Return a finding about names of classes that only look alike."""
+    alike = find_look_alikes(images.table["class"])
+    if alike is None:
+        return []
+    return [
+        Finding(
+            "classes-look-alike",
+            "error",
+            f'The classes "{alike[0]}" and "{alike[1]}" differ only in capitals, spaces or the way in which they are '
+            "written.",
+            "If they are one class, give all images one spelling; else choose names that differ.",
+        )
+    ]
+
+
+def report_ignored_files(images: ImageSet) -> list[Finding]:
+    """Return a finding about files beside the images that may be images too; its cases have the path as content."""
+    ignored = [each for each in images.ignored if each.may_be_image]
+    if not ignored:
+        return []
+    count = format_count(len(ignored), "file or folder", "files or folders")
+    return [
+        Finding(
+            "ignored-images",
+            "warning",
+            f"{count} that may be {'an image is' if len(ignored) == 1 else 'images are'} not used.",
+            "See the reason of each. Save images of other formats as JPEG or PNG, and rename or remove the others.",
+            tuple(Item((), each.reason, content=format_path(each.path)) for each in ignored),
+        )
+    ]

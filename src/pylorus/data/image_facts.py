@@ -92,6 +92,11 @@ def _generate_weights(count: int) -> NDArray[np.uint64]:
     return np.random.default_rng(0).integers(0, 2**63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
+def find_fact_folder(store: Path) -> Path:
+    """Return the folder of a cache that holds the facts of this version, and the index of known files."""
+    return FactStore(store, version=f"{VERSION}-{POLICY_VERSION}").folder
+
+
 def load_or_compute_facts(
     root: Root,
     paths: Sequence[str],

@@ -1,6 +1,7 @@
 """Prepare the images of a run: catalog, audit and split them, and write the results into the run's folder."""
 
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.audit import audit, convert_audit_to_json
-from pylorus.data.audit_findings import ImageSet, Thresholds
+from pylorus.data.audit_findings import ImageSet, Thresholds, count_leaks
 from pylorus.data.catalog import Catalog, count_unreadable, log_unreadable, write_quarantine
 from pylorus.data.input_format import ImageWriter, InputFormat, resolve_mask
-from pylorus.data.leakage import Copies, count_leaks, find_copies
+from pylorus.data.leakage import Copies, find_copies
 from pylorus.data.sources import read_run_catalog
 from pylorus.data.split import (
     SPLITS,
@@ -29,13 +30,14 @@ from pylorus.data.split import (
     write_split,
 )
 from pylorus.data.synthetic import generate_image_set
+from pylorus.data.walk import log_ignored, write_ignored
 
 log = logging.getLogger(__name__)
 
 AUDIT_FILE = "audit.json"
 
 
-def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
+def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path, data: DataConfig) -> None:
     """Audit a run's images from the facts in the catalog, without opening files, and write audit.json.
 
     The file contains paths, as split.csv does; reports take only counts and sentences from it.
@@ -45,13 +47,25 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
         "accepted_leaks": count_leaks(split.leaks),
         "joined_groups": split.joined,
         "left_out": count_unreadable(catalog.unreadable),
+        "excluded": dict(catalog.excluded),
     }
     write_json(folder / AUDIT_FILE, convert_audit_to_json(result, names=True) | accepted, indent=None)
     counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
     if counts:
-        log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)
+        details = _format_audit_command(catalog, data) or str(folder / AUDIT_FILE)
+        log.info("audit    %s; for details: %s", ", ".join(counts), details)
     else:
         log.info("audit    no findings")
+
+
+def _format_audit_command(catalog: Catalog, data: DataConfig) -> str:
+    """Return the command that audits the same files; empty if there is none, as for shards."""
+    if data.kind not in ("folders", "manifest", "synthetic"):
+        return ""
+    words = ["pylorus", "audit", str(catalog.root)]
+    if data.kind == "manifest":
+        words += ["--manifest", str(data.manifest)]
+    return shlex.join([*words, "--group", data.group] if data.group is not None else words)
 
 
 def list_catalog_files(catalog: Catalog, split: Split) -> ImageSet:
@@ -73,8 +87,8 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
         folder: The run's folder.
         form: How a file becomes the network's input, which is cached as the files are decoded; None: not yet known.
 
-    Writes catalog.parquet, split.csv, audit.json, quarantine.csv if files were left out, and config.yaml, completed
-    with the classes.
+    Writes catalog.parquet, split.csv, audit.json, quarantine.csv and ignored.csv if files were left
+    out, and config.yaml, completed with the classes.
 
     Returns:
         The images, and the configuration with what they determine: classes, short names, root and number of folds.
@@ -101,13 +115,17 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
         catalog.table.to_parquet(temporary, index=False)
     write_quarantine(catalog.unreadable, folder)
     log_unreadable(catalog)
+    write_ignored(catalog.ignored, folder)
+    log_ignored(catalog.ignored)
+    for name, count in catalog.excluded.items():
+        log.info('excluded %s of class "%s" (data.exclude)', format_count(count, "image"), name)
     copies = find_copies(catalog.facts, Thresholds(), store=Path(config.cache.folder) / "facts")
     initial_split = read_initial_split(catalog.table, folder / "split.csv")
     assignment = split_catalog(catalog, data, copies=copies, parts=initial_split)
     if initial_split is None:
         _check_split_seed(assignment, data.split_seed)
     split_hash = write_split(assignment.table, catalog.classes, folder / "split.csv")
-    audit_run_images(catalog, assignment, copies, folder)
+    audit_run_images(catalog, assignment, copies, folder, data)
     run_images = RunImages(
         catalog.copy_without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
     )

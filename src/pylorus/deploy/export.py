@@ -5,6 +5,7 @@ On request the file is quantized to 8-bit integers; the loss is measured on the 
 
 import importlib.metadata
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -298,7 +299,8 @@ def export(folder: Path, options: ExportOptions) -> Path:
         _write_other_files(bundle, staging, parity, loss, speed)
         load_export(staging)
     print(format_export_summary(bundle.description, parity, loss, speed))
-    print(f"\nexport: {output}\nTo predict with it:\n  pylorus predict {output} IMAGES --output predictions.csv")
+    command = f"pylorus predict {shlex.quote(str(output))} IMAGES --output predictions.csv"
+    print(f"\nexport: {output}\nTo predict with it:\n  {command}")
     return output
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from pylorus import __version__
 from pylorus.core.errors import format_path
@@ -41,11 +41,14 @@ OUTLINE_COLOR, OVERLAY_COLOR = (255, 60, 60), (60, 220, 255)
 LIMITS = (
     "Dark letters on bright ground, slanted or handwritten text, and a few letters that no other image of the size has "
     "are not detected, nor is a second picture over the field of view. A row of reflections may be taken for text.",
-    "Near copies are detected after re-encoding, resizing, rotation by multiples of 90 degrees and mirroring; crops, "
-    "rotations by a few degrees and adjacent frames of a video may be missed.",
+    "Near copies are detected after re-encoding, resizing, rotation by multiples of 90 degrees, mirroring, rotation by "
+    "up to 5 degrees and cropping by up to a tenth from each side; what is changed more, and frames of a video between "
+    "which the endoscope moved, may be missed.",
     "Labels are not verified, except that images with two different labels are reported.",
-    "Groups are not verified: two names for one patient are detected only if their images are copies.",
 )
+GROUP_LIMIT = "Groups are not verified: two names for one patient are detected only if their images are copies."
+PRINTED_CASES, PRINTED_FILES = 3, 4
+"""Maximum number of cases of a finding that the terminal shows, and of files of a case."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def render_audit_page(audit: Audit, *, names: bool) -> str:
         names=names,
         findings=[_build_finding_view(audit, finding, names=names) for finding in audit.findings],
         sizes=audit.sizes,
-        limits=LIMITS,
+        limits=(*LIMITS, GROUP_LIMIT) if audit.images.grouped else LIMITS,
         style=Markup(read_package_file("page.css") + read_package_file("audit.css")),
         version=__version__,
     )
@@ -173,6 +176,7 @@ def draw_field_outline(image: RGB, field: FieldOfView, overlays: Overlays) -> RG
     return np.asarray(canvas, dtype=np.uint8)
 
 
+AUDIT_PAGE = "audit.html"
 COLOURS = {"leak": "bold red", "error": "red", "warning": "yellow", "note": "default"}
 
 
@@ -218,30 +222,31 @@ def audit_folder(
     """
     result = audit_images(root, manifest=manifest, group=group, cache=cache)
     write_json(output / "audit.json", convert_audit_to_json(result, names=names), indent=None)
-    write_text(output / "audit.html", render_audit_page(result, names=names))
-    _print_findings(result, output)
+    write_text(output / AUDIT_PAGE, render_audit_page(result, names=names))
+    _print_findings(result, output, names=names)
     return result.exit_code
 
 
-def _print_findings(result: Audit, output: Path) -> None:
-    console = Console()
-    count = len(result.samples)
-    console.print(
-        f"{format_count(count, 'file')}, of which {result.readable:,} can be read as images",
-        highlight=False,
-    )
-    if result.findings:
-        table = Table(show_edge=False, pad_edge=False)
-        for title in ("", "finding", "what to do"):
-            table.add_column(title, overflow="fold")
-        for finding in result.findings:
-            table.add_row(
-                f"[{COLOURS[finding.severity]}]{finding.severity}[/]",
-                finding.sentence,
-                finding.remedy,
-                end_section=True,
-            )
-        console.print(table)
-    else:
+def _print_findings(result: Audit, output: Path, *, names: bool) -> None:
+    """Print the findings, each with what to do and its first cases."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{format_count(len(result.samples), 'file')}, of which {result.readable:,} can be read as images")
+    if result.images.ignored:
+        ignored = format_count(len(result.images.ignored), "other file or folder", "other files and folders")
+        console.print(f"{ignored} beside them, which audit.json lists with reasons")
+    groups = {} if names else build_group_aliases(result)
+    for finding in result.findings:
+        console.print(f"\n[{COLOURS[finding.severity]}]{finding.severity}[/]: {escape(finding.sentence)}")
+        for item in finding.items[:PRINTED_CASES]:
+            shown = Item(item.files[:PRINTED_FILES], item.detail, item.group, item.content)
+            case = _build_case(result, shown, groups, names=names, pictures=False)
+            files = " · ".join(picture.name for picture in case.pictures)
+            if len(item.files) > PRINTED_FILES:
+                files += f" and {format_count(len(item.files) - PRINTED_FILES, 'more file')}"
+            console.print(f"    {files}{f' ({case.detail})' if case.detail else ''}", markup=False)
+        if len(finding.items) > PRINTED_CASES:
+            console.print(f"    and {len(finding.items) - PRINTED_CASES:,} more: see {AUDIT_PAGE}")
+        console.print(f"  {finding.remedy}", markup=False)
+    if not result.findings:
         console.print("no problems found")
-    console.print(f"\n{output / 'audit.html'}\n{output / 'audit.json'}", highlight=False, soft_wrap=True)
+    console.print(f"\n{output / AUDIT_PAGE}\n{output / 'audit.json'}", markup=False)

@@ -1,8 +1,8 @@
 """Style, text and panels of the figures, and their export to SVG and PNG.
 
 Series differ in color, line style and marker. All text is plain: dollar signs in class names are no formulas.
-Characters that matplotlib's default font lacks, as in Chinese class names, are drawn in a font of the system; where none
-has them, letters stand for them, which the caption explains. Long names are wrapped by their measured width.
+Characters that matplotlib's default font lacks, as in Chinese class names, are drawn in a system font; where none has
+them, letters stand for them, which the caption explains. Long names are wrapped by their measured width.
 """
 
 import io
