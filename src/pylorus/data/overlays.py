@@ -131,18 +131,16 @@ def _reduce(image: RGB) -> tuple[RGB, int]:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Bright thin shapes: boxes as left, top, right, bottom, and integral images of strokes and of their beginnings."""
+    """Bright thin shapes: boxes as left, top, right, bottom, and a plane in which strokes are 1 and all else is 0."""
 
     boxes: Boxes
-    ink: NDArray[np.int32]
-    starts: NDArray[np.int32]
+    strokes: Plane
 
 
 def _find_text(small: RGB) -> tuple[Boxes, Boxes]:
     """Return the boxes of rows that are text, and of those that may be, in pixels of the working copy."""
-    _, green, blue = cv2.split(small)
-    # White, yellow, green and cyan letters stand out most where mucosa is darkest.
-    plane = cv2.addWeighted(green, 0.5, blue, 0.5, 0)
+    # White, yellow, green and cyan letters stand out most where mucosa is darkest: in green and blue.
+    plane = cv2.transform(small, np.array([[0.0, 0.5, 0.5]]))
     half = cv2.resize(plane, (max(1, plane.shape[1] // 2), max(1, plane.shape[0] // 2)), interpolation=cv2.INTER_AREA)
     fine, coarse = (_find_shapes(np.asarray(level, dtype=np.uint8)) for level in (plane, half))
     (fine_rows, fine_scores), (coarse_rows, coarse_scores) = _find_rows(fine), _find_rows(coarse)
@@ -163,9 +161,7 @@ def _find_shapes(plane: Plane) -> _Shapes:
     outer = [contours[index] for index in np.flatnonzero(hierarchy[0, :, 3] < 0)] if contours else []
     boxes = np.array([cv2.boundingRect(contour) for contour in outer], dtype=np.int64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    starts = strokes.copy()
-    starts[:, 1:] = cv2.subtract(strokes[:, 1:], strokes[:, :-1])
-    return _Shapes(boxes, cv2.integral(strokes), cv2.integral(starts))
+    return _Shapes(boxes, np.asarray(strokes, dtype=np.uint8))
 
 
 def _find_rows(shapes: _Shapes) -> tuple[Boxes, NDArray[np.float64]]:
@@ -226,12 +222,11 @@ def _score_row(box: Boxes, shapes: _Shapes) -> float:
     """
     left, top, right, bottom = box.tolist()
     height, width = bottom - top, right - left
-    ink, starts = (
-        np.diff(plane[top : bottom + 1, right] - plane[top : bottom + 1, left]) for plane in (shapes.ink, shapes.starts)
-    )
+    pixels = shapes.strokes[top:bottom, left:right]
+    starts = pixels[:, 0] + (pixels[:, 1:] > pixels[:, :-1]).sum(axis=1)  # of strokes on each line
     aspect, strokes = width / height, starts.sum() / height
-    variation = math.sqrt(max(0.0, (starts * starts).sum() / height - strokes * strokes)) / max(strokes, 0.1)
-    density = 12 * ink.sum() / (height * width)
+    variation = math.sqrt(max(0.0, starts @ starts / height - strokes * strokes)) / max(strokes, 0.1)
+    density = 12 * cv2.countNonZero(pixels) / (height * width)
     score = 8 * math.log(aspect) + 8 * math.log(strokes / aspect + 0.05) + density + 5 * variation
     score -= 2.5 * math.log(height) + 11
     # Dashes are text only beside letters: the edge of a field and noise along a side look the same.
