@@ -34,6 +34,8 @@ MAX_STEPS = 3
 """Times that a row that is text is extended at its ends by the shapes next to it."""
 MIN_ASPECT = 1.2
 """Least ratio of a row's width to its height."""
+MAX_SPECKS, NOT_TEXT = 0.7, -9.0
+"""Shapes around a row, per square of a letter's height, above which it is not text, and the score that it then has."""
 MIN_STROKES = 0.4
 """Strokes per height of a letter from which a row may be text by itself."""
 CERTAIN, DOUBTFUL, POSSIBLE = 3.0, -1.0, -3.5
@@ -182,7 +184,27 @@ def _find_rows(shapes: _Shapes) -> tuple[Boxes, NDArray[np.float64]]:
     is_even = (counts >= 4) & (height >= 6) & (uneven <= np.maximum(1, height // 14))
     wide = np.flatnonzero(rows[:, 2] - rows[:, 0] >= MIN_ASPECT * height)
     scores = np.array([_score_row(rows[index], shapes) for index in wide], dtype=np.float64)
-    return rows[wide], scores + 4 * is_even[wide]
+    rows, scores = rows[wide], scores + 4 * is_even[wide]
+    scores[_count_specks(rows, scores, shapes.boxes) > MAX_SPECKS] = NOT_TEXT
+    return rows, scores
+
+
+def _count_specks(rows: Boxes, scores: NDArray[np.float64], shapes: Boxes) -> NDArray[np.float64]:
+    """Count the shapes around each row that are in no row, per square of a letter's height.
+
+    Around text is little else; rows by chance lie in glittering or strongly sharpened mucosa.
+    """
+    x, y = (shapes[:, 0] + shapes[:, 2]) / 2, (shapes[:, 1] + shapes[:, 3]) / 2
+
+    def contain(boxes: Boxes, margin: NDArray[np.floating]) -> Mask:
+        left, top, right, bottom = (boxes + margin[:, None] * np.array([-1, -1, 1, 1])).T[..., None]
+        return np.asarray((x >= left) & (x <= right) & (y >= top) & (y <= bottom))
+
+    likely = rows[scores >= 0]
+    is_alone = ~contain(likely, np.full(len(likely), 2.0)).any(axis=0)
+    width, height = rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]
+    around = contain(rows, 1.5 * height) & is_alone
+    return np.asarray(around.sum(axis=1) * height**2 / ((width + 3 * height) * 4 * height - width * height))
 
 
 def _label_rows(letters: Boxes) -> NDArray[np.int64]:
@@ -248,11 +270,14 @@ def _accept_rows(rows: Boxes, scores: NDArray[np.float64]) -> Mask:
     is_aligned = (np.abs(left[:, None] - left) <= 0.6 * lower + 1) & (apart_y <= 10 * lower)
     is_level = (np.abs(bottom[:, None] - bottom) <= 0.2 * lower + 1) & (apart_x <= 12 * lower)
     close = (higher <= 1.45 * lower + 1) & (is_below | is_aligned | is_level)
+    certain = accepted
     while True:
         wider = accepted | (possible & close[:, accepted].any(axis=1))
         if (wider == accepted).all():
-            return np.asarray(accepted)
+            break
         accepted = wider
+    # If far more rows are only possible, the frame is full of shapes that form rows by chance.
+    return np.asarray(accepted if accepted.sum() <= 6 * certain.sum() + 6 else certain)
 
 
 def _widen(rows: Boxes, shapes: Boxes) -> Boxes:
