@@ -151,6 +151,8 @@ def load_config(path: Path) -> Config:
 
 def save_config(path: Path, config: Any) -> None:
     """Write the configuration file of a run's folder, with its checksum."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = OmegaConf.create(dataclasses.asdict(config))  # checked already: checking its types takes as long again
     write_text(path, seal_text(OmegaConf.to_yaml(config)))
 
 

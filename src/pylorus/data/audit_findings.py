@@ -158,6 +158,39 @@ class ImageSet:
         return [column[index] for index in files]
 
 
+def check_class_names(images: ImageSet) -> list[Finding]:
+    """Return a finding about names of classes that only look alike."""
+    alike = find_look_alikes(images.table["class"])
+    if alike is None:
+        return []
+    return [
+        Finding(
+            "classes-look-alike",
+            "error",
+            f'The classes "{alike[0]}" and "{alike[1]}" differ only in capitals, spaces or the way in which they are '
+            "written.",
+            "If they are one class, give all images one spelling; else choose names that differ.",
+        )
+    ]
+
+
+def report_ignored_files(images: ImageSet) -> list[Finding]:
+    """Return a finding about files beside the images that may be images too; its cases have the path as content."""
+    ignored = [each for each in images.ignored if each.may_be_image]
+    if not ignored:
+        return []
+    count = format_count(len(ignored), "file or folder", "files or folders")
+    return [
+        Finding(
+            "ignored-images",
+            "warning",
+            f"{count} that may be {'an image is' if len(ignored) == 1 else 'images are'} not used.",
+            "See the reason of each. Save images of other formats as JPEG or PNG, and rename or remove the others.",
+            tuple(Item((), each.reason, content=format_path(each.path)) for each in ignored),
+        )
+    ]
+
+
 KINDS = {
     "patient": ("patient", "patients"),
     "file": ("pair of identical files", "pairs of identical files"),
@@ -243,36 +276,3 @@ def _find_leaked_groups(table: pd.DataFrame) -> Iterator[Pair]:
     leaked = firsts[firsts["group"].duplicated(keep=False)]
     for group, rows in leaked.groupby("group").groups.items():
         yield Pair("patient", int(rows[0]), int(rows[1]), f"patient {group}")
-
-
-def check_class_names(images: ImageSet) -> list[Finding]:
-    """Return a finding about names of classes that only look alike."""
-    alike = find_look_alikes(images.table["class"])
-    if alike is None:
-        return []
-    return [
-        Finding(
-            "classes-look-alike",
-            "error",
-            f'The classes "{alike[0]}" and "{alike[1]}" differ only in capitals, spaces or the way in which they are '
-            "written.",
-            "If they are one class, give all images one spelling; else choose names that differ.",
-        )
-    ]
-
-
-def report_ignored_files(images: ImageSet) -> list[Finding]:
-    """Return a finding about files beside the images that may be images too; its cases have the path as content."""
-    ignored = [each for each in images.ignored if each.may_be_image]
-    if not ignored:
-        return []
-    count = format_count(len(ignored), "file or folder", "files or folders")
-    return [
-        Finding(
-            "ignored-images",
-            "warning",
-            f"{count} that may be {'an image is' if len(ignored) == 1 else 'images are'} not used.",
-            "See the reason of each. Save images of other formats as JPEG or PNG, and rename or remove the others.",
-            tuple(Item((), each.reason, content=format_path(each.path)) for each in ignored),
-        )
-    ]

@@ -193,12 +193,8 @@ def read_folders(
     ignored = IgnoredFiles()
     is_known = None if reading.store is None else KnownFiles(find_fact_folder(reading.store), root).is_unchanged
     rows, folders_by_split = list_class_images(root, ignored, exclude=exclude or (), is_known=is_known)
-    problems = [f"{format_path(each.path)}: {each.reason}" for each in ignored.files if each.reason.startswith(PROBLEM)]
-    if problems and reading.on_error == "fail":
-        raise PylorusError(
-            f"{root}: it can't be seen whether images are missing:\n{format_name_list(problems)}\n"
-            "Make them readable, remove them, or leave them out with data.on_error=quarantine."
-        )
+    if reading.on_error == "fail":
+        check_all_listed(root, ignored, remedy="or leave them out with data.on_error=quarantine")
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
     table, excluded = drop_excluded_classes(table, exclude, where=str(root))
     present = {split: names - set(excluded) for split, names in folders_by_split.items()}
@@ -208,6 +204,36 @@ def read_folders(
         table, root, class_names, short_names=short_names, grouped=group is not None, reading=reading
     )
     return dataclasses.replace(catalog, ignored=ignored.files, excluded=excluded)
+
+
+def check_all_listed(root: Path, ignored: IgnoredFiles, *, remedy: str = "") -> None:
+    """Check that the system let the walk through an image set list all folders, and open what may be an image.
+
+    Raises:
+        PylorusError: If it did not: images may be missing.
+    """
+    problems = [f"{format_path(each.path)}: {each.reason}" for each in ignored.files if each.reason.startswith(PROBLEM)]
+    if problems:
+        raise PylorusError(
+            f"{root}: it can't be seen whether images are missing:\n{format_name_list(problems)}\n"
+            f"Make them readable, {remedy and 'remove them, '}{remedy or 'or remove them'}."
+        )
+
+
+def format_exclusion(name: str) -> str:
+    """Return how to leave a class out, as it is typed in a shell.
+
+    Example:
+        >>> print(format_exclusion("basophil"), format_exclusion("left out"))
+        data.exclude=[basophil] "data.exclude=['left out']"
+    """
+    is_plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) and name.lower() not in (
+        "nan",
+        "null",
+        "true",
+        "false",
+    )
+    return f"data.exclude=[{name}]" if is_plain else f"\"data.exclude=['{name}']\""
 
 
 def drop_excluded_classes(
@@ -267,7 +293,7 @@ def check_class_names(names: Iterable[str], configured: list[str] | None, *, whe
         if name.lower() in NO_VALUE and name not in (configured or ()):
             raise PylorusError(
                 f'{where}: found a class "{name}", which programs write where a label is missing. Leave it out with '
-                f"data.exclude=['{name}'], or name it in data.classes if it is a class."
+                f"{format_exclusion(name)}, or name it in data.classes if it is a class."
             )
 
 
@@ -353,7 +379,7 @@ def _resolve_folder_classes(
             raise PylorusError(
                 f'{folder}: folder "{unknown}" is not among data.classes ({", ".join(names)}).'
                 f"{format_suggestion(unknown, names)} Move it elsewhere, add it to data.classes, or leave it out with "
-                f"data.exclude=['{unknown}']."
+                f"{format_exclusion(unknown)}."
             )
     return tuple(names)
 

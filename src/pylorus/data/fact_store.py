@@ -348,17 +348,25 @@ class FileIndex:
     def __init__(self, folder: Path, root: Path, paths: Sequence[str]) -> None:
         absolute = os.path.abspath(root)  # noqa: PTH100 Path.resolve would follow links, which may change
         self._path = _find_index_file(folder, absolute)
-        self._now = np.zeros(len(paths), ENTRY)
-        is_settled = np.zeros(len(paths), np.bool_)
+        keys, inodes, numbers = list[bytes](), list[int](), list[tuple[int, int, int]]()
         latest = time.time_ns() - SETTLED_NS
-        for index, path in enumerate(paths):
-            with suppress(OSError, ValueError):
-                status = os.stat(os.path.join(absolute, path))  # noqa: PTH116, PTH118 a Path for each file takes as long again
-                times = (status.st_mtime_ns, status.st_ctime_ns)
-                key = hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
-                self._now[index] = (np.frombuffer(key, "<u8"), status.st_size, times, status.st_ino, 0)
-                is_settled[index] = max(times) < latest
-        self._is_settled = is_settled
+        for path in paths:
+            try:
+                status = os.stat(f"{absolute}/{path}")  # noqa: PTH116 a Path for each file takes as long again
+            except (OSError, ValueError):
+                keys.append(bytes(16))
+                inodes.append(0)
+                numbers.append((0, 0, latest))
+                continue
+            keys.append(hashlib.blake2b(os.fsencode(path), digest_size=16).digest())
+            inodes.append(status.st_ino)
+            numbers.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        columns = np.array(numbers, dtype=np.int64).reshape(-1, 3)
+        self._now = np.zeros(len(paths), ENTRY)
+        self._now["path"] = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+        self._now["size"], self._now["times"] = columns[:, 0], columns[:, 1:]
+        self._now["inode"] = np.array(inodes, dtype=np.uint64)
+        self._is_settled = columns[:, 1:].max(axis=1) < latest
 
     def find_digests(self) -> NDArray[np.object_]:
         """Return the SHA-256 of each file in hexadecimal digits, empty where the file is unknown or has changed."""

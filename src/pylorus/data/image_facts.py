@@ -14,30 +14,34 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pylorus.core.distributed import map_items
-from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_image
+from pylorus.data.decode import DECODER_VERSION, UnreadableImageError, decode_image
 from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
 from pylorus.data.files import RGB, Root, read_image_bytes
-from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_to_grey
+from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_image
 
 VERSION = 3
 """Increment when the same file would give other facts."""
-BLOCK = 256
-"""Files after which new facts and images are passed on to their caches: an interrupted pass loses little."""
+BLOCK = 128
+"""Files after which new facts and images are passed on to their caches: an interrupted pass loses little.
+
+Writing them must not take longer than the processes that read need for what they compute in advance.
+"""
 
 
 class PreparedImages(Protocol):
     """Where the network's input goes that a pass over the files computes as well."""
 
-    def prepare(self, image: RGB) -> RGB | None:
-        """Return an image as the network's input; None if it is not worth caching."""
+    def prepare(self, image: RGB, half: RGB | None) -> RGB | None:
+        """Return an image as the network's input; None if it is not worth caching. It may be known halved already."""
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
-        """Save prepared images by the SHA-256 of their files' content."""
+        """Save prepared images by the SHA-256 of their files' content; it is called even if there are none."""
 
 
 def compute_facts(content: bytes) -> Facts:
@@ -45,7 +49,15 @@ def compute_facts(content: bytes) -> Facts:
     return analyze_content(content)[0]
 
 
-def analyze_content(content: bytes) -> tuple[Facts, RGB | None]:
+@dataclass(frozen=True)
+class DecodedImage:
+    """A decoded image, and the same image halved by averaging 2 × 2 pixels, if its facts were measured there."""
+
+    pixels: RGB
+    half: RGB | None
+
+
+def analyze_content(content: bytes) -> tuple[Facts, DecodedImage | None]:
     """Compute the facts of a file's content; return them with the decoded image, None if it can't be decoded."""
     sha256, metadata = hashlib.sha256(content).hexdigest(), read_metadata(content)
     facts = Facts(
@@ -60,16 +72,19 @@ def analyze_content(content: bytes) -> tuple[Facts, RGB | None]:
     except UnreadableImageError as error:
         return dataclasses.replace(facts, problem=str(error)), None
     height, width = image.shape[:2]
-    grey = reduce_to_grey(image)
+    reduced = reduce_image(image)
+    grey = np.asarray(cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     measured = dataclasses.replace(
         facts,
         width=width,
         height=height,
         pixels=_hash_pixels(image, grey),
         thumbnail=compute_thumbnail(grey).tobytes(),
-        **dataclasses.asdict(measure_image(image, grey)),
+        **dataclasses.asdict(measure_image(image, reduced, grey)),
     )
-    return measured, image
+    return measured, DecodedImage(
+        image, reduced if (2 * len(reduced), 2 * reduced.shape[1]) == (height, width) else None
+    )
 
 
 def _hash_pixels(image: RGB, grey: NDArray[np.uint8]) -> str:
@@ -94,7 +109,7 @@ def _generate_weights(count: int) -> NDArray[np.uint64]:
 
 def find_fact_folder(store: Path) -> Path:
     """Return the folder of a cache that holds the facts of this version, and the index of known files."""
-    return FactStore(store, version=f"{VERSION}-{POLICY_VERSION}").folder
+    return FactStore(store, version=f"{VERSION}-{DECODER_VERSION}").folder
 
 
 def load_or_compute_facts(
@@ -124,7 +139,7 @@ def load_or_compute_facts(
     if store is None:
         _read_new_files(_Reader(root, paths, frozenset(), images), range(len(paths)), table, None)
         return table
-    cache = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}")
+    cache = FactStore(store, version=f"{VERSION}-{DECODER_VERSION}")
     files = FileIndex(cache.folder, root, paths) if digests is None and isinstance(root, Path) else None
     contents = np.full(len(paths), "", dtype=object)
     if digests is not None:
@@ -171,7 +186,9 @@ class _Reader:
         if digest.digest() in self.cached:
             return digest.hexdigest(), None
         facts, image = analyze_content(content)
-        return facts, self.images.prepare(image) if self.images is not None and image is not None else None
+        if self.images is None or image is None:
+            return facts, None
+        return facts, self.images.prepare(image.pixels, image.half)
 
 
 def _read_new_files(
@@ -196,7 +213,7 @@ def _read_new_files(
         if cache is not None and fresh:
             cache.add([facts for facts, _ in fresh.values()])
         prepared = {digest: image for digest, (_, image) in fresh.items() if image is not None}
-        if reader.images is not None and prepared:
+        if reader.images is not None:
             reader.images.save(list(prepared), list(prepared.values()))
         fresh.clear()
 

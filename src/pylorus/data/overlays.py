@@ -84,15 +84,16 @@ class Overlays:
         return mask
 
 
-def find_overlays(image: RGB) -> Overlays:
+def find_overlays(image: RGB, reduced: RGB | None = None) -> Overlays:
     """Find text and plates in a frame; deterministic.
 
     Args:
         image: RGB, uint8 of shape (height, width, 3).
+        reduced: The image reduced by `image_measures.reduce_image`, if that is known already: often the working copy.
     """
     if min(image.shape[:2]) < MIN_SIDE:
         return Overlays(_NO_BOXES, _NO_BOXES, _NO_BOXES)
-    small, factor = _reduce(image)
+    small, factor = _reduce(image, reduced)
     text, doubtful = _find_text(small)
     limit = np.array([image.shape[1], image.shape[0]] * 2)
     scaled = (np.clip(boxes * factor, 0, limit) for boxes in (text, _find_plates(small), doubtful))
@@ -118,11 +119,13 @@ def cover_overlays(image: RGB, overlays: Overlays) -> RGB:
     return covered
 
 
-def _reduce(image: RGB) -> tuple[RGB, int]:
+def _reduce(image: RGB, reduced: RGB | None) -> tuple[RGB, int]:
     height, width = image.shape[:2]
     factor = -(-max(height, width) // WORKING_SIDE)
     if factor == 1:
         return image, 1
+    if reduced is not None and reduced.shape[:2] == (height // factor, width // factor):
+        return reduced, factor
     whole = image[: height // factor * factor, : width // factor * factor]
     small = cv2.resize(whole, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
     return np.asarray(small, dtype=np.uint8), factor

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,11 @@ from pylorus.data.catalog import (
     Catalog,
     ReadOptions,
     build_catalog,
+    check_all_listed,
     check_class_names,
     drop_excluded_classes,
     extract_groups,
+    format_exclusion,
     get_matched_group,
     parse_group_pattern,
     read_folders,
@@ -213,7 +216,7 @@ def _resolve_manifest_classes(labels: pd.Series, configured: list[str] | None, m
     for unknown in [name for name in labels_found if name not in names]:
         raise PylorusError(
             f'{manifest}: label "{unknown}" is not among data.classes ({", ".join(names)}).'
-            f"{format_suggestion(unknown, names)} To leave its images out, add data.exclude=['{unknown}']."
+            f"{format_suggestion(unknown, names)} To leave its images out, add {format_exclusion(unknown)}."
         )
     for missing in [name for name in names if name not in labels_found]:
         raise PylorusError(
@@ -391,6 +394,7 @@ def _read_rows(root: Path, group: str | None) -> tuple[Path, pd.DataFrame, Ignor
         folder, rows = root.parent, read_manifest_rows(root)
     elif root.is_dir():
         folder, rows = root, pd.DataFrame(list_class_images(root, ignored)[0], columns=["path", "class", "split"])
+        check_all_listed(root, ignored)
     else:
         raise PylorusError(f"{root}: expected a folder of class folders, or a manifest file.")
     if group is not None:
@@ -486,12 +490,13 @@ def read_run_catalog(
 def read_ahead(config: Config) -> None:
     """Read a run's files into the caches, so that the run finds them there; errors are left to the run."""
     data, cache = config.data, Path(config.cache.folder)
-    form = guess_input_format(config)
+    # The process that imports timm saves the format of a model that is trained for the first time.
+    images = ImageWriter(guess_input_format(config), config.cache, find_form=partial(guess_input_format, config))
     with suppress(PylorusError):
         read_run_catalog(
             data,
             Path(data.root) if data.root is not None else None,
             Path(),
             cache=cache,
-            images=ImageWriter(form, config.cache) if form is not None else None,
+            images=images,
         )

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from pylorus.config.schema import DataConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name
+from pylorus.core.formatting import format_count
 from pylorus.core.integrity import check_digest, write_digest
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.audit_findings import KINDS, Pair, Thresholds, count_leaks, find_leaks, format_leaks
-from pylorus.data.catalog import Catalog
+from pylorus.data.catalog import Catalog, format_exclusion
 from pylorus.data.leakage import (
     Copies,
     check_labels,
@@ -160,9 +161,10 @@ def _draw_rows(
     counts = table.loc[train].groupby("label")["bundle"].nunique()
     needed = 3 if later else 2
     if counts.min() < needed:
+        noun = "patient" if catalog.grouped else "image"
         rarest = catalog.classes[int(counts.index.to_numpy()[counts.to_numpy().argmin()])]
         raise PylorusError(
-            f'class "{rarest}" has {counts.min()} {_get_group_noun(catalog)} to draw {part} from, expected at least '
+            f'class "{rarest}" has {format_count(counts.min(), noun)} to draw {part} from, expected at least '
             f"{needed}. {_explain_rare_class(catalog, rarest, needed)}"
         )
     rows = table.loc[train]
@@ -191,7 +193,7 @@ def _explain_rare_class(catalog: Catalog, name: str, needed: int) -> str:
     return (
         f"{cause}One patient's images can't be in two splits, and each of {splits} needs the class. Add "
         "some, or define the split by folders train, val and test. To go on without the class, type "
-        f"data.exclude=['{name}']; to make it part of another one, move its images there."
+        f"{format_exclusion(name)}; to make it part of another one, move its images there."
     )
 
 

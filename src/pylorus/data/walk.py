@@ -464,14 +464,14 @@ def log_ignored(ignored: Sequence[IgnoredFile], *, listed_in: str = IGNORED_FILE
     if others:
         counts = ", ".join(f"{count} {reason}" for reason, count in others.most_common(MAX_NAMED_FILES))
         total = format_count(others.total(), "file or folder", "files and folders")
-        log.info("ignored  %s; %s lists all: %s", total, listed_in, counts)
+        log.info("ignored  %s%s: %s", total, listed_in and f"; {listed_in} lists all", counts)
     notable = [f"{format_path(each.path)}: {each.reason}" for each in ignored if each.may_be_image]
     if notable:
         noun = "file that may be an image is" if len(notable) == 1 else "files or folders that may be images are"
         log.warning(
-            "ignored  %d %s not used; %s lists all:\n%s",
+            "ignored  %d %s not used%s:\n%s",
             len(notable),
             noun,
-            listed_in,
+            listed_in and f"; {listed_in} lists all",
             format_name_list(notable, most=MAX_NAMED_FILES),
         )

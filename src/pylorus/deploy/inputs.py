@@ -29,7 +29,7 @@ from pylorus.core.integrity import lock_folder
 from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB
-from pylorus.data.walk import MAX_SORTED_FILES, PROBLEM, IgnoredFile, IgnoredFiles, walk_images
+from pylorus.data.walk import MAX_SORTED_FILES, PROBLEM, IgnoredFile, IgnoredFiles, log_ignored, walk_images
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
 
@@ -108,7 +108,8 @@ class Sources:
         inputs: The inputs as the user gave them; or decoded images, uint8 RGB of shape (height, width, 3).
         classes: Names of folders for each class, in the order of the labels; a class may have several.
         frames_every: Seconds between two frames of a video; None to accept no videos.
-        on_ignored: Called with each file in a folder that is not used; its path begins with that of the folder.
+        on_ignored: Called with each file in a folder that is not used; its path begins with that of the folder. None:
+            those that may be images are logged.
         evaluate: Whether a folder that only looks like that of a class is an error; otherwise it is noted.
     """
 
@@ -185,12 +186,15 @@ class Sources:
 
     def _iter_folder(self, folder: Path) -> Iterator[tuple[Path, Path, str]]:
         problems: list[tuple[Path, Path, str]] = []
+        collected: list[IgnoredFile] = []
 
         def receive(ignored: IgnoredFile) -> None:
             if ignored.reason.startswith(PROBLEM):
                 problems.append((folder / ignored.path, folder, ignored.reason))
             elif self.on_ignored is not None:
                 self.on_ignored(dataclasses.replace(ignored, path=f"{folder}/{ignored.path}"))
+            elif ignored.may_be_image:
+                collected.append(ignored)
 
         videos = VIDEO_SUFFIXES if self.frames_every else ()
         try:
@@ -201,6 +205,7 @@ class Sources:
         except OSError as error:
             yield folder, folder, error.strerror or str(error)
         yield from problems
+        log_ignored(collected, listed_in="")
 
     def _iter_file(self, path: Path, root: Path | None) -> Iterator[Item]:
         name, label = format_path(path), None
@@ -498,4 +503,4 @@ _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json
 
 
 def _hash_key(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "big")

@@ -27,21 +27,22 @@ from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.files import RGB
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import SUMS
-from pylorus.deploy.card import format_set_size, format_threshold_guarantee
+from pylorus.deploy.card import format_prediction_set, format_set_size, format_threshold_guarantee
 from pylorus.deploy.description import Description, IntervalEstimate
 from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored, print_resume_hint
 from pylorus.deploy.model import InferenceModel, load_bundle
 from pylorus.deploy.onnx import is_export, load_export
 from pylorus.deploy.thresholds import (
+    assess_unlike_images,
     compute_classification_metrics,
     compute_set_metrics,
     convert_estimate,
     estimate_proportion,
+    format_unlike_images,
 )
 from pylorus.evaluation.calibration import estimate_calibration
-from pylorus.evaluation.conformal import prediction_sets
 from pylorus.evaluation.confusion import confusion_matrix
-from pylorus.evaluation.decisions import operating_point
+from pylorus.evaluation.decisions import operating_point, prediction_sets
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.ranking import ranking_of_predictions
@@ -204,8 +205,10 @@ def _predict_remaining(
 def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: PredictOptions) -> dict[str, object]:
     """Merge the parts into the output file and return the record of the prediction."""
     images = unreadable = labelled = evaluable = 0
+    unlike: list[NDArray[np.bool_]] = []
     for table in parts.iter_tables():
         images += len(table)
+        unlike.append(table["why"][table["error"] == ""].to_numpy() == "unlike")
         unreadable += int((table["error"] != "").sum())
         labelled += int((table["true"] != "").sum())
         evaluable += int(((table["true"] != "") & (table["error"] == "")).sum())
@@ -215,6 +218,8 @@ def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: Pre
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
     if evaluable or (labelled and options.evaluate):
         record["evaluation"] = evaluate_predictions(parts.iter_tables(), bundle.description, options)
+    elif images > unreadable:  # with labels, the evaluation tests it, by patient
+        record["unlike_images"] = assess_unlike_images(np.concatenate(unlike), None, bundle.description.abstention)
     columns = _select_columns(next(parts.iter_tables()), options, is_labelled=bool(labelled))
     return parts.merge_parts(record, columns=columns)
 
@@ -309,22 +314,6 @@ def _predict_rows(
     return table.astype({name: "str" for name in TEXT_COLUMNS if name in table})
 
 
-def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> str:
-    """Format a prediction set for a table.
-
-    Args:
-        names: Short names of all classes.
-        members: Whether each class is in the set, of shape (classes,).
-
-    Example:
-        >>> format_prediction_set(["GC", "GU", "CG"], np.array([True, False, True]))
-        '{GC, CG}'
-        >>> format_prediction_set(["GC", "GU"], np.zeros(2, dtype=bool))
-        '{}'
-    """
-    return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
-
-
 def load_model(folder: Path, device: str = "auto", *, network: Callable[..., Any] | None = None) -> InferenceModel:
     """Load a bundle or an export.
 
@@ -394,6 +383,7 @@ def evaluate_predictions(
         "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
         **_compute_further_metrics(predictions),
         "unlike": convert_to_plain(estimate_proportion(why == "unlike", groups)),
+        "unlike_images": assess_unlike_images(why == "unlike", groups, description.abstention),
         "unsure": convert_to_plain(estimate_proportion(why == "unsure", groups)),
         "answered": convert_to_plain(estimate_proportion(why == "", groups)),
         "accuracy_answered": convert_to_plain(estimate_proportion(predictions.correct, groups, among=why == "")),
@@ -503,6 +493,8 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
     ]
     lines += format_ignored(record)
     evaluation = record.get("evaluation")
+    tested = (record if evaluation is None else evaluation).get("unlike_images")
+    lines += [] if tested is None else [format_unlike_images(tested)]
     if evaluation is None:
         return "\n".join(lines)
 

@@ -243,7 +243,8 @@ def _print_findings(result: Audit, output: Path, *, names: bool) -> None:
             files = " · ".join(picture.name for picture in case.pictures)
             if len(item.files) > PRINTED_FILES:
                 files += f" and {format_count(len(item.files) - PRINTED_FILES, 'more file')}"
-            console.print(f"    {files}{f' ({case.detail})' if case.detail else ''}", markup=False)
+            detail = f" ({case.detail})" if files and case.detail else case.detail
+            console.print(f"    {files}{detail}", markup=False)
         if len(finding.items) > PRINTED_CASES:
             console.print(f"    and {len(finding.items) - PRINTED_CASES:,} more: see {AUDIT_PAGE}")
         console.print(f"  {finding.remedy}", markup=False)
