@@ -163,7 +163,7 @@ def _find_shapes(plane: Plane) -> _Shapes:
     strokes = cv2.threshold(tophat, CONTRAST, 1, cv2.THRESH_BINARY)[1]
     contours, hierarchy = cv2.findContours(strokes, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     # Not only the outermost: a line around the whole frame contains all others.
-    outer = [contours[index] for index in np.flatnonzero(hierarchy[0, :, 3] < 0)] if contours else []
+    outer = [contours[index] for index in np.flatnonzero(hierarchy[0, :, 3] < 0).tolist()] if contours else []
     boxes = np.array([cv2.boundingRect(contour) for contour in outer], dtype=np.int64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return _Shapes(boxes, np.asarray(strokes, dtype=np.uint8))
@@ -255,7 +255,7 @@ def _score_row(box: Boxes, shapes: _Shapes) -> float:
     score = 8 * math.log(aspect) + 8 * math.log(strokes / aspect + 0.05) + density + 5 * variation
     score -= 2.5 * math.log(height) + 11
     # Dashes are text only beside letters: the edge of a field and noise along a side look the same.
-    return min(score, CERTAIN - 1) if strokes < MIN_STROKES * aspect else score
+    return float(min(score, CERTAIN - 1) if strokes < MIN_STROKES * aspect else score)
 
 
 def _accept_rows(rows: Boxes, scores: NDArray[np.float64]) -> Mask:
@@ -332,7 +332,7 @@ def _find_plates(small: RGB) -> Boxes:
             if area >= 0.85 * width * height and _is_plate(tiny, foreign, (left, top, left + width, top + height))
         ]
     margin = np.array([-1, -1, 1, 1])
-    return (np.array(plates, dtype=np.int64).reshape(-1, 4) + margin) * step
+    return np.asarray((np.array(plates, dtype=np.int64).reshape(-1, 4) + margin) * step)
 
 
 def _is_plate(tiny: RGB, foreign: Plane, box: Box) -> bool:
@@ -376,7 +376,7 @@ def _fill_from_surroundings(image: RGB, text: Boxes) -> None:
     is_text = np.zeros(around.shape[:2], dtype=np.uint8)
     for left, top, right, bottom in (text - np.tile(begin, 2)) // step:
         is_text[max(0, top - 1) : bottom + 2, max(0, left - 1) : right + 2] = 1
-    filled = cv2.blur(_pull_and_push(around.astype(np.float32), 1 - is_text.astype(np.float32)), (3, 3))
+    filled = cv2.blur(_pull_and_push(around.astype(np.float32), (is_text == 0).astype(np.float32)), (3, 3))
     enlarged = cv2.resize(filled.astype(np.uint8), None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
     offset = low - begin
     cut = enlarged[offset[1] : offset[1] + region.shape[0], offset[0] : offset[0] + region.shape[1]]
