@@ -142,21 +142,6 @@ def format_path(path: object) -> str:
     )
 
 
-def resolve_unicode_form(path: Path) -> Path:
-    """Return the existing path whose name is the same but for its Unicode form, else the path itself.
-
-    A folder that was copied from a Mac has its accents decomposed; what is typed is composed.
-    """
-    if path.exists() or str(path).isascii():
-        return path
-    parent = resolve_unicode_form(path.parent)
-    with suppress(OSError):
-        for name in os.listdir(parent):  # noqa: PTH208
-            if normalize_name(name) == normalize_name(path.name):
-                return parent / name
-    return parent / path.name
-
-
 def format_empty_value(key: str) -> str:
     """Return the message for an empty path or pattern: `Path("")` would be the current folder, a pattern match all."""
     known = "For no pattern: data.group=null" if key == "data.group" else f"For the current folder: {key}=."
