@@ -140,3 +140,9 @@ def format_path(path: object) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(path)
     )
+
+
+def format_empty_value(key: str) -> str:
+    """Return the message for an empty path or pattern: `Path("")` would be the current folder, a pattern match all."""
+    known = "For no pattern: data.group=null" if key == "data.group" else f"For the current folder: {key}=."
+    return f"{key}: found an empty value. Is the variable set, if you wrote {key}=$NAME? {known}"

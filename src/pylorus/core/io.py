@@ -112,7 +112,7 @@ def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
     """
     if os.fspath(path) == "":
         raise PylorusError(f'{argument}: found an empty path. For the current folder, write ".".')
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))  # noqa: PTH111 keeps ~NAME of nobody, where Path raises an error
 
 
 def write_text(path: Path, text: str) -> None:

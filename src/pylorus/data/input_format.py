@@ -80,7 +80,7 @@ class InputFormat:
         Raises:
             UnreadableImageError: Names the file and what is wrong with it.
         """
-        return self.prepare_image(read_image(path))
+        return self.prepare_image(read_image(path, policy=self.policy))
 
     def prepare_image(self, image: RGB, half: RGB | None = None) -> RGB:
         """Mask, crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3).
