@@ -11,12 +11,12 @@ import pandas as pd
 from pylorus.config.checks import save_config
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_count
+from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet, Thresholds, count_leaks
 from pylorus.data.catalog import Catalog, count_unreadable, log_unreadable, write_quarantine
-from pylorus.data.input_format import ImageWriter, InputFormat
+from pylorus.data.input_format import ImageWriter, InputFormat, resolve_mask
 from pylorus.data.leakage import Copies, find_copies
 from pylorus.data.sources import read_run_catalog
 from pylorus.data.split import (
@@ -130,6 +130,8 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
         catalog.copy_without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
     )
     _log_images(run_images)
+    if resolve_mask(data.mask, crop=data.crop) == "overlays":
+        _log_overlays(catalog)
     for sentence in assignment.explain_deviations(catalog.classes, grouped=catalog.grouped):
         log.warning("split    %s", sentence)
     return run_images, config
@@ -163,6 +165,13 @@ def _generate_images(root: Path, drawn: SyntheticConfig) -> None:
         images_per_patient=drawn.images_per_patient,
         overlay=drawn.overlay,
     )
+
+
+def _log_overlays(catalog: Catalog) -> None:
+    covered = catalog.facts.get_column("covered")[catalog.fact_indices]
+    count, total = int((covered > 0).sum()), len(covered)
+    share = f", {format_percent(float(np.median(covered[covered > 0])))} % of the frame in the median" if count else ""
+    log.info("mask     overlays covered in %d of %d images%s (data.mask)", count, total, share)
 
 
 def _log_images(images: RunImages) -> None:

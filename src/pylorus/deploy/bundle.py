@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config.checks import list_loss_details
-from pylorus.config.schema import AugmentConfig, Config
+from pylorus.config.schema import AugmentConfig, Config, list_loss_details
 from pylorus.core.integrity import write_digest
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
@@ -43,8 +42,7 @@ from pylorus.deploy.thresholds import (
     fit_prediction_sets,
     resolve_deciding_class,
 )
-from pylorus.hardware.choices import get_batch_size, resolve_workers
-from pylorus.hardware.engine import Engine
+from pylorus.hardware.engine import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
