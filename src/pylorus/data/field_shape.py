@@ -198,7 +198,7 @@ def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> lis
         counts = np.count_nonzero(np.abs(distance) < TOLERANCE, axis=1)
         for index in np.argsort(-counts, kind="stable")[:2]:
             box = _convert_box(boxes[index])
-            shapes += [_fit_cut_box(points, normals, box), _fit_rounded_box(points, box)]
+            shapes += [*_fit_cut_boxes(points, normals, box), _fit_rounded_box(points, box)]
     disc = _fit_disc(points, lines, size)
     return shapes if disc is None else [*shapes, disc]
 
@@ -231,7 +231,7 @@ def _find_side_lines(points: Points, normals: Points, side: int, *, bound: float
     return lines or [float(bound)]
 
 
-def _fit_cut_box(points: Points, normals: Points, box: Box) -> ChamferedBox:
+def _fit_cut_boxes(points: Points, normals: Points, box: Box) -> list[ChamferedBox]:
     """Fit the box's cut corners: those that the points show; a hidden corner is cut like its neighbours."""
     spacing = float(np.median(np.hypot(*np.diff(points, axis=0).T)))
     lines = [_fit_corner(points, normals, box, index, spacing=spacing) for index in range(4)]
@@ -249,18 +249,19 @@ def _fit_cut_box(points: Points, normals: Points, box: Box) -> ChamferedBox:
         square, cut = _build_cut_box(box, others), _build_cut_box(box, corners)
         if count_border_points(square, points) > count_border_points(cut, points) + MIN_CORNER_POINTS:
             corners[index] = None
-    return _build_cut_box(box, _complete_corners(corners))
+    return [_build_cut_box(box, variant) for variant in _complete_corners(corners)]
 
 
-def _complete_corners(corners: list[Corner | None]) -> list[Corner | None]:
-    """Cut all corners if three are, and none if only one is or two that face each other: no device does that."""
+def _complete_corners(corners: list[Corner | None]) -> list[list[Corner | None]]:
+    """Return the ways in which devices cut corners that agree best with those found: none, two at a side, or all."""
     cut = [index for index, corner in enumerate(corners) if corner is not None and corner != (0.0, 0.0)]
-    if len(cut) == 3:
+    if len(cut) == 3:  # an inset hides the fourth
         hidden = next(index for index in range(4) if index not in cut)
-        return [corners[3 - hidden] if index == hidden else corner for index, corner in enumerate(corners)]
-    if len(cut) == 1 or cut in ([0, 2], [1, 3]):
-        return [None] * 4
-    return corners
+        return [[corners[3 - hidden] if index == hidden else corner for index, corner in enumerate(corners)]]
+    if len(cut) == 1:
+        pair = [corners[cut[0]] if index in (cut[0], 3 - cut[0]) else None for index in range(4)]
+        return [[None] * 4, pair]
+    return [[None] * 4] if cut in ([0, 2], [1, 3]) else [corners]
 
 
 def _build_cut_box(box: Box, corners: list[Corner | None]) -> ChamferedBox:
