@@ -1,9 +1,13 @@
 """Detect the field of view of an endoscopic frame: what the lens shows, without the console's text, logos and insets.
 
-The field is a bright convex shape on a nearly black background. On each ray from its center, its edge is where the dark
-background begins; text is too thin to survive a morphological opening, and logos and insets are not connected to the
-field. As parts of the border are hidden by text, by an inset or in dark mucosa, a complete shape is fitted to
-the visible parts (`field_shape.py`). If no shape fits, the frame is left as it is and the reason is given.
+Around the field lies ground of one or several flat colours: black, a mat painted into the corners, a status bar, white
+paper. Flat areas of one exact colour at the rim are ground; mucosa is smooth in places, but of all shades. A small copy
+of the frame says how much each pixel differs from the ground: the field is its largest region of large differences, as
+text is too thin to survive a morphological opening. Where the region ends sharply lie the points of its edge.
+
+As parts of the border are hidden by text, by an inset or in dark mucosa, complete shapes are fitted to the edge
+(`field_shape.py`) and weighed: how much of the shape's border is visible, how many points it explains, what it cuts off
+and what ground it leaves inside. If none convinces, the frame is left as it is and the reason is given.
 
 Text inside the field remains; text that crosses the border is cut off at the border.
 """
@@ -17,6 +21,9 @@ from pylorus.core.formatting import format_percent
 from pylorus.data.field_shape import SNAP, Disc, Shape, count_border_points, fit_shapes
 from pylorus.data.files import RGB
 
+FINDER = 2
+"""Version of the finder, to be raised when it finds another field in some frame. A bundle states the version with which
+it was trained; version 1 is `first_field_finder.py`."""
 WORKING_SIDE = 320
 """Longer side of the working copy in pixels; an edge is located to within a third of such a pixel."""
 PAD = 8
@@ -44,7 +51,7 @@ MAX_EDGE_POINTS = 400
 REACH = 8
 """Pixels of the working copy examined on each side of an edge."""
 MAX_EDGE_WIDTH = 5.0
-"""Maximum width in pixels of the working copy over which an edge falls from 80 % to 20 %; a shadow falls more slowly."""
+"""Maximum width in pixels of the working copy over which an edge falls from 80 % to 20 %; shadows fall more slowly."""
 MIN_CONTRAST = 7
 """Minimum difference in grey levels between field and ground at an edge."""
 
@@ -311,23 +318,19 @@ def find_field(image: RGB) -> FieldOfView:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} of shape {image.shape}; expected uint8 of shape (height, width, 3).")
     if min(image.shape[:2]) < MIN_SIDE:
-        return _build_full_field(
-            image, f"no field of view found: a side is shorter than {MIN_SIDE} pixels; not cropped"
-        )
+        return build_full_field(image, f"no field of view found: a side is shorter than {MIN_SIDE} pixels; not cropped")
     copy = create_working_copy(image)
     if copy is None:
-        return _build_full_field(
+        return build_full_field(
             image, "no dark background at the edge of the frame: the field of view is the whole frame"
         )
     points, normals = find_edge(copy)
     if len(points) < MIN_POINTS:
-        return _build_full_field(
-            image, "no field of view found: no sharp edge between field and ground; not cropped"
-        )
+        return build_full_field(image, "no field of view found: no sharp edge between field and ground; not cropped")
     shape, support, reason = _choose_shape(copy, points, normals)
     if shape is None:
-        return _build_full_field(image, reason, support=support)
-    return _scale_to_frame(image, shape, support)
+        return build_full_field(image, reason, support=support)
+    return scale_to_frame(image, shape, support, working_side=WORKING_SIDE)
 
 
 @dataclass(frozen=True)
@@ -378,7 +381,7 @@ def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Sha
         return None, 0.0, "no field of view found: no shape fits the edge; not cropped"
     shape, evidence = max(candidates, key=lambda candidate: candidate[1].score)
     visible, cut = (format_percent(share, digits=0) for share in (evidence.visible, evidence.cut))
-    area = np.count_nonzero(_draw_mask(shape, scale=(1.0, 1.0), size=(width, height))) / (width * height)
+    area = np.count_nonzero(draw_mask(shape, scale=(1.0, 1.0), size=(width, height))) / (width * height)
     if area >= FULL_AREA:
         return None, evidence.visible, "the field of view fills the frame"
     reason = None
@@ -397,7 +400,7 @@ def _weigh_evidence(shape: Shape, points: Plane, *, edge: Grey, region: Grey) ->
     import cv2
 
     height, width = region.shape
-    inside = _draw_mask(shape, scale=(1.0, 1.0), size=(width, height)).view(np.uint8)
+    inside = draw_mask(shape, scale=(1.0, 1.0), size=(width, height)).view(np.uint8)
     area, both = cv2.countNonZero(inside), cv2.countNonZero(cv2.bitwise_and(inside, region))
     contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     border = np.concatenate(contours)[:, 0] if contours else np.zeros((1, 2), np.int32)
@@ -412,11 +415,12 @@ def _weigh_evidence(shape: Shape, points: Plane, *, edge: Grey, region: Grey) ->
     )
 
 
-def crop_to_field(image: RGB) -> RGB:
+def crop_to_field(image: RGB, field: FieldOfView | None = None) -> RGB:
     """Crop a frame to the bounding box of its field of view, and set pixels outside the field to black.
 
     Args:
         image: RGB, uint8 of shape (height, width, 3).
+        field: The field of view; None: it is searched for in this image.
 
     Returns:
         A new array of the box's size; the same array object if the field is the whole frame or none was found.
@@ -426,7 +430,7 @@ def crop_to_field(image: RGB) -> RGB:
     """
     import cv2
 
-    field = find_field(image)
+    field = find_field(image) if field is None else field
     if field.shape == "full":
         return image
     left, top, right, bottom = field.box
@@ -436,17 +440,18 @@ def crop_to_field(image: RGB) -> RGB:
     return np.asarray(cv2.bitwise_and(cropped, cropped, mask=field.mask.view(np.uint8)))
 
 
-def _build_full_field(image: RGB, reason: str, *, support: float = 0.0) -> FieldOfView:
+def build_full_field(image: RGB, reason: str, *, support: float = 0.0) -> FieldOfView:
+    """Return the whole frame as the field, with the reason."""
     height, width = image.shape[:2]
     return FieldOfView((0, 0, width, height), "full", None, support, reason)
 
 
-def _scale_to_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
+def scale_to_frame(image: RGB, shape: Shape, support: float, *, working_side: int) -> FieldOfView:
     """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
     height, width = image.shape[:2]
-    scale = min(1.0, WORKING_SIDE / max(height, width))
+    scale = min(1.0, working_side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    mask = _draw_mask(shape, scale=(width / size[0], height / size[1]), size=(width, height))
+    mask = draw_mask(shape, scale=(width / size[0], height / size[1]), size=(width, height))
     rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
     top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
     left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
@@ -455,7 +460,7 @@ def _scale_to_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
     return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)
 
 
-def _draw_mask(shape: Shape, *, scale: tuple[float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
+def draw_mask(shape: Shape, *, scale: tuple[float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Rasterize a shape, scaled by (x, y) `scale`, to a mask of a frame of `size` (width, height)."""
     import cv2
 

@@ -1,4 +1,4 @@
-"""Style, fonts and panels of the figures, and their export to SVG and PNG.
+"""Style, fonts and panels of the figures, their export to SVG and PNG, and what the sections of a report consist of.
 
 Series differ in color, line style and marker. Characters that matplotlib's default font lacks, as in Chinese class
 names, are drawn in a font of the system.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
 from matplotlib import font_manager
@@ -22,7 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from pylorus.report.mistakes import Pictures
 from pylorus.report.results import Result
+from pylorus.report.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -250,3 +252,44 @@ def split_into_panels(results: Sequence[Result]) -> list[list[list[Result | None
         chunk += [None] * (-len(chunk) % columns)
         figures.append([chunk[first : first + columns] for first in range(0, len(chunk), columns)])
     return figures
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences, each in its own paragraph or, if `is_list`, as items of a list."""
+
+    texts: tuple[str, ...]
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Preformatted text, such as the content of a file."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FileOnly:
+    """A table that is written to files but not shown on the page."""
+
+    table: Table
+
+
+Item: TypeAlias = Table | Drawing | Sentences | Pictures | Listing | FileOnly
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Attributes:
+        key: Anchor of the section in the page.
+        title: Heading.
+        items: Content, in order; a section without items is omitted.
+    """
+
+    key: str
+    title: str
+    items: tuple[Item, ...]

@@ -204,6 +204,13 @@ class Misclassification:
     missed_by: int
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Thumbnails of misclassified images, in order."""
+
+    shown: tuple[tuple[Misclassification, Thumbnail], ...]
+
+
 def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Misclassification, ...]:
     """Return the misclassified images of one result, most confident first, at most `MAX_MISTAKES`.
 

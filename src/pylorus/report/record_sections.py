@@ -14,9 +14,15 @@ from pylorus.core.privacy import format_redacted_yaml
 from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report import checklist_answers as answers
 from pylorus.report.captions import count_accepted_leaks, count_excluded_files, is_validated_on_test
-from pylorus.report.document import Item, Listing, Pictures, Section, Sentences
 from pylorus.report.evidence import Evidence
-from pylorus.report.mistakes import build_mistake_table, create_thumbnails, find_worst_mistakes, read_saved_maps
+from pylorus.report.figure_style import Item, Listing, Section, Sentences
+from pylorus.report.mistakes import (
+    Pictures,
+    build_mistake_table,
+    create_thumbnails,
+    find_worst_mistakes,
+    read_saved_maps,
+)
 from pylorus.report.result_tables import explain_comparisons
 from pylorus.report.results import Result
 from pylorus.report.run_tables import build_run_table, build_split_table, format_command_lines, format_split_sentences
