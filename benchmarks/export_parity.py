@@ -35,8 +35,8 @@ from pylorus.deploy.parity import (
     measure_speed,
     select_evenly,
 )
-from pylorus.model.backbone import init_head
 from pylorus.model.inference import BundleClassifier, compute_logits_and_features, move_to_device
+from pylorus.model.weights import init_head
 
 IN_64_BITS = 14
 TITLES = (

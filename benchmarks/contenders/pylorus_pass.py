@@ -28,7 +28,7 @@ def main() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = build_config(compose("config", overrides=words))
     data = config.data
-    form = resolve_input_format(job.model, image_size=data.image_size, fit=data.fit, crop=data.crop)
+    form = resolve_input_format(job.model, image_size=data.image_size, fit=data.fit, crop=data.crop, mask=data.mask)
     start = perf_counter()
     images, _ = prepare_images(config, Path(job.folder), form)
     seconds = perf_counter() - start

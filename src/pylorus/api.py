@@ -1,4 +1,4 @@
-"""The functions of `import pylorus`: load a model, predict, validate and audit from Python.
+"""The functions of `import pylorus`: train, load a model, predict, validate and audit from Python.
 
 Each does what the command of that name does, by the same code. Nothing heavy is imported before it is called.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge
 
-from pylorus.core.errors import PylorusError, translate_errors
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, translate_errors
 from pylorus.core.io import check_arguments, describe_value, resolve_path
 
 if TYPE_CHECKING:
@@ -42,6 +42,73 @@ ARGUMENTS = {
     " Add --frames-every SECONDS to choose the frames to predict.": " The command `pylorus predict` predicts videos.",
 }
 """What the options and keys in messages are called in Python."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        folder: The run's folder.
+        model: The folder of its bundle, for `load_model`.
+        stage: Name of the stage that is shipped.
+        metrics: Accuracy, and the indices of each class that tables show, of the shipped stage on validation and test
+            images, in [0, 1], as test/accuracy and test/sensitivity/GC; NaN where undefined.
+    """
+
+    folder: Path
+    model: Path
+    stage: str
+    metrics: dict[str, float]
+
+
+@check_arguments
+def train(
+    overrides: Sequence[str] = (), *, folder: str | Path | None = None, config_dir: str | Path | None = None
+) -> TrainedRun:
+    """Train a run in this process, from its main thread, and wait for it.
+
+    The same overrides on the same folder resume a run that was interrupted.
+
+    Args:
+        overrides: As on the command line of `train.py`, such as `["data=folders", "data.root=images"]`.
+        folder: The run's folder; None: a new one in outputs/.
+        config_dir: Folder of your own configuration, as `--config-dir` on the command line; None: Pylorus's alone.
+
+    Raises:
+        PylorusError: If something that the user can fix is wrong; the message says what.
+    """
+    for word in overrides:
+        if word.startswith("-"):
+            raise PylorusError(
+                f'train: overrides: found "{word}", an option of the command line, expected KEY=VALUE. Use the '
+                f"argument config_dir; for sweeps and help: {TRAIN_COMMAND}."
+            )
+    path = None if folder is None else resolve_path(folder, argument="folder")
+    if path is not None and path.exists() and not path.is_dir():
+        raise PylorusError(f"train: folder: {path} is a file, expected a new folder or that of a run.")
+    own = None if config_dir is None else resolve_path(config_dir, argument="config_dir")
+    import pylorus.launch.main
+
+    return _read_trained_run(pylorus.launch.main.run_overrides(list(overrides), path, config_dir=own).path)
+
+
+def _read_trained_run(folder: Path) -> TrainedRun:
+    from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
+    from pylorus.runs.folder import RunFolder
+    from pylorus.runs.predictions import read_predictions
+
+    shipped = RunFolder(folder).shipped
+    assert shipped is not None  # the run has just finished
+    metrics: dict[str, float] = {}
+    for split in ("val", "test"):
+        saved = read_predictions(RunFolder(folder).get_predictions_path(shipped.name, split))
+        confusion, names = saved.confusion, saved.predictions.class_names
+        metrics[f"{split}/accuracy"] = float(overall_indices(confusion).accuracy)
+        for metric in select_class_metrics():
+            for name, value in zip(names, compute_class_metric(metric, confusion), strict=True):
+                metrics[f"{split}/{metric.name}/{name}"] = float(value)
+    return TrainedRun(folder, folder / "model", shipped.name, metrics)
 
 
 @dataclass(frozen=True, eq=False)

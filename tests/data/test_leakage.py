@@ -10,9 +10,9 @@ from PIL import Image
 
 from pylorus.config.schema import DataConfig
 from pylorus.core.errors import PylorusError
-from pylorus.data.audit_findings import Thresholds
+from pylorus.data.audit_findings import Thresholds, count_leaks
 from pylorus.data.catalog import read_folders
-from pylorus.data.leakage import Copies, collect_copy_pairs, count_leaks, find_copies, merge_linked_groups
+from pylorus.data.leakage import Copies, collect_copy_pairs, find_copies, merge_linked_groups
 from pylorus.data.split import split_catalog
 from pylorus.data.synthetic import generate_frame
 

@@ -1,6 +1,8 @@
 """`pylorus serve` without a browser: results, limits, access, and that images are not stored."""
 
 import base64
+import contextlib
+import http.client
 import io
 import os
 import pickle
@@ -18,15 +20,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
+from pylorus.deploy.app import security
 from pylorus.deploy.app import server as pages_module
 from pylorus.deploy.app.inference import InferenceService
 from pylorus.deploy.app.security import ServeOptions
-from pylorus.deploy.app.server import STATIC, create_application, render_card_html
+from pylorus.deploy.app.server import (
+    STATIC,
+    build_server_config,
+    create_application,
+    open_listener,
+    render_card_html,
+)
 from pylorus.deploy.model import load_bundle
 from pylorus.model.inference import NetworkOutput
 
@@ -455,6 +465,89 @@ def test_a_request_over_the_concurrency_limit_gets_503_and_retry_after(client, m
     refused = client().post("/api/predict", files=files(png()))
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
+
+
+def test_an_address_may_not_take_all_places(client, monkeypatch):
+    monkeypatch.setattr(pages_module, "MAX_REQUESTS_PER_ADDRESS", 0)
+    elsewhere = client()
+    elsewhere._transport.client = ("192.0.2.7", 4000)
+    refused = elsewhere.post("/api/predict", files=files(png()))
+    assert (refused.status_code, refused.json()["error"]) == (503, "the server is busy with 0 requests of this address")
+    here = client()
+    here._transport.client = ("127.0.0.1", 4000)  # perhaps a reverse proxy
+    rows(here.post("/api/predict", files=files(png())))
+
+
+def test_wrong_passwords_of_an_address_are_slowed_down(client, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(security.time, "monotonic", lambda: now)
+    asked = client(password=PASSWORD)
+
+    def get(host: str, password: str | None) -> tuple[int, str | None]:
+        asked._transport.client = (host, 4000)
+        found = asked.get("/", auth=None if password is None else ("", password))
+        return found.status_code, found.headers.get("retry-after")
+
+    for _ in range(20):
+        assert get("192.0.2.7", None) == (401, None)  # a browser asks without one first
+    assert [get("192.0.2.7", "wrong wrong wrong")[0] for _ in range(6)] == [401] * 5 + [429]
+    assert get("192.0.2.7", PASSWORD) == (429, "1")
+    assert get("192.0.2.8", PASSWORD)[0] == get("127.0.0.1", PASSWORD)[0] == 200
+    now += 1.1
+    assert get("192.0.2.7", "wrong wrong wrong")[0] == 401
+    assert get("192.0.2.7", "wrong wrong wrong") == (429, "2")
+    now += 2.1
+    assert get("192.0.2.7", PASSWORD)[0] == get("192.0.2.7", "wrong wrong wrong")[0] - 201 == 200
+    assert get("192.0.2.7", PASSWORD)[0] == 200  # the right one was in between
+    assert [get("127.0.0.1", "wrong wrong wrong")[0] for _ in range(9)] == [401] * 9
+
+
+@pytest.fixture
+def address(inference_service):
+    """The address of a real server."""
+    options = ServeOptions(port=0)
+    with open_listener(options) as listener:
+        server = uvicorn.Server(build_server_config(inference_service, options, None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield listener.getsockname()
+        server.should_exit = True
+        thread.join()
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    connection.settimeout(30)
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(4096):
+            received += piece
+    return received
+
+
+def get_health(address) -> int:
+    connection = http.client.HTTPConnection(*address, timeout=10)
+    connection.request("GET", "/health")
+    return connection.getresponse().status
+
+
+@pytest.mark.slow
+def test_slow_clients_are_disconnected_and_health_always_answers(address, monkeypatch):
+    monkeypatch.setattr(security, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(security, "MAX_CONNECTIONS", 20)
+    start = time.monotonic()
+    half = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    body = b"Content-Length: 100000\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    connections = [socket.create_connection(address) for _ in range(60)]
+    for number, connection in enumerate(connections):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall((b"", half, half + body)[number % 3])
+        if number % 10 == 0:
+            assert get_health(address) == 200
+    for connection in connections:
+        assert b"200 OK" not in receive_all(connection)
+        connection.close()
+    assert time.monotonic() - start < 30
+    assert get_health(address) == 200
 
 
 def test_an_upload_that_never_completes_times_out(client, monkeypatch):

@@ -31,8 +31,8 @@ from pylorus.deploy.explain import (
 )
 from pylorus.deploy.explain_command import draw_explanation
 from pylorus.deploy.model import load_bundle
-from pylorus.model.backbone import compute_sha256
 from pylorus.model.inference import BundleClassifier
+from pylorus.model.weights import compute_sha256
 from pylorus.report.mistakes import read_saved_maps
 from pylorus.runs.reading import read_run
 

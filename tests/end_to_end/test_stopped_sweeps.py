@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,3 +165,28 @@ def test_a_closed_pipe_is_not_an_error(tmp_path, words):
     os.close(write)
     assert found.stderr == ""
     assert found.returncode == 141
+
+
+def test_a_sweep_and_a_run_that_already_run_are_refused_at_once(fork_server, tmp_path):
+    sweep, pipe = tmp_path / "sweep", subprocess.PIPE
+    command = [sys.executable, str(TRAIN), *WORDS, *ENDLESS, f"hydra.sweep.dir={sweep}"]
+    first = fork_server.start(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(sweep.glob("*/pretrain/metrics.csv")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (job,) = [path.parent for path in sweep.glob("*/status.json")]
+        before = RunFolder(job).read_status()["id"]
+        for words in (command[2:], [f"resume={job}"], [*WORDS[1:], f"hydra.run.dir={job}"]):
+            second = fork_server.start([*command[:2], *words], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+            _, errors = second.communicate(timeout=60)
+            assert second.returncode == 1
+            assert re.search(r"process .*(is training|is running a sweep) in this folder. Wait until it ends", errors)
+            assert "Traceback" not in errors
+        status = RunFolder(job).read_status()
+        assert (status["id"], status["state"]) == (before, "running")
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=90)
+    finally:
+        first.kill()
+    assert RunFolder(job).read_status()["state"] == "interrupted"

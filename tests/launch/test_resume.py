@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+import pylorus
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
 from pylorus.launch.main import check_resumable, resume, update_config
@@ -363,3 +364,106 @@ def test_a_run_stopped_anywhere_in_training_loses_nothing(prepare_run, monkeypat
             assert place.training_result or place.progress != (0, 0)
     run(folder)
     assert folder.read_status()["state"] == "finished"
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_and_not_changed(prepare_run, tmp_path):
+    folder = prepare_run()
+    before = (folder.path / "status.json").read_bytes()
+    with folder.lock():
+        with pytest.raises(PylorusError, match=r"process \d+ on .* is training in this folder. Wait until it ends"):
+            resume(folder, [])
+        with pytest.raises(PylorusError, match="is training in this folder"):
+            pylorus.train(WORDS, folder=folder.path)
+    assert (folder.path / "status.json").read_bytes() == before
+    with folder.lock():  # it was released
+        folder.remove_incomplete_files()
+        with pytest.raises(PylorusError, match="is training"), folder.lock():
+            pass
+    with pytest.raises(PylorusError, match="found no run"):
+        resume(RunFolder(tmp_path / "nothing"), [])
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.fixture(scope="module")
+def stopped_run(prepare_run):
+    """A run that was killed in the third epoch of finetune, and the results of one that was not."""
+    whole, folder, original = prepare_run(), prepare_run(), StageClassifier.training_step
+
+    def kill(self, *batch):
+        if self.plan.name == "finetune" and self.current_epoch == 2:
+            raise KilledError
+        return original(self, *batch)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
+        run(whole)
+        patched.setattr(StageClassifier, "training_step", kill)
+        with pytest.raises(KilledError):
+            run(folder)
+    return folder, results(whole)
+
+
+def flip_bits(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for place in (len(content) // 8, len(content) // 4):
+        content[place] ^= 4
+    path.write_bytes(content)
+
+
+def flip_digit(path: Path) -> None:
+    """Change a digit, which leaves the file readable."""
+    text = path.read_text()
+    place = next(match.start() for match in re.finditer(r"\d", text) if match.start() > len(text) // 2)
+    path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+STATE = [
+    (flip_bits, "finetune/checkpoints/last.ckpt"),
+    (empty, "finetune/checkpoints/last.ckpt"),
+    (Path.unlink, "finetune/checkpoints/best-*.ckpt"),
+    (flip_bits, "pretrain/checkpoints/best.ckpt"),
+    (truncate, "finetune/metrics.csv"),
+    (flip_digit, "pretrain/stage.json"),
+    (flip_bits, "pretrain/checkpoints/features-test.npy"),
+    (flip_bits, "pretrain/checkpoints/network.safetensors"),
+    (flip_bits, "pretrain/predictions-val.parquet"),
+]
+
+
+@pytest.mark.parametrize(("damage", "name"), STATE, ids=[f"{name} {damage.__name__}" for damage, name in STATE])
+def test_a_damaged_state_is_computed_again_to_the_same_result(stopped_run, tmp_path, caplog, damage, name):
+    stopped, expected = stopped_run
+    folder = RunFolder(shutil.copytree(stopped.path, tmp_path / "run"))
+    paths = list(folder.path.glob(name))
+    if not paths and name.endswith("network.safetensors"):
+        pytest.skip("finetune was the better stage")
+    for path in paths:
+        damage(path)
+    caplog.set_level("WARNING", logger="pylorus")
+    resume(folder, [])
+    assert_same(expected, results(folder))
+    log = (folder.path / "run.log").read_text()
+    assert re.search(r"WARNING .* (is damaged|is missing|has \d of 2 epochs)", log)
+
+
+@pytest.mark.parametrize("damage", [flip_digit, truncate, empty])
+@pytest.mark.parametrize(
+    "name", ["status.json", "config.yaml", "split.csv", "environment.json", "pretrain/metrics.csv"]
+)
+def test_a_damaged_record_is_named_and_nothing_is_trained(stopped_run, tmp_path, damage, name):
+    stopped, _ = stopped_run
+    folder = RunFolder(shutil.copytree(stopped.path, tmp_path / "run"))
+    damage(folder.path / name)
+    before = {path: path.read_bytes() for path in folder.path.rglob("*.ckpt")}
+    with pytest.raises(PylorusError, match=re.escape(str(folder.path / name))) as found:
+        resume(folder, [])
+    assert "other images" not in str(found.value)
+    assert {path: path.read_bytes() for path in folder.path.rglob("*.ckpt")} == before

@@ -11,10 +11,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import pylorus
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
-from pylorus.model import backbone
-from pylorus.model.backbone import HubUnreachableError, build_backbone, list_classifier_names
+from pylorus.model import weights as weights_module
+from pylorus.model.backbone import build_backbone, build_trial_network, find_fault
+from pylorus.model.freeze import can_train_on_one_image
+from pylorus.model.weights import HubUnreachableError, list_classifier_names
 from tests.conftest import TINY
 
 
@@ -115,12 +118,12 @@ def test_without_a_network_the_error_says_which_file_to_bring_and_how_to_name_it
 
 def test_a_hanging_download_times_out(monkeypatch, no_hub):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: time.sleep(30))
-    monkeypatch.setattr(backbone, "HUB_TIMEOUT", 0.2)
+    monkeypatch.setattr(weights_module, "HUB_TIMEOUT", 0.2)
     start = time.monotonic()
     with pytest.raises(HubUnreachableError, match="no answer within"):
         build_backbone(ModelConfig(TINY), classes=3)
     assert time.monotonic() - start < 10
-    assert backbone.HUB_TIMEOUT < 15
+    assert weights_module.HUB_TIMEOUT < 15
 
 
 def test_synthetic_images_without_weights_train_from_random_weights_with_a_warning(no_hub, caplog):
@@ -196,3 +199,122 @@ def test_the_classifier_is_timms_last_layer():
     with torch.device("meta"):
         names = {name: list_classifier_names(timm.create_model(name)) for name in ("vgg19", "inception_v3", "test_vit")}
     assert names == {"vgg19": ("head.fc",), "inception_v3": ("fc",), "test_vit": ("head",)}
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "message"),
+    [
+        (
+            ModelConfig("efficientformer_l1", weights="none"),
+            256,
+            r"data\.image_size: found 256, expected 224: efficientformer_l1 is made for one size .*Leave .* out\.",
+        ),
+        (
+            ModelConfig("halonet26t", weights="none"),
+            224,
+            r"data\.image_size: found 224, which halonet26t can't process .* it works with 256 and 512",
+        ),
+        (
+            ModelConfig("vit_tiny_patch16_224", weights="none", args={"img_size": 96}),
+            None,
+            r"model\.args\.img_size: found 96, but the images have 224 × 224 pixels. Use data\.image_size=96",
+        ),
+        (
+            ModelConfig(TINY, weights="none", args={"global_pool": ""}),
+            64,
+            r"model\.args\.global_pool: found '', with which test_resnet.* does not compute one logit per class",
+        ),
+        (
+            ModelConfig("test_vit", weights="none", args={"class_token": False, "global_pool": ""}),
+            None,
+            r"model\.args: found \{'class_token': False, 'global_pool': ''\}, with which test_vit does not compute",
+        ),
+    ],
+    ids=["one size", "some sizes", "img_size", "no pooling", "tokens"],
+)
+def test_a_network_that_can_not_process_the_images_is_refused_in_one_sentence(config, size, message):
+    for build in (build_backbone, build_trial_network) if size == 64 else (build_trial_network,):
+        with pytest.raises(PylorusError, match=message) as caught:
+            build(config, classes=3, image_size=size)
+        assert "\n" not in str(caught.value)
+
+
+def test_in_python_the_message_names_the_argument():
+    with pytest.raises(PylorusError, match=r"^model_args\.img_size: found 96, .* Use image_size=96 in place of"):
+        pylorus.Classifier("vit_tiny_patch16_224", ["a", "b"], weights="none", model_args={"img_size": 96})
+
+
+def test_the_trial_draws_no_random_numbers_and_changes_nothing():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    build_trial_network(ModelConfig(TINY, weights="none"), classes=3, image_size=64)
+    network = timm.create_model(TINY)
+    torch.set_rng_state(before)
+    again = timm.create_model(TINY)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in network.state_dict().items())
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert find_fault(network, classes=1000, image_size=64) is None
+    assert network.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+class OwnTensor(torch.nn.Module):
+    """A network that can't be run without values: it holds a tensor that torch does not know of, and compares values."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+        self.fc = torch.nn.Linear(3, 2)
+        self.offset = torch.zeros(3)
+
+    def forward(self, image):
+        features = image.mean(dim=(2, 3)) + self.offset
+        assert float(features.sum()) == 0
+        return self.fc(features).reshape(self.shape)
+
+
+def test_a_network_that_needs_values_is_tried_on_its_own_device():
+    assert find_fault(OwnTensor((2, 2)), classes=2, image_size=32) is None
+    assert find_fault(OwnTensor((4,)), classes=2, image_size=32) == "for 2 images it returns (4,) in place of (2, 2)"
+
+
+@pytest.mark.parametrize(
+    ("name", "learn", "size", "expected"),
+    [
+        ("resnet18", "all", 32, False),
+        ("resnet18", "all", 64, True),
+        ("resnet18", "head", 32, True),
+        ("levit_128s", "head", 224, False),
+        ("test_vit", "all", 160, True),
+    ],
+)
+def test_batch_norm_needs_more_than_one_value_a_channel(name, learn, size, expected):
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=3)
+    assert can_train_on_one_image(network, learn, image_size=size) == expected
+
+
+def test_mean_and_standard_deviation_can_be_those_of_other_images():
+    found = build_backbone(ModelConfig(TINY, weights="none", mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1]), classes=3)
+    assert (found.mean, found.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    classifier = pylorus.Classifier(TINY, ["a", "b"], weights="none", mean=(0.5, 0.4, 0.3))
+    assert classifier.mean.flatten().tolist() == pytest.approx([127.5, 102, 76.5])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig(TINY, mean=[123.7, 116.3, 103.5]), r"model\.mean: found \[123.7.*Divide values .* by 255\."),
+        (ModelConfig(TINY, std=[0.2]), r"model\.std: found \[0.2\], expected three numbers from 0.001 to 1"),
+        (ModelConfig(TINY, std=[0.2, 0.2, 0.0]), r"model\.std: found"),
+    ],
+)
+def test_a_wrong_mean_or_standard_deviation_is_refused(config, message):
+    with pytest.raises(PylorusError, match=message):
+        build_backbone(config, classes=3)
+
+
+def test_the_last_layer_of_a_head_of_several_starts_with_small_weights():
+    network = build_backbone(ModelConfig("levit_128s", weights="none"), classes=3).network
+    heads = [network.get_submodule(name) for name in list_classifier_names(network)]
+    assert [0.005 < float(head.linear.weight.detach().std()) < 0.02 for head in heads] == [True, True]

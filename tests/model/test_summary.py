@@ -5,8 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from pylorus.model.freeze import list_blocks, resolve_depth
-from pylorus.model.summary import NETWORK_BLOCK, extract_network_structure
+from pylorus.model.freeze import NETWORK_BLOCK, extract_network_structure, list_blocks, resolve_depth
 
 CASES = {
     "test_resnet": 64,

@@ -29,12 +29,14 @@ def test_names_in_other_scripts_get_a_font_that_has_them_and_other_texts_keep_th
 def test_missing_fonts_are_reported_once_with_a_remedy(labelled_figure, monkeypatch, caplog):
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
     figure_style._load_cjk_font.cache_clear()
+    figure_style._find_font_files.cache_clear()
     figure, _ = labelled_figure
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert render_png(Drawing("key", "Title", "", "alt", figure)).startswith(b"\x89PNG")
         figure_style.set_figure_fonts(figure)
     figure_style._load_cjk_font.cache_clear()
+    figure_style._find_font_files.cache_clear()
     assert [record.message for record in caplog.records if "fonts-noto-cjk" in record.message] != []
     assert sum("fonts-noto-cjk" in record.message for record in caplog.records) == 1
 

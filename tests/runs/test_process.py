@@ -58,6 +58,21 @@ def test_a_signal_waits_for_protected_code(number):
     assert done
 
 
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_that_arrives_in_a_destructor_is_not_lost(number):
+    class Interrupted:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0)  # the handler runs here
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), handle_signals() as stop:
+        Interrupted()
+        assert stop.asked
+        for _ in range(200):
+            time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_ctrl_c_during_imports_still_writes_the_table_of_a_sweep(tmp_path):
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
@@ -93,6 +108,7 @@ except KeyboardInterrupt:
         ("SIGINT", "SIGINT", True, True),
         ("SIGTERM", "SIGINT", True, True),
         ("SIGINT", "SIGTERM", False, True),
+        ("SIGHUP", "SIGHUP", False, False),  # a terminal that closes: from the kernel and from the shell
     ],
 )
 def test_a_second_signal_ends_a_run_immediately_unless_its_sweep_sent_the_first(first, second, in_sweep, ends_at_once):

@@ -24,7 +24,8 @@ from pylorus.config.schema import (
     LossConfig,
 )
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
-from pylorus.core.io import iter_fields, validate
+from pylorus.core.integrity import seal_text, verify_text
+from pylorus.core.io import iter_fields, validate, write_text
 
 FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
@@ -132,12 +133,25 @@ def load_config(path: Path) -> Config:
     """Load the configuration file of a run's folder.
 
     Raises:
-        PylorusError: If it is not a configuration of this version of Pylorus.
+        PylorusError: If it is damaged, or not a configuration of this version of Pylorus.
     """
     try:
-        return build_config(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
-    except OmegaConfBaseException as error:
+        text = path.read_text(encoding="utf-8")
+        if not verify_text(text):
+            raise PylorusError(
+                f"{path}: damaged, or changed by hand: it does not match the checksum in its last line. Restore it, or "
+                "start a new run."
+            )
+        return build_config(DictConfig(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))))
+    except PylorusError as error:
+        raise error if str(path) in str(error) else PylorusError(f"{path}: {error}") from error
+    except Exception as error:  # YAML has many of its own
         raise PylorusError(f"{path}: not a configuration of this version of Pylorus. {error}") from error
+
+
+def save_config(path: Path, config: Any) -> None:
+    """Write the configuration file of a run's folder, with its checksum."""
+    write_text(path, seal_text(OmegaConf.to_yaml(config)))
 
 
 def format_error(error: BaseException) -> str:

@@ -179,6 +179,12 @@ class DataConfig:
         "do not reach the network; a frame in which no field of view is detected is left unchanged",
         choices=("none", "auto"),
     )
+    mask: str | None = key(
+        None,
+        "overlays: cover text, pictograms and flat plates, such as a scope map, that the console draws over the field; "
+        "none: leave them; null: overlays with crop=auto, otherwise none",
+        choices=("overlays", "none"),
+    )
     workers: int | None = key(None, "number of processes that decode images; null: chosen to suit the machine", low=0)
     drawn: SyntheticConfig = field(default_factory=SyntheticConfig)
 
@@ -198,6 +204,12 @@ class ModelConfig:
     args: dict[str, Any] = key(
         {}, "additional arguments for timm.create_model, or for model._target_, e.g. {drop_path_rate: 0.1}"
     )
+    mean: list[float] | None = key(
+        None,
+        "mean of red, green and blue, for pixels in [0, 1], of the images on which the weights were trained; null: "
+        "as timm states it for the model",
+    )
+    std: list[float] | None = key(None, "standard deviation of red, green and blue of these images; null: as for mean")
     _target_: str | None = key(
         None,
         "a network of your own: dotted path of a class or function that returns an nn.Module; model.name labels it",

@@ -164,8 +164,9 @@ def _convert_item_to_json(
     return values
 
 
-SPLITS, CLASSES, GROUPS, WITHIN = "splits", "classes", "groups", "within"
-"""Boundaries that copies may cross, the most severe first."""
+SPLITS, CLASSES, GROUPS, FREE, WITHIN = "splits", "classes", "groups", "set", "within"
+"""Boundaries that copies may cross, the most severe first; FREE if neither splits nor groups are defined."""
+BOUNDARIES = (SPLITS, CLASSES, GROUPS, FREE, WITHIN)
 
 
 def check_copies(images: ImageSet, copies: Copies) -> list[Finding]:
@@ -174,8 +175,8 @@ def check_copies(images: ImageSet, copies: Copies) -> list[Finding]:
     Copies across splits and across classes are reported as both. A pair of near copies is reported once, under the most
     severe boundary that it crosses.
     """
-    exact_items: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
-    near_items: dict[str, list[Item]] = {SPLITS: [], CLASSES: [], GROUPS: [], WITHIN: []}
+    exact_items: dict[str, list[Item]] = {boundary: [] for boundary in BOUNDARIES}
+    near_items: dict[str, list[Item]] = {boundary: [] for boundary in BOUNDARIES}
     exact_copies = _merge_exact_copies(copies)
     for members, similarity in exact_copies.items():
         boundaries = _find_crossed_boundaries(images, members)
@@ -207,8 +208,9 @@ def _find_crossed_boundaries(images: ImageSet, files: Sequence[int]) -> list[str
     crossed = [
         (SPLITS, images.has_split and len(set(splits)) > 1),
         (CLASSES, len(set(classes)) > 1),
+        (GROUPS, images.grouped and len(set(groups)) > 1),
         # Without patients and splits, an image and its copy may end up in different splits.
-        (GROUPS, len(set(groups)) > 1 if images.grouped else not images.has_split),
+        (FREE, not images.grouped and not images.has_split),
     ]
     return [boundary for boundary, is_crossed in crossed if is_crossed] or [WITHIN]
 
@@ -223,8 +225,7 @@ def _select_worst_pair(
     )
     pairs = product(first, second)
     candidates = [(pair, _find_crossed_boundaries(images, pair)) for pair in pairs]
-    severity = (SPLITS, CLASSES, GROUPS, WITHIN)
-    return min(candidates, key=lambda each: severity.index(each[1][0]))
+    return min(candidates, key=lambda each: BOUNDARIES.index(each[1][0]))
 
 
 def _select_representatives(images: ImageSet, files: tuple[int, ...]) -> list[int]:
@@ -246,22 +247,26 @@ _SEVERITIES: dict[tuple[str, str], Severity] = {
     ("copy", SPLITS): "leak",
     ("copy", CLASSES): "error",
     ("copy", GROUPS): "warning",
+    ("copy", FREE): "warning",
     ("copy", WITHIN): "note",
     ("near-copy", SPLITS): "leak",
     ("near-copy", CLASSES): "warning",
     ("near-copy", GROUPS): "warning",
+    ("near-copy", FREE): "warning",
     ("near-copy", WITHIN): "note",
 }
 _LOCATIONS = {
     SPLITS: "in more than one split: a model is tested on images that it was trained on.",
     CLASSES: "in more than one class: at most one of the labels is correct.",
     GROUPS: "in more than one group: the groups are the same patient, or a file is assigned to the wrong one.",
-    WITHIN: "within one class and group: each counts more than once.",
+    FREE: "more than once: a split could put one into training and another into the test.",
+    WITHIN: "within one class and split: each counts more than once.",
 }
 _REMEDIES = {
     SPLITS: "Keep one of each, or move all of them to the same split.",
     CLASSES: "Find out which label is correct, and remove the other file.",
     GROUPS: "Keep one of each, or assign them to one group, so that they stay in one split.",
+    FREE: "Keep one of each, or let Pylorus make the split: it keeps copies together.",
     WITHIN: "Keep one of each, unless they should count more than once.",
 }
 
@@ -273,7 +278,7 @@ def _build_copy_finding(kind: str, boundary: str, items: list[Item]) -> Finding:
     else:
         subject = f"{format_count(len(items), 'pair')} of nearly identical images"
     verb = "occurs" if len(items) == 1 else "occur"
-    code = kind if boundary == WITHIN else f"{kind}-across-{boundary}"
+    code = {WITHIN: kind, FREE: f"{kind}-in-set"}.get(boundary, f"{kind}-across-{boundary}")
     remedy = _REMEDIES[boundary] if kind == "copy" else f"Inspect the pairs. {_REMEDIES[boundary]}"
     return Finding(code, _SEVERITIES[kind, boundary], f"{subject} {verb} {_LOCATIONS[boundary]}", remedy, tuple(items))
 
@@ -448,8 +453,8 @@ def _check_groups(images: ImageSet) -> list[Finding]:
                 "no-groups",
                 "warning",
                 "Patients are not defined: leaks of patients between splits can't be found.",
-                "Use --group with a regular expression that matches the patient in the path, or a manifest with a "
-                "column group.",
+                "Use --group with a regular expression that matches the patient in the path, or --manifest with a "
+                "table that has a column group.",
             )
         ]
     with_group = images.table[images.table["group"] != ""]
@@ -460,8 +465,9 @@ def _check_groups(images: ImageSet) -> list[Finding]:
             Finding(
                 "group-not-found",
                 "error",
-                f"The regular expression matches no patient in {format_count(len(unmatched), 'path')}.",
-                "Rename these files, or use an expression that matches all paths: each needs a patient.",
+                f"No patient is known for {format_count(len(unmatched), 'file')}.",
+                "Use an expression for --group that matches all paths, or a table for --manifest whose column group is "
+                "filled in everywhere: each file needs a patient.",
                 tuple(Item((int(index),)) for index in unmatched),
             )
         )

@@ -1,14 +1,19 @@
-"""What an audit works on and reports: the image set, and findings with their severity, remedy and files."""
+"""What an audit works on and reports: the image set, findings with severity, remedy and files, and leaks of a split."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from pylorus.core.errors import format_name_list
 from pylorus.data.files import Root
 
 Severity: TypeAlias = Literal["leak", "error", "warning", "note"]
@@ -30,6 +35,8 @@ class Thresholds:
         turned_distance: Maximum Hamming distance in bits; with 3 instead of 7, at least 97 % were still found.
         likeness: Least correlation of the fine structure of near copies' thumbnails, in [-1, 1]. Images of different
             subjects reached 0.83; copies that were re-encoded, downscaled, rotated or mirrored 0.96 and more.
+        neighbor: Least cosine of descriptors from which two images are aligned and compared, in [-1, 1].
+        neighbors: Maximum number of images with which each is aligned and compared.
         contrast: Standard deviation of grey levels below which an image is blank and not compared.
         crowd: Maximum number of images that are compared per hash key.
         shortest: Shorter side in pixels below which an image is tiny.
@@ -41,7 +48,7 @@ class Thresholds:
         least_for_outliers: Images that a set needs for outliers to be detected.
         imbalance: Ratio of the largest to the smallest class from which imbalance is reported.
         border: Fraction of the frame from which dark edges are a black border.
-        letters: Number of letter-like shapes that indicate text.
+        repeated: Fraction of the frames of one size that have a text-like shape at one place, from which it is text.
         shortcut: Difference between classes in the proportion of images with border or text from which it is reported.
         least_for_shortcut: Images that a class needs for this comparison.
     """
@@ -50,6 +57,8 @@ class Thresholds:
     many: int = 200_000
     turned_distance: int = 3
     likeness: float = 0.9
+    neighbor: float = 0.85
+    neighbors: int = 8
     contrast: float = 4.0
     crowd: int = 256
     shortest: int = 64
@@ -60,7 +69,7 @@ class Thresholds:
     least_for_outliers: int = 30
     imbalance: float = 3.0
     border: float = 0.1
-    letters: int = 4
+    repeated: float = 0.2
     shortcut: float = 0.3
     least_for_shortcut: int = 10
 
@@ -140,3 +149,90 @@ class ImageSet:
         """Return the path, class, split or group of some files."""
         column = self._columns[name]
         return [column[index] for index in files]
+
+
+KINDS = {
+    "patient": ("patient", "patients"),
+    "file": ("pair of identical files", "pairs of identical files"),
+    "pixels": ("pair with identical pixels", "pairs with identical pixels"),
+    "near": ("pair of near copies", "pairs of near copies"),
+}
+"""Kinds of leaks, each with its singular and plural noun."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows of a catalog that show the same patient or image.
+
+    Attributes:
+        kind: One of KINDS.
+        first: Row of one image.
+        second: Row of the other image.
+        description: What they have in common, in words.
+    """
+
+    kind: str
+    first: int
+    second: int
+    description: str
+
+
+def find_leaks(table: pd.DataFrame, pairs: Sequence[Pair], *, grouped: bool) -> list[Pair]:
+    """Find what is in more than one split: patients, if groups are patients, images and near copies of images.
+
+    Each patient, each image that occurs in several files, and each pair of near copies counts once, as in the audit.
+
+    Args:
+        table: One row per image, with columns group and split.
+        pairs: Copies as pairs of its rows.
+        grouped: Whether groups are patients.
+    """
+    split = table["split"].to_numpy()
+    exact_pairs = [pair for pair in pairs if pair.kind != "near"]
+    links = np.array([[pair.first, pair.second] for pair in exact_pairs], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(table), len(table)))
+    _, image = connected_components(graph, directed=False)
+    first_rows: dict[int, dict[str, int]] = defaultdict(dict)
+    for row in np.unique(links).tolist():
+        first_rows[image[row]].setdefault(split[row], row)
+    leaks: dict[int, Pair] = {}
+    for pair in exact_pairs:
+        if image[pair.first] not in leaks and split[pair.first] != split[pair.second]:
+            leaks[image[pair.first]] = pair
+    for pair in pairs:
+        if pair.kind == "near":
+            ends = product(
+                *(first_rows.get(image[row], {split[row]: row}).values() for row in (pair.first, pair.second))
+            )
+            crossing = next(((first, second) for first, second in ends if split[first] != split[second]), None)
+            if crossing is not None:
+                leaks[len(table) + len(leaks)] = replace(pair, first=crossing[0], second=crossing[1])
+    leaked_groups = list(_find_leaked_groups(table)) if grouped else []
+    return leaked_groups + list(leaks.values())
+
+
+def format_leaks(table: pd.DataFrame, found_leaks: Sequence[Pair]) -> str:
+    """Format the error message about leaks: how many of each kind, and the first pairs by name."""
+    path = table["path"].to_numpy()
+    counts = count_leaks(found_leaks)
+    summary = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
+    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.description}" for pair in found_leaks]
+    return (
+        f"Found in more than one split: {summary}.\n{format_name_list(lines)}\n"
+        "Performance measured on this split would not be valid. Move each pair to one split, remove one of each pair, "
+        "let Pylorus make the split (it keeps copies together), or accept the leaks with data.accept_leaks=true: the "
+        "report then states them."
+    )
+
+
+def count_leaks(found_leaks: Sequence[Pair]) -> dict[str, int]:
+    """Count the leaks of each kind."""
+    return {kind: sum(pair.kind == kind for pair in found_leaks) for kind in KINDS}
+
+
+def _find_leaked_groups(table: pd.DataFrame) -> Iterator[Pair]:
+    """Yield a pair for each group in several splits: its first rows in the first two of them."""
+    firsts = table.reset_index(drop=True).drop_duplicates(["group", "split"])
+    leaked = firsts[firsts["group"].duplicated(keep=False)]
+    for group, rows in leaked.groupby("group").groups.items():
+        yield Pair("patient", int(rows[0]), int(rows[1]), f"patient {group}")

@@ -15,7 +15,11 @@ from pylorus.data.decode import UnreadableImageError, decode_image
 from pylorus.data.fact_store import Facts, extract_fact_column
 from pylorus.data.field_of_view import find_field
 from pylorus.data.files import RGB, ImageLocation, read_image_bytes
+from pylorus.data.image_measures import PLACES
+from pylorus.data.overlays import find_overlays
 
+MIN_FRAMES_OF_A_SIZE = 8
+"""Images of one size from which shapes are compared between them."""
 MIN_SPREAD = {"sharpness": 0.1, "brightness": 4.0}
 """Least spread (log units, grey levels): otherwise small differences in a homogeneous set would be outliers."""
 
@@ -28,17 +32,19 @@ def check_image_quality(images: ImageSet, facts: Sequence[Facts], thresholds: Th
     if not len(indices):
         return []
     classes = images.table["class"].to_numpy()[indices].astype(np.str_)
-    border, letters = extract_fact_column(facts, "border")[indices], extract_fact_column(facts, "letters")[indices]
+    border, covered = extract_fact_column(facts, "border")[indices], extract_fact_column(facts, "covered")[indices]
     sharpness, brightness = (
         extract_fact_column(facts, "sharpness")[indices],
         extract_fact_column(facts, "brightness")[indices],
     )
-    has_border, has_text = border >= thresholds.border, letters >= thresholds.letters
+    has_border, rows = border >= thresholds.border, extract_fact_column(facts, "text")[indices]
+    has_text = (rows > 0) | find_repeated_text(facts, indices, thresholds)
     return [
         *_check_sharpness_and_brightness(indices, sharpness, brightness, thresholds),
         *_check_borders(indices, border, has_border),
         *_check_shortcut("border", "a black border", has_border, classes, thresholds),
-        *_check_text(indices, letters, has_text),
+        *_check_text(indices, rows, has_text),
+        *_check_overlays(indices, covered),
         *_check_shortcut("text", "signs of burned-in text", has_text, classes, thresholds),
     ]
 
@@ -117,22 +123,71 @@ def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_
     ]
 
 
-def _check_text(indices: NDArray[np.int64], letters: NDArray[np.int64], has_text: Mask) -> list[Finding]:
+def find_repeated_text(facts: Sequence[Facts], indices: NDArray[np.int64], thresholds: Thresholds) -> Mask:
+    """Find images with a text-like shape where many images of the same size have one.
+
+    A few letters can't be told from reflections in a single frame; but reflections lie elsewhere in each frame, while a
+    console writes at the same places.
+
+    Args:
+        facts: Facts of files.
+        indices: Indices of the readable images into `facts`.
+        thresholds: `repeated` is used.
+
+    Returns:
+        Whether each of the readable images has such a shape.
+    """
+    width, height = (extract_fact_column(facts, name)[indices].astype(np.float64) for name in ("width", "height"))
+    digits = "".join(extract_fact_column(facts, "places")[indices])
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8)).reshape(-1, PLACES, PLACES)
+    near = bits.copy()  # frames are cut out slightly differently: cells beside a shape count as well
+    for axis in (1, 2):
+        near |= np.roll(near, 1, axis) | np.roll(near, -1, axis)
+    # Sizes that differ by up to 5 %: public sets crop frames of one device to slightly different sizes.
+    sizes = np.round(np.log(np.stack([width, height], axis=1)) / np.log(1.05)).astype(np.int64)
+    is_repeated = np.zeros(len(indices), dtype=bool)
+    for size in np.unique(sizes, axis=0):
+        members = np.flatnonzero((sizes == size).all(axis=1))
+        if len(members) < MIN_FRAMES_OF_A_SIZE:
+            continue
+        share = near[members].mean(axis=0)
+        usual = share >= max(thresholds.repeated, 3 * float(np.median(share)))
+        is_repeated[members] = (bits[members].astype(bool) & usual).any(axis=(1, 2))
+    return is_repeated
+
+
+def _check_text(indices: NDArray[np.int64], rows: NDArray[np.int64], has_text: Mask) -> list[Finding]:
     if not has_text.any():
         return []
+    details = [f"{format_count(int(count), 'row')} of text" if count else "a few letters" for count in rows]
     return [
         Finding(
             "burned-in-text",
             "warning",
-            f"{format_count(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text "
-            "outside the field of view: it may identify the patient or the device.",
-            "Export without overlays, or set data.crop=auto and check what remains before you share images.",
-            _build_items(
-                indices,
-                has_text,
-                -letters,
-                [f"{count} letter-like {'shape' if count == 1 else 'shapes'}" for count in letters],
-            ),
+            f"{format_count(int(has_text.sum()), 'image')} of {len(indices):,} with signs of burned-in text: it may "
+            "identify the patient or the device.",
+            "Export without overlays, or set data.crop=auto, which covers them for the network (data.mask), and check "
+            "what remains before you share images.",
+            _build_items(indices, has_text, -rows, details),
+        )
+    ]
+
+
+def _check_overlays(indices: NDArray[np.int64], covered: NDArray[np.float64]) -> list[Finding]:
+    is_covered = covered > 0
+    if not is_covered.any():
+        return []
+    details = [f"{format_percent(value)} % of the frame" for value in covered]
+    return [
+        Finding(
+            "overlays",
+            "note",
+            f"data.mask=overlays would cover text or plates in {format_count(int(is_covered.sum()), 'image')} of "
+            f"{len(indices):,}: {format_percent(float(np.median(covered[is_covered])))} % of the frame in the median, "
+            f"at most {format_percent(float(covered.max()))} %.",
+            "It is the default with data.crop=auto. Inspect the images: what is covered is outlined in the sample of "
+            "fields of view.",
+            _build_items(indices, is_covered, -covered, details),
         )
     ]
 
@@ -181,12 +236,14 @@ class FieldSample:
         file: Index of the image in the image set's table.
         shape: `full` if nothing is cropped, else its shape in words.
         cut: Fraction of the frame that is cropped or blacked out, in [0, 1].
+        covered: Fraction of the field that data.mask=overlays covers, in [0, 1].
         reason: Why this is the field, or why none was found.
     """
 
     file: int
     shape: str
     cut: float
+    covered: float
     reason: str
 
 
@@ -204,9 +261,10 @@ def sample_fields(images: ImageSet, facts: Sequence[Facts]) -> tuple[FieldSample
         field = find_field(image)
         left, top, right, bottom = field.box
         field_pixels = (right - left) * (bottom - top) if field.mask is None else int(field.mask.sum())
-        fields.append(
-            FieldSample(index, field.shape, 1 - field_pixels / (image.shape[0] * image.shape[1]), field.reason)
-        )
+        covered = find_overlays(image).draw_mask(image.shape)[top:bottom, left:right]
+        covered_pixels = int((covered if field.mask is None else covered & field.mask).sum())
+        cut = 1 - field_pixels / (image.shape[0] * image.shape[1])
+        fields.append(FieldSample(index, field.shape, cut, covered_pixels / field_pixels, field.reason))
     return tuple(fields)
 
 
@@ -236,9 +294,14 @@ def check_fields(fields: Sequence[FieldSample]) -> list[Finding]:
             f"In a sample of {format_count(len(fields), 'image')} with a black edge, data.crop=auto would crop "
             f"{len(cropped)}{range_of_fractions} and leave {len(fields) - len(cropped)} unchanged.",
             "Inspect the outlines below. If they fit, set data.crop=auto.",
-            tuple(Item((each.file,), each.reason) for each in fields),
+            tuple(Item((each.file,), _describe_field(each)) for each in fields),
         )
     ]
+
+
+def _describe_field(field: FieldSample) -> str:
+    percent = format_percent(field.covered)
+    return field.reason + (f"; overlays cover {percent} % of it" if field.covered > 0 else "")
 
 
 def _select_images(images: ImageSet, facts: Sequence[Facts]) -> list[int]:

@@ -63,6 +63,7 @@ ARGUMENTS = {
     "data.split_seed": "split_seed",
     "data.fit": "fit",
     "data.crop": "crop",
+    "data.mask": "mask",
     "data.accept_leaks=true: the report then states them": "accept_leaks=True",
     "cache.folder": "cache",
     "Replace them, move them out of the class folders, or leave them out with data.on_error=quarantine, which lists "
@@ -135,6 +136,7 @@ class ImageDataModule(pl.LightningDataModule):
         augment: str | Mapping[str, Any] = "light",
         fit: Literal["pad", "stretch", "crop"] = DEFAULT_FIT,
         crop: Literal["none", "auto"] = DEFAULT_CROP,
+        mask: Literal["overlays", "none"] | None = None,
         seed: Annotated[int, Ge(0)] = 0,
         cache: str | Path | None = None,
     ) -> None:
@@ -157,6 +159,7 @@ class ImageDataModule(pl.LightningDataModule):
             augment: Augmentation of the training images: none, light, endoscopy, or transforms with their arguments.
             fit: How a frame is made square: pad, stretch or crop.
             crop: none, or auto: crop to the endoscopic field of view.
+            mask: overlays: cover text and plates that the console draws; none; None: overlays if crop is auto.
             seed: Random seed of order and augmentation.
             cache: Folder that holds what was read and decoded for the next time; None: nothing is cached.
 
@@ -177,6 +180,7 @@ class ImageDataModule(pl.LightningDataModule):
             "accept_leaks": accept_leaks,
             "fit": fit,
             "crop": crop,
+            "mask": mask,
         }
         cache_folder = None if cache is None else resolve_path(cache, argument="cache")
         cache_config = CacheConfig(images=False) if cache_folder is None else CacheConfig(folder=str(cache_folder))
@@ -185,7 +189,7 @@ class ImageDataModule(pl.LightningDataModule):
             options = validate(DataConfig, values, where="data.")
             policy = load_policy(augment) if isinstance(augment, str) else AugmentConfig("custom", dict(augment))
             build_augmentation(policy)  # reports a typo before the files are read
-            form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop)
+            form = resolve_input_format(model, image_size=image_size, fit=fit, crop=crop, mask=mask)
             catalog = read_folders(
                 root,
                 classes=None if classes is None else list(classes),

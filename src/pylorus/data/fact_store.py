@@ -51,7 +51,9 @@ SCHEMA = pa.schema(
         "sharpness": pa.float64(),
         "brightness": pa.float64(),
         "border": pa.float64(),
-        "letters": pa.int32(),
+        "text": pa.int32(),
+        "covered": pa.float64(),
+        "places": DIGEST,
     }
 )
 DIGESTS = tuple(field.name for field in SCHEMA if field.type == DIGEST)
@@ -76,10 +78,12 @@ class Facts:
         personal: Names of tags that may identify a person, separated by commas.
         pixels: Hash of the decoded pixels.
         thumbnail: SIDE × SIDE grey levels; empty if there is no image.
-        sharpness: Variance of the Laplacian; see `image_measures.ImageMeasures` for this and the next three.
+        sharpness: Variance of the Laplacian; see `image_measures.ImageMeasures` for this and the next five.
         brightness: Mean grey level, in [0, 255].
         border: Fraction of the frame that is black border, in [0, 1].
-        letters: Number of letter-like shapes in the border.
+        text: Number of rows of text that a console has written into the frame.
+        covered: Fraction of the frame that data.mask=overlays covers, in [0, 1].
+        places: Where text may stand; see `image_measures.locate_text`.
     """
 
     sha256: str
@@ -95,7 +99,9 @@ class Facts:
     sharpness: float = 0.0
     brightness: float = 0.0
     border: float = 0.0
-    letters: int = 0
+    text: int = 0
+    covered: float = 0.0
+    places: str = ""
 
     @property
     def readable(self) -> bool:

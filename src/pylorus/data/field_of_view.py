@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_percent
-from pylorus.data.field_shape import SNAP, Disc, Shape, count_border_points, fit_shapes
+from pylorus.data.field_shape import (
+    SNAP,
+    FieldOfView,
+    Shape,
+    build_full_field,
+    count_border_points,
+    draw_mask,
+    fit_shapes,
+    scale_to_frame,
+)
 from pylorus.data.files import RGB
 
 FINDER = 2
@@ -280,28 +289,6 @@ FULL_AREA = 0.995
 MAX_CUT = 0.2
 """Maximum proportion of the region that a shape may cut off: an inset that touches the field, or text."""
 
-_SHIFT = 4
-"""Fractional bits of the coordinates with which OpenCV draws polygons."""
-
-
-@dataclass(frozen=True)
-class FieldOfView:
-    """The field of view in a frame.
-
-    Attributes:
-        box: Left, top, right, bottom in pixels of the frame; right and bottom are exclusive.
-        shape: `full` if nothing is to be cropped, otherwise a description of the shape, such as `octagon`.
-        mask: True inside the field, of shape (bottom - top, right - left); None if the field fills the whole box.
-        support: Proportion of the visible edge that lies on the shape, in [0, 1]; 0 if no shape was fitted.
-        reason: Why this is the field, or why none was found, for the audit.
-    """
-
-    box: tuple[int, int, int, int]
-    shape: str
-    mask: NDArray[np.bool_] | None
-    support: float
-    reason: str
-
 
 def find_field(image: RGB) -> FieldOfView:
     """Detect the field of view of a frame; deterministic.
@@ -438,38 +425,3 @@ def crop_to_field(image: RGB, field: FieldOfView | None = None) -> RGB:
     if field.mask is None:
         return cropped.copy()
     return np.asarray(cv2.bitwise_and(cropped, cropped, mask=field.mask.view(np.uint8)))
-
-
-def build_full_field(image: RGB, reason: str, *, support: float = 0.0) -> FieldOfView:
-    """Return the whole frame as the field, with the reason."""
-    height, width = image.shape[:2]
-    return FieldOfView((0, 0, width, height), "full", None, support, reason)
-
-
-def scale_to_frame(image: RGB, shape: Shape, support: float, *, working_side: int) -> FieldOfView:
-    """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
-    height, width = image.shape[:2]
-    scale = min(1.0, working_side / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    mask = draw_mask(shape, scale=(width / size[0], height / size[1]), size=(width, height))
-    rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
-    top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
-    left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
-    box_mask = np.ascontiguousarray(mask[top:bottom, left:right])
-    reason = f"{shape.name}: {format_percent(support, digits=0)} % of its border is visible"
-    return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)
-
-
-def draw_mask(shape: Shape, *, scale: tuple[float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Rasterize a shape, scaled by (x, y) `scale`, to a mask of a frame of `size` (width, height)."""
-    import cv2
-
-    width, height = size
-    mask = np.zeros((height, width), dtype=np.uint8)
-    corners = np.round((shape.get_polygon() * scale - 0.5) * 2**_SHIFT).astype(np.int32)
-    cv2.fillConvexPoly(mask, corners, 1, lineType=cv2.LINE_8, shift=_SHIFT)
-    if isinstance(shape, Disc):
-        box = np.clip(np.array(shape.box), -1e6, 1e6) * np.tile(scale, 2)
-        left, top, right, bottom = (max(0, round(side)) for side in box.tolist())
-        mask[:top], mask[bottom:], mask[:, :left], mask[:, right:] = 0, 0, 0, 0
-    return mask.view(np.bool_)

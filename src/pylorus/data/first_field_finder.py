@@ -11,16 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_percent
-from pylorus.data.field_of_view import FieldOfView, build_full_field, draw_mask, scale_to_frame
 from pylorus.data.field_shape import (
     Box,
     ChamferedBox,
     Corner,
     Disc,
+    FieldOfView,
     Points,
     RoundedBox,
     Shape,
+    build_full_field,
     compute_box_distance,
+    draw_mask,
+    scale_to_frame,
     transform_to_corner,
 )
 from pylorus.data.files import RGB

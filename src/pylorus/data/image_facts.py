@@ -24,7 +24,7 @@ from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
 from pylorus.data.files import RGB, Root, read_image_bytes
 from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_to_grey
 
-VERSION = 2
+VERSION = 3
 """Increment when the same file would give other facts."""
 BLOCK = 256
 """Files after which new facts and images are passed on to their caches: an interrupted pass loses little."""
@@ -67,7 +67,7 @@ def analyze_content(content: bytes) -> tuple[Facts, RGB | None]:
         height=height,
         pixels=_hash_pixels(image, grey),
         thumbnail=compute_thumbnail(grey).tobytes(),
-        **dataclasses.asdict(measure_image(grey)),
+        **dataclasses.asdict(measure_image(image, grey)),
     )
     return measured, image
 

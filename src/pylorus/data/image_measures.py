@@ -1,7 +1,8 @@
 """Measures of one image or file: metadata, fingerprints for the search for copies, and quality.
 
-Of tags that may identify a person, only the names are read, never the values. Fingerprints are thumbnails of 1,024
-bytes and 64-bit perceptual hashes of their eight orientations. The black around the field of view, the same in every
+Of tags that may identify a person, only the names are read, never the values. Fingerprints are thumbnails of 4,096
+bytes, 64-bit perceptual hashes of their eight orientations, and descriptors of windows of them, with which cropped
+copies are found. The black around the field of view, the same in every
 frame of an endoscope, has no weight in them; otherwise two frames would be similar because the octagon around them is
 the same. Quality is sharpness, brightness, black border and burned-in text.
 """
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from pylorus.data.files import FORMATS, RGB
+from pylorus.data.overlays import Overlays, find_overlays
 
 FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
@@ -114,8 +116,10 @@ def _has_text(value: object) -> bool:
     return bool(str(value).strip("\0 "))
 
 
-THUMBNAIL_SIDE = 32
-"""Side length of a thumbnail in pixels."""
+THUMBNAIL_SIDE = 64
+"""Side length of a stored thumbnail in pixels: less, and images cannot be aligned well enough to tell copies apart."""
+HASH_SIDE = 32
+"""Side length in pixels to which thumbnails are reduced for hashes and descriptors."""
 BLACK, FULL_WEIGHT = 10.0, 34.0
 """Grey levels up to which a pixel has weight 0, and from which it has weight 1."""
 BLOCK = 8192
@@ -133,11 +137,11 @@ ORIENTATIONS = (
 """Names of the eight orientations, in the order of `transform_thumbnails`."""
 
 Thumbnails = NDArray[np.uint8]
-"""Grey thumbnails of shape (images, SIDE, SIDE)."""
+"""Grey thumbnails of shape (images, side, side)."""
 
 
 def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
-    """Reduce an image by a whole factor, so that its longer side has at most `TEXT_SIDE` pixels, and make it grey.
+    """Reduce an image by a whole factor, so that its longer side has at most `REDUCED_SIDE` pixels, and make it grey.
 
     Averaging over whole pixels is fast: nothing measured here needs the full resolution.
 
@@ -147,7 +151,7 @@ def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
     Returns:
         Grey levels, uint8 of shape (height // factor, width // factor).
     """
-    factor = -(-max(image.shape) // TEXT_SIDE)
+    factor = -(-max(image.shape) // REDUCED_SIDE)
     height, width = image.shape[:2]
     reduced = image
     if factor > 1 and min(height, width) >= factor:
@@ -163,6 +167,12 @@ def compute_thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
+def reduce_thumbnails(thumbnails: Thumbnails) -> Thumbnails:
+    """Reduce stored thumbnails to the side `HASH_SIDE` by averaging over 2 × 2 pixels."""
+    pairs = thumbnails[:, ::2].astype(np.uint16) + thumbnails[:, 1::2]
+    return np.asarray((pairs[:, :, ::2] + pairs[:, :, 1::2] + 2) // 4, dtype=np.uint8)
+
+
 def transform_thumbnails(thumbnails: Thumbnails, position: int) -> Thumbnails:
     """Return all thumbnails in one of the eight orientations; `position` is an index into `ORIENTATIONS`."""
     oriented = thumbnails[:, :, ::-1] if position >= 4 else thumbnails
@@ -172,7 +182,7 @@ def transform_thumbnails(thumbnails: Thumbnails, position: int) -> Thumbnails:
 def compute_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
     """Compute the perceptual hash of each thumbnail: which of its 64 lowest frequencies exceed their median.
 
-    The transform is the discrete cosine transform without its constant, over SIDE × SIDE pixels (Zauner 2010).
+    The transform is the discrete cosine transform without its constant, over all pixels (Zauner 2010).
 
     Returns:
         Hashes of shape (images,).
@@ -181,9 +191,9 @@ def compute_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
 
 
 def _compute_block_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
-    filled = _replace_black(thumbnails)
-    frequencies, pixels = np.arange(1, 9)[:, None], np.arange(THUMBNAIL_SIDE)[None, :]
-    basis = np.cos(np.pi * frequencies * (2 * pixels + 1) / (2 * THUMBNAIL_SIDE)).astype(np.float32)
+    filled, side = _replace_black(thumbnails), thumbnails.shape[1]
+    frequencies, pixels = np.arange(1, 9)[:, None], np.arange(side)[None, :]
+    basis = np.cos(np.pi * frequencies * (2 * pixels + 1) / (2 * side)).astype(np.float32)
     spectrum = (basis @ filled @ basis.T).reshape(-1, 64)
     bits = spectrum > np.median(spectrum, axis=1, keepdims=True)
     return np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint64).reshape(-1)
@@ -215,7 +225,7 @@ def compute_similarity(first: Thumbnails, second: Thumbnails) -> NDArray[np.floa
 
     def filter_fine_structure(thumbnails: Thumbnails) -> NDArray[np.float32]:
         filled = _replace_black(thumbnails)
-        smooth = np.stack([cv2.GaussianBlur(each, (0, 0), THUMBNAIL_SIDE / 8) for each in filled])
+        smooth = np.stack([cv2.GaussianBlur(each, (0, 0), thumbnails.shape[1] / 8) for each in filled])
         fine = filled - smooth
         return np.asarray(fine - (weight * fine).sum(axis=(1, 2), keepdims=True) / total, dtype=np.float32)
 
@@ -225,6 +235,155 @@ def compute_similarity(first: Thumbnails, second: Thumbnails) -> NDArray[np.floa
     covariance = (weight * first_fine * second_fine).sum(axis=(1, 2))
     norm = np.sqrt((weight * first_fine**2).sum(axis=(1, 2)) * (weight * second_fine**2).sum(axis=(1, 2)))
     return np.asarray(covariance / np.maximum(norm, 1e-6), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a thumbnail, relative to the whole.
+
+    Attributes:
+        scale: Side of the part, in (0, 1].
+        right: How far its center is to the right of the thumbnail's, as a proportion of the thumbnail's side.
+        down: How far its center is below that of the thumbnail.
+    """
+
+    scale: float = 1.0
+    right: float = 0.0
+    down: float = 0.0
+
+    def build_transform(self, side: int) -> NDArray[np.float32]:
+        """Return the affine map of shape (2, 3) from pixels of the enlarged part to pixels of the whole thumbnail."""
+        center = (side - 1) / 2
+        offsets = (center * (1 - self.scale) + each * side for each in (self.right, self.down))
+        return np.array([[self.scale, 0, next(offsets)], [0, self.scale, next(offsets)]], dtype=np.float32)
+
+
+def compute_descriptors(thumbnails: Thumbnails, window: Window) -> NDArray[np.float32]:
+    """Compute unit vectors that are similar for thumbnails with a similar coarse structure inside a window.
+
+    They are the lowest 35 frequencies of the discrete cosine transform of the window, without the constant, weighted by
+    the square root of the frequency.
+
+    Returns:
+        Descriptors of shape (images, 35); their inner product is a similarity in [-1, 1].
+    """
+    frequencies, side = np.arange(6), thumbnails.shape[1]
+    radius = np.hypot(frequencies[:, None], frequencies)
+    selected = radius > 0
+    pixels = (np.arange(side) + 0.5) / side
+    bases = []
+    for shift in (window.down, window.right):
+        inside = (pixels - 0.5 - shift) / window.scale + 0.5
+        basis = np.cos(np.pi * frequencies[:, None] * inside)
+        basis *= np.clip((0.5 - np.abs(inside - 0.5)) * window.scale * side + 0.5, 0, 1)
+        basis[1:] -= basis[0] * basis[1:].sum(axis=1, keepdims=True) / basis[0].sum()  # blind to brightness
+        bases.append(basis.astype(np.float32))
+    weight = np.sqrt(radius[selected] * np.where(np.outer(frequencies, frequencies)[selected] > 0, 2, 1))
+    blocks = []
+    for begin in range(0, max(1, len(thumbnails)), BLOCK):
+        spectrum = (bases[0] @ _replace_black(thumbnails[begin : begin + BLOCK]) @ bases[1].T)[:, selected]
+        spectrum = spectrum * weight.astype(np.float32)
+        blocks.append(spectrum / np.maximum(np.linalg.norm(spectrum, axis=1, keepdims=True), 1e-6))
+    return np.asarray(np.concatenate(blocks), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How one thumbnail has to be changed so that it matches another.
+
+    Attributes:
+        likeness: Correlation of their fine structure where they overlap, in [-1, 1]; -1 if they could not be aligned.
+        scale: Side of the second's content in the first, as a proportion of the first's.
+        angle: Rotation in degrees, in [-180, 180].
+    """
+
+    likeness: float
+    scale: float = 1.0
+    angle: float = 0.0
+
+
+MAX_STRETCH, MAX_ANGLE, MIN_OVERLAP = 1.35, 15.0, 0.97
+"""Limits of an alignment: ratio of the sides, degrees, and how much of the smaller one the other shows: a copy shows
+nothing that the original lacks, and two views of one place, each of which does, are not copies."""
+
+
+def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window: Window) -> Alignment:
+    """Align two grey thumbnails of shape (side, side) by an affine map, and compare their fine structure.
+
+    The map maximizes the correlation (Evangelidis and Psarakis 2008). The search starts where the second shows the
+    window of the first, with each in turn as the template, since a template should not extend beyond the other image.
+
+    Args:
+        first: The image of which the second may show a part.
+        second: The other image.
+        window: The part of the first that the second may show.
+    """
+    pair = np.stack([first, second])
+    filled, weight = _replace_black(pair), _compute_weight(pair)
+    start = window.build_transform(first.shape[0])
+    best = Alignment(-1.0)
+    for template, moving, initial in ((1, 0, start), (0, 1, cv2.invertAffineTransform(start))):
+        try:
+            criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
+            _, found = cv2.findTransformECC(
+                filled[template],
+                filled[moving],
+                initial.astype(np.float32),
+                cv2.MOTION_AFFINE,
+                criteria,
+                np.full(first.shape, 255, dtype=np.uint8),
+                3,
+            )
+        except cv2.error:  # no convergence: the images have nothing in common
+            continue
+        transform = np.asarray(found, dtype=np.float64)
+        stretches = np.linalg.svd(transform[:, :2], compute_uv=False)
+        scale = float(np.sqrt(stretches.prod()))
+        angle = float(np.degrees(np.arctan2(transform[1, 0] - transform[0, 1], transform[0, 0] + transform[1, 1])))
+        is_plausible = stretches[1] >= 1 / MAX_STRETCH and stretches[0] <= MAX_STRETCH and abs(angle) <= MAX_ANGLE
+        likeness = _compare_aligned(filled, weight, template, moving, transform) if is_plausible else -1.0
+        if likeness > best.likeness:
+            best = Alignment(likeness, scale, angle) if template else Alignment(likeness, 1 / scale, -angle)
+        if best.likeness >= ALIGNED_LIKENESS:
+            break
+    return best
+
+
+ALIGNED_LIKENESS = 0.95
+"""Likeness from which the alignment is not tried in the other direction."""
+
+
+def _compare_aligned(
+    filled: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    template: int,
+    moving: int,
+    transform: NDArray[np.float64],
+) -> float:
+    """Return the correlation of the fine structure of two images where they overlap, -1 if that is too little."""
+    side = filled.shape[1]
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(filled[moving], transform, (side, side), flags=flags)
+    is_visible = (weight > 0.5).astype(np.float32)
+    layers = np.stack([weight[moving], np.ones((side, side), np.float32), is_visible[moving]], axis=-1)
+    moved_weight, inside, moved_visible = np.moveaxis(
+        cv2.warpAffine(layers, transform, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), -1, 0
+    )
+    visible = (is_visible[template].sum(), is_visible[moving].sum() / abs(np.linalg.det(transform[:, :2])))
+    if (is_visible[template] * moved_visible).sum() < MIN_OVERLAP * min(visible):
+        return -1.0
+    inside = cv2.erode((inside > 0.99).astype(np.float32), np.ones((3, 3), np.uint8))
+    common = weight[template] * moved_weight * inside
+    total = max(float(common.sum()), 1e-6)
+    smooth_weight = np.maximum(cv2.GaussianBlur(common, (0, 0), side / 16), 1e-6)
+    fine = []
+    for image in (filled[template], moved):
+        # The noise of single pixels is smoothed away; what is coarser than a cell or a fold is subtracted.
+        smooth = cv2.GaussianBlur(image * common, (0, 0), side / 16) / smooth_weight
+        structure = cv2.GaussianBlur(image, (0, 0), side / 80) - smooth
+        fine.append(structure - (common * structure).sum() / total)
+    norm = np.sqrt((common * fine[0] ** 2).sum() * (common * fine[1] ** 2).sum())
+    return float((common * fine[0] * fine[1]).sum() / max(norm, 1e-6))
 
 
 def _map_blocks(measure: Callable[[Thumbnails], NDArray[Any]], thumbnails: Thumbnails, kind: type) -> NDArray[Any]:
@@ -248,8 +407,10 @@ def _replace_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
 
 MEASURED_SIDE = 256
 """Longer side in pixels at which sharpness and border are measured: otherwise sharpness would depend on the size."""
-TEXT_SIDE = 1024
-"""Longest side in pixels at which text is searched for."""
+REDUCED_SIDE = 1024
+"""Longest side in pixels of the reduced grey image."""
+PLACES = 16
+"""Cells a side of the grid that says where text may stand."""
 MAX_BORDER_LEVEL = 24
 """Grey level up to which a pixel connected to the frame's edge is border."""
 
@@ -264,58 +425,48 @@ class ImageMeasures:
         sharpness: Variance of the Laplacian outside the border, in grey levels squared.
         brightness: Mean grey level outside the border, in [0, 255].
         border: Fraction of the frame that is dark and connected to its edge, in [0, 1].
-        letters: Number of small bright shapes of the size of letters in the border.
+        text: Number of rows of text that a console has written into the frame.
+        covered: Fraction of the frame that data.mask=overlays covers, in [0, 1].
+        places: Where text may stand; see `locate_text`.
     """
 
     sharpness: float
     brightness: float
     border: float
-    letters: int
+    text: int
+    covered: float
+    places: str
 
 
-def measure_image(grey: Grey) -> ImageMeasures:
-    """Measure a grey image of shape (height, width), reduced by `reduce_to_grey`."""
+def measure_image(image: RGB, grey: Grey) -> ImageMeasures:
+    """Measure an image of shape (height, width, 3); `grey` is the same, reduced by `reduce_to_grey`."""
     resized = _resize_to_limit(grey, MEASURED_SIDE)
     border = _find_edge_regions(resized <= MAX_BORDER_LEVEL)
     interior = cv2.erode((~border).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
     if not interior.any():
         interior = np.ones_like(border)
     laplacian = cv2.Laplacian(resized, cv2.CV_32F)
+    overlays = find_overlays(image)
     return ImageMeasures(
         sharpness=float(laplacian[interior].var()),
         brightness=float(resized[interior].mean()),
         border=float(border.mean()),
-        letters=count_letters(grey),
+        text=len(overlays.text),
+        covered=float(overlays.draw_mask(image.shape).mean()) if overlays else 0.0,
+        places=locate_text(overlays, width=image.shape[1], height=image.shape[0]),
     )
 
 
-def count_letters(grey: Grey) -> int:
-    """Count bright shapes of the size of letters in the dark border of a frame.
+def locate_text(overlays: Overlays, *, width: int, height: int) -> str:
+    """Return in which of the 16 × 16 cells of a frame text may stand, as 64 hexadecimal digits of 256 bits.
 
-    This indicates text but does not read it. It misses text over the mucosa, letters that touch the field of view and
-    dark letters on a bright bar; a logo or a scale in the border counts as letters.
-
-    Args:
-        grey: Image of shape (height, width).
-
-    Returns:
-        Number of shapes; four or more indicate text.
+    This includes what is not certain in one frame: a console writes at the same places in all frames.
     """
-    longest = max(grey.shape)
-    if longest < 96:
-        return 0  # letters would have a few pixels only
-    stroke = max(5, round(longest / 40) | 1)
-    background = cv2.morphologyEx(grey, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
-    border = _find_edge_regions(np.asarray(background <= 2 * MAX_BORDER_LEVEL))
-    strokes = border & (cv2.subtract(grey, background) >= 60)
-    rows, columns = np.flatnonzero(strokes.any(axis=1)), np.flatnonzero(strokes.any(axis=0))
-    if not len(rows):
-        return 0
-    strokes = strokes[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # the search takes long in a large image
-    count, _, stats, _ = cv2.connectedComponentsWithStats(strokes.astype(np.uint8), connectivity=8)
-    height, width, area = (stats[1:count, which] for which in (cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_AREA))
-    has_letter_height = (height >= max(4, longest / 100)) & (height <= longest / 16)
-    return int((has_letter_height & (width <= longest / 8) & (area >= 4)).sum())
+    cells = np.zeros((PLACES, PLACES), dtype=bool)
+    for left, top, right, bottom in (*overlays.text, *overlays.doubtful):
+        rows = slice(PLACES * top // height, PLACES * (bottom - 1) // height + 1)
+        cells[rows, PLACES * left // width : PLACES * (right - 1) // width + 1] = True
+    return np.packbits(cells).tobytes().hex()
 
 
 def _resize_to_limit(grey: Grey, longest: int) -> Grey:

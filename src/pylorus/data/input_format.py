@@ -22,8 +22,10 @@ from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
-from pylorus.data.field_of_view import crop_to_field
+from pylorus.data.field_of_view import FINDER, crop_to_field, find_field
 from pylorus.data.files import RGB, ImageLocation, Root
+from pylorus.data.first_field_finder import find_field_as_in_version_1
+from pylorus.data.overlays import cover_overlays, find_overlays
 from pylorus.data.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -47,12 +49,16 @@ class InputFormat:
         fit: pad, stretch or crop; see `pylorus.data.decode.resize_image`.
         interpolation: Interpolation of the resize.
         crop: none, or auto: crop to the endoscopic field of view; see `pylorus.data.field_of_view`.
+        mask: none, or overlays: cover text and plates that the console draws; see `pylorus.data.overlays`.
+        finder: Version of the field finder with which `crop=auto` crops; 1 in bundles of earlier releases.
     """
 
     size: int
     fit: str
     interpolation: str
     crop: str = "none"
+    mask: str = "none"
+    finder: int = FINDER
 
     def get_key(self) -> dict[str, object]:
         """Everything that the prepared image depends on besides the file's content, as plain values."""
@@ -67,9 +73,14 @@ class InputFormat:
         return self.prepare_image(read_image(path))
 
     def prepare_image(self, image: RGB) -> RGB:
-        """Crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
-        if self.crop == "auto":
-            image = crop_to_field(image)
+        """Mask, crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
+        # The field is found in the frame as it is: where its border is covered, it could be found less precisely.
+        find = find_field_as_in_version_1 if self.finder == 1 else find_field
+        field = find(image) if self.crop == "auto" else None
+        if self.mask == "overlays":
+            image = cover_overlays(image, find_overlays(image))
+        if field is not None:
+            image = crop_to_field(image, field)
         return resize_image(image, size=self.size, how=self.fit, interpolation=self.interpolation)
 
     def load_images(self, paths: Sequence[ImageLocation]) -> NDArray[np.uint8]:
@@ -125,7 +136,16 @@ def is_cached(pixels: float, form: InputFormat, settings: CacheConfig, *, is_rem
     return (is_remote or pixels > LARGE_FRAME_RATIO * form.size**2) if settings.images is None else settings.images
 
 
-def resolve_input_format(model: str | None, *, image_size: int | None, fit: str, crop: str) -> InputFormat:
+def resolve_mask(mask: str | None, *, crop: str) -> str:
+    """Return what is masked, overlays or none: as configured, or overlays if frames are cropped to their field."""
+    if mask is not None:
+        return mask
+    return "overlays" if crop == "auto" else "none"
+
+
+def resolve_input_format(
+    model: str | None, *, image_size: int | None, fit: str, crop: str, mask: str | None = None
+) -> InputFormat:
     """Return the input format that a timm model was designed for.
 
     Args:
@@ -133,6 +153,7 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
         image_size: Side of the input in pixels; None: the model's own.
         fit: pad, stretch or crop.
         crop: none, or auto.
+        mask: overlays, or none; None: overlays if crop is auto.
 
     Raises:
         PylorusError: If timm has no such model, or neither a model nor a size is given.
@@ -140,7 +161,7 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
     if model is None:
         if image_size is None:
             raise PylorusError("image_size: found neither image_size nor model, which says the size that it takes.")
-        return InputFormat(image_size, fit, "bicubic", crop)
+        return InputFormat(image_size, fit, "bicubic", crop, resolve_mask(mask, crop=crop))
     from timm.data.config import resolve_data_config  # takes seconds, and only training needs it
     from timm.models import get_pretrained_cfg
 
@@ -148,7 +169,8 @@ def resolve_input_format(model: str | None, *, image_size: int | None, fit: str,
     pretrained_cfg = get_pretrained_cfg(model, allow_unregistered=True)
     assert pretrained_cfg is not None
     data_config = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
-    return InputFormat(image_size or data_config["input_size"][-1], fit, data_config["interpolation"], crop)
+    size = image_size or data_config["input_size"][-1]
+    return InputFormat(size, fit, data_config["interpolation"], crop, resolve_mask(mask, crop=crop))
 
 
 def guess_input_format(config: Config) -> InputFormat | None:
@@ -158,7 +180,10 @@ def guess_input_format(config: Config) -> InputFormat | None:
     """
     try:
         known = (read_json(Path(config.cache.folder) / FORMATS_FILE) or {}).get(_format_model_key(config))
-        return None if known is None else InputFormat(known[0], config.data.fit, known[1], config.data.crop)
+        if known is None:
+            return None
+        mask = resolve_mask(config.data.mask, crop=config.data.crop)
+        return InputFormat(known[0], config.data.fit, known[1], config.data.crop, mask)
     except (PylorusError, OSError, AttributeError, TypeError, LookupError):
         return None
 

@@ -1,8 +1,8 @@
 """Find copies among images, and leaks: copies of images or patients in more than one split.
 
 Copies are files with identical bytes, files with identical pixels, and near copies: the same image re-encoded, scaled,
-rotated or mirrored, or two almost indistinguishable frames. If Pylorus makes the split, copies are kept together; if
-the split is given, copies across it are reported.
+cropped, rotated or mirrored, or two almost indistinguishable frames. If Pylorus makes the split, copies are kept
+together; if the split is given, copies across it are reported.
 
 Near copies are found without comparing all pairs. A hash of 64 bits is divided into four bands. If two hashes differ
 in at most 7 bits, then at least one band differs in at most one bit (pigeonhole principle; Norouzi 2012), so looking up
@@ -12,10 +12,12 @@ on the thumbnails.
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,22 +28,27 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pylorus.core.distributed import count_free_cores
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import create_private_folder, write_text
-from pylorus.data.audit_findings import Thresholds
+from pylorus.data.audit_findings import Pair, Thresholds
 from pylorus.data.catalog import Catalog
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.fact_store import Facts, extract_fact_column, extract_thumbnails
 from pylorus.data.image_facts import VERSION
 from pylorus.data.image_measures import (
     ORIENTATIONS,
+    Window,
+    align_thumbnails,
     compute_contrast,
+    compute_descriptors,
     compute_hashes,
     compute_similarity,
+    reduce_thumbnails,
     transform_thumbnails,
 )
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Increment when the same images would give other copies."""
 MOST_SAVED = 16
 """Image sets whose copies are cached; those used last are kept."""
@@ -53,6 +60,11 @@ KEY_MASKS = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint16)
 
 BLOCK_SIZE = 8192
 """Images per lookup: the memory for all at once would grow with the square of their number."""
+CENTERED = (Window(), Window(0.92), Window(0.84))
+CORNERS = tuple(Window(0.9, 0.05 * right, 0.05 * down) for right, down in itertools.product((-1, 1), repeat=2))
+"""Windows of an image that a cropped copy may show; those of the corners are searched for only in upright copies."""
+CELL_SIZE, SEARCHED_CELLS = 512, 12
+"""Descriptors in a cell on average, and how many cells are searched for the neighbors of one."""
 
 Pairs = NDArray[np.int64]
 """Index pairs of shape (pairs, 2), the smaller index first."""
@@ -68,6 +80,8 @@ class NearCopy:
         distance: Hamming distance of their hashes, in bits.
         likeness: Correlation of their fine structure, in [-1, 1].
         position: Orientation of the first that matches the second: index into `ORIENTATIONS`.
+        scale: Side of the second's content in the first, as a proportion of the first's: not 1 if one was cropped.
+        angle: Further rotation in degrees, clockwise in the order of the pixels.
     """
 
     first: int
@@ -75,11 +89,18 @@ class NearCopy:
     distance: int
     likeness: float
     position: int
+    scale: float = 1.0
+    angle: float = 0.0
 
     @property
     def description(self) -> str:
         """Description for messages."""
-        relation = "nearly identical images" if not self.position else f"the same image, {ORIENTATIONS[self.position]}"
+        changes = [ORIENTATIONS[self.position]] if self.position else []
+        if abs(self.scale - 1) > 0.015:
+            changes.append(f"cropped to {100 * min(self.scale, 1 / self.scale):.0f} %")
+        if abs(self.angle) > 0.5:
+            changes.append(f"rotated by {abs(self.angle):.0f}°")
+        relation = f"the same image, {' and '.join(changes)}" if changes else "nearly identical images"
         return f"{relation} (similarity {self.likeness:.3f}, {self.distance} of 64 bits differ)"
 
 
@@ -159,13 +180,17 @@ def _search_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
     unique_images = [members[0] for members in by_pixels.values()]
     has_contrast = _has_contrast(facts, unique_images, thresholds.contrast)
     compared = [index for index, visible in zip(unique_images, has_contrast, strict=True) if visible]
-    near, crowded = _find_near_copies(extract_thumbnails(facts, compared), thresholds)
-    # `compared` is increasing, so the first of a pair stays the first.
+    thumbnails = extract_thumbnails(facts, compared)
+    reduced = _reduce_in_blocks(thumbnails)
+    near, crowded = _find_near_copies(reduced, thresholds)
     near = [
-        replace(each, first=compared[each.first], second=compared[each.second])
+        each
         for each in near
         if _has_same_shape(facts[compared[each.first]], facts[compared[each.second]], each.position)
     ]
+    near = sorted([*near, *_find_cropped_copies(thumbnails, reduced, near, thresholds)], key=_get_pair)
+    # `compared` is increasing, so the first of a pair stays the first.
+    near = [replace(each, first=compared[each.first], second=compared[each.second]) for each in near]
     return Copies(
         same_bytes=tuple(tuple(members) for members in by_bytes.values() if len(members) > 1),
         same_pixels=tuple(
@@ -180,10 +205,20 @@ def _search_copies(facts: Sequence[Facts], thresholds: Thresholds) -> Copies:
 def _has_contrast(facts: Sequence[Facts], indices: Sequence[int], least_contrast: float) -> NDArray[np.bool_]:
     """Return whether images have contrast; in blocks, so that the thumbnails are not copied all at once."""
     blocks = [
-        compute_contrast(extract_thumbnails(facts, indices[start : start + BLOCK_SIZE])) >= least_contrast
+        compute_contrast(reduce_thumbnails(extract_thumbnails(facts, indices[start : start + BLOCK_SIZE])))
+        >= least_contrast
         for start in range(0, len(indices), BLOCK_SIZE)
     ]
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.bool_)
+
+
+def _reduce_in_blocks(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    starts = range(0, max(1, len(thumbnails)), BLOCK_SIZE)
+    return np.concatenate([reduce_thumbnails(thumbnails[start : start + BLOCK_SIZE]) for start in starts])
+
+
+def _get_pair(copy: NearCopy) -> tuple[int, int]:
+    return copy.first, copy.second
 
 
 def find_near_pairs(
@@ -274,6 +309,130 @@ def _find_near_copies(
     return [best[pair] for pair in sorted(best)], np.unique(np.concatenate(crowded))
 
 
+def _find_cropped_copies(
+    thumbnails: NDArray[np.uint8], reduced: NDArray[np.uint8], known: Sequence[NearCopy], thresholds: Thresholds
+) -> list[NearCopy]:
+    """Find near copies that the hashes miss: images that were cropped, or rotated by a few degrees.
+
+    Args:
+        thumbnails: Stored thumbnails of shape (images, side, side).
+        reduced: The same, reduced for hashes and descriptors.
+        known: Near copies that were found already.
+        thresholds: Limits of the audit.
+    """
+    if len(thumbnails) < 2:
+        return []
+    whole = compute_descriptors(reduced, Window())
+    positions = range(1 if len(thumbnails) > thresholds.many else len(ORIENTATIONS))
+    variants = [
+        (position, window) for position in positions for window in (CENTERED if position else CENTERED + CORNERS)
+    ]
+    cells = DescriptorCells(whole)
+    found = []
+    for number, (position, window) in enumerate(variants):
+        queries = compute_descriptors(transform_thumbnails(reduced, position), window)
+        pairs, cosines = cells.find_neighbors(queries, least=thresholds.neighbor, most=thresholds.neighbors)
+        found.append((pairs, cosines, np.full(len(pairs), number)))
+    pairs, cosines, numbers = (np.concatenate(each) for each in zip(*found, strict=True))
+    candidates = _select_candidates(pairs, cosines, {_get_pair(each) for each in known}, most=thresholds.neighbors)
+
+    def confirm(candidate: int) -> NearCopy | None:
+        position, window = variants[numbers[candidate]]
+        query, other = pairs[candidate]
+        oriented = transform_thumbnails(thumbnails[query : query + 1], position)
+        alignment = align_thumbnails(oriented[0], thumbnails[other], window)
+        if alignment.likeness < thresholds.likeness:
+            return None
+        hashes = [
+            compute_hashes(each)[0]
+            for each in (transform_thumbnails(reduced[query : query + 1], position), reduced[other : other + 1])
+        ]
+        distance = int(np.bitwise_count(hashes[0] ^ hashes[1]))
+        scale = alignment.scale if query < other else 1 / alignment.scale
+        # A rotation by 90° is undone by one by 270°, every other orientation by itself.
+        undone = position if query < other else {1: 3, 3: 1}.get(position, position)
+        first, second = sorted((int(query), int(other)))
+        return NearCopy(first, second, distance, alignment.likeness, undone, scale, alignment.angle)
+
+    with ThreadPoolExecutor(count_free_cores()) as threads:
+        confirmed = threads.map(confirm, candidates)
+        return [copy for copy in confirmed if copy is not None]
+
+
+def _select_candidates(
+    pairs: Pairs, cosines: NDArray[np.float32], known: set[tuple[int, int]], *, most: int
+) -> list[int]:
+    """Select candidates to confirm: each pair once, with its highest cosine, and at most `most` pairs per image."""
+    seen, counts = set(known), defaultdict[int, int](int)
+    selected = []
+    for candidate in np.argsort(-cosines, kind="stable").tolist():
+        first, second = sorted(pairs[candidate].tolist())
+        if (first, second) not in seen and min(counts[first], counts[second]) < most:
+            seen.add((first, second))
+            counts[first] += 1
+            counts[second] += 1
+            selected.append(candidate)
+    return selected
+
+
+class DescriptorCells:
+    """Unit vectors that are divided into cells, so that neighbors are found without comparing all pairs.
+
+    Args:
+        descriptors: Unit vectors of shape (images, length). Each belongs to the cell of the most similar of some of
+            them, which are drawn with a fixed seed. A small set has a single cell.
+    """
+
+    def __init__(self, descriptors: NDArray[np.float32]) -> None:
+        count = max(1, len(descriptors) // CELL_SIZE)
+        count = 1 if count <= SEARCHED_CELLS else count
+        self.descriptors = descriptors
+        self.centers = descriptors[np.random.default_rng(0).choice(len(descriptors), count, replace=False)]
+        cell = self._rank_cells(descriptors, 1)[:, 0]
+        self.members = np.split(np.argsort(cell, kind="stable"), np.cumsum(np.bincount(cell, minlength=count))[:-1])
+
+    def _rank_cells(self, descriptors: NDArray[np.float32], most: int) -> NDArray[np.int64]:
+        """Return the cells of the most similar centers, of shape (descriptors, at most `most`)."""
+        most = min(most, len(self.centers))
+        ranks = np.zeros((len(descriptors), most), dtype=np.int64)
+        if len(self.centers) > 1:
+            for start in range(0, len(descriptors), BLOCK_SIZE):
+                cosines = descriptors[start : start + BLOCK_SIZE] @ self.centers.T
+                ranks[start : start + BLOCK_SIZE] = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+        return ranks
+
+    def find_neighbors(
+        self, queries: NDArray[np.float32], *, least: float, most: int
+    ) -> tuple[Pairs, NDArray[np.float32]]:
+        """Find the nearest other descriptors of each query.
+
+        Args:
+            queries: Unit vectors, one for each descriptor, with which it is not compared itself.
+            least: Cosine from which a descriptor is a neighbor.
+            most: Number of neighbors per query and cell, the nearest of which are returned.
+
+        Returns:
+            Pairs of a query and a descriptor, and their cosines of shape (pairs,).
+        """
+        ranks = self._rank_cells(queries, SEARCHED_CELLS)
+        order = np.argsort(ranks, axis=None, kind="stable")
+        bounds = np.searchsorted(ranks.reshape(-1)[order], np.arange(len(self.centers) + 1))
+        pairs, cosines = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.float32)]
+        for cell, members in enumerate(self.members):
+            searching = order[bounds[cell] : bounds[cell + 1]] // ranks.shape[1]
+            for start in range(0, len(searching), 1024):
+                rows = searching[start : start + 1024]
+                block = queries[rows] @ self.descriptors[members].T
+                block[rows[:, None] == members] = -1
+                if len(members) > most:
+                    lowest = np.partition(block, -most, axis=1)[:, -most, None]
+                    block[block < lowest] = -1
+                row, column = np.nonzero(block >= least)
+                pairs.append(np.stack([rows[row], members[column]], axis=1))
+                cosines.append(block[row, column])
+        return np.concatenate(pairs), np.concatenate(cosines)
+
+
 def _group_by_hash(facts: Sequence[Facts], column: str) -> dict[str, list[int]]:
     """Group the indices of readable images by the values of a column with hashes."""
     members: dict[str, list[int]] = defaultdict(list)
@@ -288,32 +447,6 @@ def _has_same_shape(first: Facts, second: Facts, position: int) -> bool:
     """Return whether the aspect ratios agree within 5 %, once rotated: thumbnails don't preserve them."""
     width, height = (first.height, first.width) if position % 2 else (first.width, first.height)
     return abs(width * second.height / (height * second.width) - 1) <= 0.05
-
-
-KINDS = {
-    "patient": ("patient", "patients"),
-    "file": ("pair of identical files", "pairs of identical files"),
-    "pixels": ("pair with identical pixels", "pairs with identical pixels"),
-    "near": ("pair of near copies", "pairs of near copies"),
-}
-"""Kinds of leaks, each with its singular and plural noun."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two rows of a catalog that show the same patient or image.
-
-    Attributes:
-        kind: One of KINDS.
-        first: Row of one image.
-        second: Row of the other image.
-        description: What they have in common, in words.
-    """
-
-    kind: str
-    first: int
-    second: int
-    description: str
 
 
 def collect_copy_pairs(catalog: Catalog, copies: Copies) -> list[Pair]:
@@ -377,37 +510,3 @@ def merge_linked_groups(catalog: Catalog, pairs: Sequence[Pair]) -> NDArray[np.s
     first_group = np.full(component.max() + 1, len(names))
     np.minimum.at(first_group, component, np.arange(len(names)))
     return np.asarray(names.take(first_group[component[group_index]]))
-
-
-def find_leaks(table: pd.DataFrame, pairs: Sequence[Pair], *, grouped: bool) -> list[Pair]:
-    """Return pairs of rows in different splits: of patients, if groups are patients, and of copies."""
-    split = table["split"].to_numpy()
-    leaked_groups = list(_find_leaked_groups(table)) if grouped else []
-    return leaked_groups + [pair for pair in pairs if split[pair.first] != split[pair.second]]
-
-
-def format_leaks(table: pd.DataFrame, found_leaks: Sequence[Pair]) -> str:
-    """Format the error message about leaks: how many of each kind, and the first pairs by name."""
-    path = table["path"].to_numpy()
-    counts = count_leaks(found_leaks)
-    summary = ", ".join(f"{count} {KINDS[kind][count > 1]}" for kind, count in counts.items() if count)
-    lines = [f"{path[pair.first]} and {path[pair.second]}: {pair.description}" for pair in found_leaks]
-    return (
-        f"Found in more than one split: {summary}.\n{format_name_list(lines)}\n"
-        "Performance measured on this split would not be valid. Move each pair to one split, remove one of each pair, "
-        "let Pylorus make the split (it keeps copies together), or accept the leaks with data.accept_leaks=true: the "
-        "report then states them."
-    )
-
-
-def count_leaks(found_leaks: Sequence[Pair]) -> dict[str, int]:
-    """Count the leaks of each kind."""
-    return {kind: sum(pair.kind == kind for pair in found_leaks) for kind in KINDS}
-
-
-def _find_leaked_groups(table: pd.DataFrame) -> Iterator[Pair]:
-    """Yield a pair for each group in several splits: its first rows in the first two of them."""
-    firsts = table.reset_index(drop=True).drop_duplicates(["group", "split"])
-    leaked = firsts[firsts["group"].duplicated(keep=False)]
-    for group, rows in leaked.groupby("group").groups.items():
-        yield Pair("patient", int(rows[0]), int(rows[1]), f"patient {group}")

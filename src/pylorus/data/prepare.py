@@ -1,22 +1,23 @@
 """Prepare the images of a run: catalog, audit and split them, and write the results into the run's folder."""
 
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
+from pylorus.config.checks import save_config
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count
-from pylorus.core.io import write_atomically, write_json, write_text
+from pylorus.core.io import write_atomically, write_json
 from pylorus.data.audit import audit, convert_audit_to_json
-from pylorus.data.audit_findings import ImageSet, Thresholds
+from pylorus.data.audit_findings import ImageSet, Thresholds, count_leaks
 from pylorus.data.catalog import Catalog, count_unreadable, log_unreadable, write_quarantine
 from pylorus.data.input_format import ImageWriter, InputFormat
-from pylorus.data.leakage import Copies, count_leaks, find_copies
+from pylorus.data.leakage import Copies, find_copies
 from pylorus.data.sources import read_run_catalog
 from pylorus.data.split import (
     SPLITS,
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 AUDIT_FILE = "audit.json"
 
 
-def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path) -> None:
+def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path, data: DataConfig) -> None:
     """Audit a run's images from the facts in the catalog, without opening files, and write audit.json.
 
     The file contains paths, as split.csv does; reports take only counts and sentences from it.
@@ -49,9 +50,20 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
     write_json(folder / AUDIT_FILE, convert_audit_to_json(result, names=True) | accepted, indent=None)
     counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
     if counts:
-        log.info("audit    %s; for details: pylorus audit %s", ", ".join(counts), catalog.root)
+        details = _format_audit_command(catalog, data) or str(folder / AUDIT_FILE)
+        log.info("audit    %s; for details: %s", ", ".join(counts), details)
     else:
         log.info("audit    no findings")
+
+
+def _format_audit_command(catalog: Catalog, data: DataConfig) -> str:
+    """Return the command that audits the same files; empty if there is none, as for shards."""
+    if data.kind not in ("folders", "manifest", "synthetic"):
+        return ""
+    words = ["pylorus", "audit", str(catalog.root)]
+    if data.kind == "manifest":
+        words += ["--manifest", str(data.manifest)]
+    return shlex.join([*words, "--group", data.group] if data.group is not None else words)
 
 
 def list_catalog_files(catalog: Catalog, split: Split) -> ImageSet:
@@ -96,7 +108,7 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
     # Record what was inferred, so that the configuration of a run is complete.
     data = _complete_data(data, catalog)
     config = replace(config, data=data)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    save_config(folder / "config.yaml", config)
     with write_atomically(folder / "catalog.parquet") as temporary:
         catalog.table.to_parquet(temporary, index=False)
     write_quarantine(catalog.unreadable, folder)
@@ -107,7 +119,7 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
     if initial_split is None:
         _check_split_seed(assignment, data.split_seed)
     split_hash = write_split(assignment.table, catalog.classes, folder / "split.csv")
-    audit_run_images(catalog, assignment, copies, folder)
+    audit_run_images(catalog, assignment, copies, folder, data)
     run_images = RunImages(
         catalog.copy_without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
     )

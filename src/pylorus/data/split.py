@@ -4,7 +4,6 @@ The user may name the test images: those of a fold, of a column's values, or of 
 split back, after a check that its images are unchanged.
 """
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -18,20 +17,16 @@ from numpy.typing import NDArray
 from pylorus.config.schema import DataConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
+from pylorus.core.integrity import check_digest, write_digest
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
-from pylorus.data.audit_findings import Thresholds
+from pylorus.data.audit_findings import KINDS, Pair, Thresholds, count_leaks, find_leaks, format_leaks
 from pylorus.data.catalog import Catalog
 from pylorus.data.leakage import (
-    KINDS,
     Copies,
-    Pair,
     check_labels,
     collect_copy_pairs,
-    count_leaks,
     find_copies,
-    find_leaks,
-    format_leaks,
     merge_linked_groups,
 )
 from pylorus.data.stratification import draw_part, explain_split, get_requested_fractions, stratified_folds
@@ -256,7 +251,7 @@ def write_split(table: pd.DataFrame, classes: tuple[str, ...], path: Path) -> st
     table = _add_class_names(table, classes)
     with write_atomically(path) as temporary:
         table[COLUMNS].sort_values("path").to_csv(temporary, index=False, lineterminator="\n")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return write_digest(path)
 
 
 def read_initial_split(table: pd.DataFrame, path: Path) -> list[str] | None:
@@ -303,6 +298,7 @@ def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
 
 
 def _read_split_table(path: Path) -> pd.DataFrame:
+    check_digest(path)
     return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
 
 

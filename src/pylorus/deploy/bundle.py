@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from pylorus import __version__
 from pylorus.config.checks import list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
+from pylorus.core.integrity import write_digest
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION
+from pylorus.data.field_of_view import FINDER
+from pylorus.data.input_format import resolve_mask
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle_files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS, build_description
@@ -43,8 +46,9 @@ from pylorus.deploy.thresholds import (
 )
 from pylorus.hardware.choices import get_batch_size, resolve_workers
 from pylorus.hardware.engine import Engine
-from pylorus.model.backbone import Backbone, compute_sha256
+from pylorus.model.backbone import Backbone
 from pylorus.model.inference import compute_mean_directions, compute_unlikeness, select_feature_rows
+from pylorus.model.weights import compute_sha256
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
 from pylorus.runs.predictions import read_predictions
@@ -74,6 +78,7 @@ def save_candidate(folder: RunFolder, network: nn.Module, config: Config, images
         return
     if not folder.get_stage(stage).network_path.is_file():
         _save_tensors(folder.get_stage(stage).network_path, network.state_dict())
+        write_digest(folder.get_stage(stage).network_path)
     for earlier in finished[:-1]:
         folder.get_stage(earlier).network_path.unlink(missing_ok=True)
 
@@ -126,9 +131,7 @@ def write_bundle(
     with timeline.measure("evaluation"):
         directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
     validation, test = (
-        compute_unlikeness(torch.from_numpy(np.load(stage.get_features_path(part))), directions)
-        .numpy()
-        .astype(np.float64)
+        compute_unlikeness(torch.from_numpy(stage.read_features(part)), directions).numpy().astype(np.float64)
         for part in PARTS
     )
     distances = TrainingDistances(
@@ -237,4 +240,6 @@ def _build_input(backbone: Backbone, config: Config) -> InputSpecification:
         mean=tuple(backbone.mean),
         std=tuple(backbone.std),
         policy=POLICY_VERSION,
+        mask=resolve_mask(config.data.mask, crop=config.data.crop),
+        finder=FINDER,
     )

@@ -136,11 +136,12 @@ def _render_training(description: Description) -> str:
 def _render_input(description: Description) -> str:
     settings = description.input
     crop = "cropped to the endoscopic field of view, " if settings.crop == "auto" else ""
+    mask = "text and plates of the console covered, " if settings.mask == "overlays" else ""
     means, deviations = (", ".join(f"{value:.4g}" for value in channels) for channels in (settings.mean, settings.std))
     return (
-        f"Each image is decoded to upright 8-bit RGB, {crop}resized to a square of {settings.size} × {settings.size} "
-        f"pixels ({settings.fit}, {settings.interpolation}), divided by 255 and normalised with mean {means} and "
-        f"standard deviation {deviations}."
+        f"Each image is decoded to upright 8-bit RGB, {mask}{crop}resized to a square of {settings.size} × "
+        f"{settings.size} pixels ({settings.fit}, {settings.interpolation}), divided by 255 and normalised with mean "
+        f"{means} and standard deviation {deviations}."
     )
 
 

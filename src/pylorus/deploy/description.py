@@ -75,6 +75,8 @@ class InputSpecification:
         mean: Value subtracted from each channel of pixels in [0, 1].
         std: Value by which each channel is then divided.
         policy: Version of the decoding rules in `pylorus.data.decode`.
+        mask: none or overlays; see `pylorus.data.input_format`. Bundles from before it existed do not have it.
+        finder: Version of the field finder that `crop` used; bundles from before there were several do not have it.
     """
 
     size: int = field(metadata={"ge": 1, "le": LARGEST_SIZE})
@@ -84,11 +86,13 @@ class InputSpecification:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     policy: int
+    mask: str = "none"
+    finder: int = 1
 
     @property
     def form(self) -> InputFormat:
         """The reader that turns files into pixels, in training and prediction alike."""
-        return InputFormat(self.size, self.fit, self.interpolation, self.crop)
+        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask, self.finder)
 
 
 @dataclass(frozen=True)

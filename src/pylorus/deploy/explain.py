@@ -19,8 +19,8 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent
 from pylorus.data.files import RGB
 from pylorus.deploy.model import Bundle, build_network
-from pylorus.model.backbone import init_head
 from pylorus.model.inference import move_to_device
+from pylorus.model.weights import init_head
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 

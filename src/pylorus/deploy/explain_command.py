@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib import font_manager
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
@@ -34,8 +33,8 @@ from pylorus.deploy.explain import (
 from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import FIRST_CODE, MAX_COUNTED, read_ahead, resolve_device
-from pylorus.model.backbone import compute_sha256
-from pylorus.report.figure_style import DEFAULT_FONT, find_cjk_font_file, is_in_default_font
+from pylorus.model.weights import compute_sha256
+from pylorus.report.figure_style import select_font
 from pylorus.report.mistakes import (
     INDEX,
     MAPS,
@@ -82,18 +81,18 @@ def draw_explanation(image: RGB, heat: NDArray[np.float64], lines: tuple[str, ..
 
 
 def _wrap_line(line: str, width: int) -> list[str]:
+    line = select_font(line)[1]
     characters = int(width / max(_get_font(line).getlength(line) / max(len(line), 1), 1))
     return textwrap.wrap(line, max(20, characters - 3)) or [""]
 
 
 def _get_font(text: str) -> ImageFont.FreeTypeFont:
-    return _load_font(is_in_default_font(text))
+    return _load_font(select_font(text)[0])
 
 
 @cache
-def _load_font(is_own: bool) -> ImageFont.FreeTypeFont:
-    cjk_font = None if is_own else find_cjk_font_file()
-    return ImageFont.truetype(str(cjk_font or font_manager.findfont(DEFAULT_FONT)), TEXT_SIZE)
+def _load_font(path: Path) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(path), TEXT_SIZE)
 
 
 def find_confident_mistakes(bundle: Path) -> tuple[str, dict[str, Item]]:
@@ -311,11 +310,12 @@ def _format_caption(bundle: Bundle, row: dict[str, Any], method: str) -> tuple[s
     )
     true_class = f"; the true class is {row['true']}" if row["true"] else ""
     abstention = f"; the model abstains: {row['why']}" if row["abstain"] else ""
+    masked = "text and plates of the console covered, " if input_format.mask == "overlays" else ""
     cropped = "cropped to the field of view, " if input_format.crop == "auto" else ""
     return (
         f"{row['number']}: heat map for {class_name}, {probability}, {answer}{true_class}{abstention}.",
         *((f"Empty map: {EMPTY_MAP}.",) if row["remark"] else ()),
-        f"{method}. Shown on the network's input: {cropped}{input_format.size} × {input_format.size} pixels "
+        f"{method}. Shown on the network's input: {masked}{cropped}{input_format.size} × {input_format.size} pixels "
         f"({input_format.fit}).",
         f"It shows where, not why, and does not prove that the model is right. {description.intended_use}",
     )

@@ -5,6 +5,7 @@ On request the file is quantized to 8-bit integers; the loss is measured on the 
 
 import importlib.metadata
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ from pylorus.deploy.predict import resolve_device
 from pylorus.deploy.thresholds import convert_estimate
 from pylorus.evaluation.comparison import mcnemar, paired_differences
 from pylorus.evaluation.predictions import Predictions
-from pylorus.model.backbone import compute_sha256
+from pylorus.model.weights import compute_sha256
 
 RECORD_VERSION = 1
 MAX_CALIBRATION_IMAGES = 64
@@ -298,7 +299,8 @@ def export(folder: Path, options: ExportOptions) -> Path:
         _write_other_files(bundle, staging, parity, loss, speed)
         load_export(staging)
     print(format_export_summary(bundle.description, parity, loss, speed))
-    print(f"\nexport: {output}\nTo predict with it:\n  pylorus predict {output} IMAGES --output predictions.csv")
+    command = f"pylorus predict {shlex.quote(str(output))} IMAGES --output predictions.csv"
+    print(f"\nexport: {output}\nTo predict with it:\n  {command}")
     return output
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
+from pylorus.core.integrity import lock_folder
 from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB, SUFFIXES
@@ -299,14 +299,8 @@ class ResumableTable:
             PylorusError: If another process has locked them, or if they belong to another request.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise PylorusError(
-                f"{self.output}: another process is writing this file. Wait for it, or choose another --output."
-            ) from None
-        try:
+        message = f"{self.output}: another process is writing this file. Wait for it, or choose another --output."
+        with lock_folder(self.folder, lambda: message):
             request = self.folder / "request.json"
             earlier = read_json(request)
             if earlier is None:
@@ -316,11 +310,11 @@ class ResumableTable:
             for leftover in self.folder.glob(".part-*"):
                 leftover.unlink()
             self._written = len(self.list_parts())
-            yield
-        finally:
-            lock.release()
-            if self._complete or not self.list_parts():
-                shutil.rmtree(self.folder)
+            try:
+                yield
+            finally:
+                if self._complete or not self.list_parts():
+                    shutil.rmtree(self.folder)
 
     def list_parts(self) -> list[Path]:
         """Return the files of the parts, in order."""

@@ -274,13 +274,19 @@ def format_input_description(description: Description) -> str:
         "stretch": f"scaled to a square of {size} pixels, ignoring its aspect ratio",
         "crop": f"scaled so that its shorter side has {size} pixels, then cropped to the square in its center",
     }
+    mask = (
+        "covered where the console draws text or plates (pylorus.data.overlays), "
+        if input_format.mask == "overlays"
+        else ""
+    )
     field = (
         "cropped to the endoscopic field of view (pylorus.data.field_of_view), " if input_format.crop == "auto" else ""
     )
     return (
         f"{IMAGE}: uint8 RGB of shape (n, {size}, {size}, 3), n >= 1. Before the graph: "
-        f"decoded with its EXIF orientation applied, {field}{methods[input_format.fit]} ({input_format.interpolation} "
-        "with antialiasing, as Pillow does). The graph itself does the rest: (value / 255 - mean) / std."
+        f"decoded with its EXIF orientation applied, {mask}{field}{methods[input_format.fit]} "
+        f"({input_format.interpolation} with antialiasing, as Pillow does). The graph itself does the rest: "
+        "(value / 255 - mean) / std."
     )
 
 

@@ -46,8 +46,8 @@ from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, 
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.ranking import ranking_of_predictions
 from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
-from pylorus.model.backbone import compute_sha256
 from pylorus.model.inference import NetworkOutput
+from pylorus.model.weights import compute_sha256
 from pylorus.runs.process import StopRequest, handle_signals
 
 PART_ROWS, PART_SECONDS = 2000, 60.0

@@ -20,9 +20,8 @@ from typing import IO, TextIO
 
 from pylorus import __version__
 from pylorus.core.formatting import format_count
-from pylorus.doctor.check import Check, State, get_worst_state, run_guarded
 from pylorus.doctor.machine import MEMORY_AND_DISK as SPACE
-from pylorus.doctor.machine import check_space
+from pylorus.doctor.machine import Check, State, check_space, get_worst_state, run_guarded
 from pylorus.doctor.packages import EXTRAS as EXTRAS
 from pylorus.doctor.packages import LOADING as LOADING
 from pylorus.doctor.packages import PACKAGES as PACKAGES

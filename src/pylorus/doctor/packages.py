@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pylorus.config.schema import CONF
-from pylorus.doctor.check import Check, State
+from pylorus.doctor.machine import Check, State
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -17,7 +17,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping
 
-from pylorus.doctor.check import format_first_line
+from pylorus.doctor.machine import format_first_line
 
 PACKAGES = "Python and packages"
 TESTED_VERSIONS = CONF.parent / "constraints.txt"

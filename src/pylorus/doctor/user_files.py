@@ -16,11 +16,11 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes, format_count
 from pylorus.data.catalog import list_class_images
 from pylorus.data.decode import UnreadableImageError, read_image
-from pylorus.doctor.check import Check, State
+from pylorus.doctor.machine import Check, State
 from pylorus.report.figure_style import DEFAULT_FONT, find_cjk_font_file, is_in_default_font
 
 if TYPE_CHECKING:
-    from pylorus.model.backbone import HubFile
+    from pylorus.model.weights import HubFile
 
 IMAGES = "Images"
 SAMPLE_SIZE = 24
@@ -114,7 +114,7 @@ def check_weights(folder: Path) -> Iterator[Check]:
     """
     import timm
 
-    from pylorus.model.backbone import resolve_hub_file
+    from pylorus.model.weights import resolve_hub_file
 
     carried = 0
     for model, name in list_study_models().items():
@@ -163,7 +163,7 @@ def check_model(model: str, hub: "HubFile", found: LocalWeights | None, folder: 
     import timm
     import torch
 
-    from pylorus.model.backbone import compute_sha256, match_tensors
+    from pylorus.model.weights import compute_sha256, match_tensors
 
     with torch.device("meta"):  # names and shapes only: no memory, no random numbers
         network: Any = timm.create_model(hub.name, pretrained=False)

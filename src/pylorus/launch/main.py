@@ -8,8 +8,8 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,16 @@ from pylorus.config.checks import (
     is_free_form,
     load_config,
     parse_override,
+    save_config,
 )
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
+from pylorus.core.integrity import lock_folder
 from pylorus.core.io import (
-    check_arguments,
     explain_disk_error,
     handle_closed_pipe,
     iter_leaves,
-    resolve_path,
-    write_text,
 )
 from pylorus.launch.sweep import (
     check_installed,
@@ -86,76 +85,13 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
     Raises:
         PylorusError: If there is no run, if it is still running, or if the overrides would make it a different run.
     """
-    check_resumable(folder)
-    if overrides:
-        status = folder.read_status()
-        initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
-        update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
-    _import_and_run(folder, Timeline.from_process_start())
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished run.
-
-    Attributes:
-        folder: The run's folder.
-        model: The folder of its bundle, for `load_model`.
-        stage: Name of the stage that is shipped.
-        metrics: Accuracy, and the indices of each class that tables show, of the shipped stage on validation and test
-            images, in [0, 1], as test/accuracy and test/sensitivity/GC; NaN where undefined.
-    """
-
-    folder: Path
-    model: Path
-    stage: str
-    metrics: dict[str, float]
-
-
-@check_arguments
-def train(
-    overrides: Sequence[str] = (), *, folder: str | Path | None = None, config_dir: str | Path | None = None
-) -> TrainedRun:
-    """Train a run in this process, from its main thread, and wait for it.
-
-    The same overrides on the same folder resume a run that was interrupted.
-
-    Args:
-        overrides: As on the command line of `train.py`, such as `["data=folders", "data.root=images"]`.
-        folder: The run's folder; None: a new one in outputs/.
-        config_dir: Folder of your own configuration, as `--config-dir` on the command line; None: Pylorus's alone.
-
-    Raises:
-        PylorusError: If something that the user can fix is wrong; the message says what.
-    """
-    for word in overrides:
-        if word.startswith("-"):
-            raise PylorusError(
-                f'train: overrides: found "{word}", an option of the command line, expected KEY=VALUE. Use the '
-                f"argument config_dir; for sweeps and help: {TRAIN_COMMAND}."
-            )
-    path = None if folder is None else resolve_path(folder, argument="folder")
-    if path is not None and path.exists() and not path.is_dir():
-        raise PylorusError(f"train: folder: {path} is a file, expected a new folder or that of a run.")
-    own = None if config_dir is None else resolve_path(config_dir, argument="config_dir")
-    return _read_trained_run(run_overrides(list(overrides), path, config_dir=own).path)
-
-
-def _read_trained_run(folder: Path) -> TrainedRun:
-    from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
-    from pylorus.runs.predictions import read_predictions
-
-    shipped = RunFolder(folder).shipped
-    assert shipped is not None  # the run has just finished
-    metrics: dict[str, float] = {}
-    for split in ("val", "test"):
-        saved = read_predictions(RunFolder(folder).get_predictions_path(shipped.name, split))
-        confusion, names = saved.confusion, saved.predictions.class_names
-        metrics[f"{split}/accuracy"] = float(overall_indices(confusion).accuracy)
-        for metric in select_class_metrics():
-            for name, value in zip(names, compute_class_metric(metric, confusion), strict=True):
-                metrics[f"{split}/{metric.name}/{name}"] = float(value)
-    return TrainedRun(folder, folder / "model", shipped.name, metrics)
+    with folder.lock():
+        check_resumable(folder)
+        if overrides:
+            status = folder.read_status()
+            initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
+            update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
+        _import_and_run(folder, Timeline.from_process_start())
 
 
 def run_overrides(overrides: list[str], folder: Path | None = None, *, config_dir: Path | None = None) -> RunFolder:
@@ -243,7 +179,7 @@ def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None
         updated = OmegaConf.structured(saved)
         for name, value in changed.items():
             OmegaConf.update(updated, name, value)
-        write_text(folder.config, OmegaConf.to_yaml(updated))
+        save_config(folder.config, updated)
 
 
 def _resolve_config(overrides: list[str]) -> Config:
@@ -276,10 +212,19 @@ class SweepFolder(Callback):
     """Record for `main` where the sweep's jobs are; Hydra calls this before the first job."""
 
     path: Path | None = None
+    _lock = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Store the sweep's folder."""
-        SweepFolder.path = Path(config.hydra.sweep.dir).absolute()
+        """Store the sweep's folder, and lock it until this process ends."""
+        path = Path(config.hydra.sweep.dir).absolute()
+        path.mkdir(parents=True, exist_ok=True)
+        message = f"{path}: another process is running a sweep in this folder. Wait until it ends, or stop it first."
+        try:
+            SweepFolder._lock.enter_context(lock_folder(path, lambda: message))
+        except PylorusError as error:  # Hydra would only warn of it
+            print(f"\nerror: {error}", file=sys.stderr)
+            sys.exit(1)
+        SweepFolder.path = path
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
 
 
@@ -332,6 +277,18 @@ def _start_or_resume(
 ) -> None:
     if interrupted:
         raise KeyboardInterrupt
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.lock():
+        _prepare_folder(composed, context, folder, in_sweep=in_sweep)
+        if not in_sweep:
+            _import_and_run(folder, timeline)
+    if in_sweep and folder.read_status()["state"] == "finished":
+        print(f"job {folder.path.name}: already finished")
+    elif in_sweep:
+        run_job_process(folder)  # it locks the folder itself
+
+
+def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in_sweep: bool) -> None:
     if folder.read_status() and folder.config.is_file():
         # The same command on the same folder: resume it.
         check_resumable(folder)
@@ -342,13 +299,7 @@ def _start_or_resume(
         with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
             config = build_config(composed)
             check_ignored_keys(config.data)
-            write_text(folder.config, OmegaConf.to_yaml(config))
-    if in_sweep and folder.read_status()["state"] == "finished":
-        print(f"job {folder.path.name}: already finished")
-    elif in_sweep:
-        run_job_process(folder)
-    else:
-        _import_and_run(folder, timeline)
+            save_config(folder.config, config)
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
@@ -521,9 +472,10 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
         return run_command()
     except KeyboardInterrupt as stop:
         suffix = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
-        print(f"\ninterrupted{suffix}", file=sys.stderr)
-        if SweepFolder.path is not None:
-            print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
+        with suppress(OSError):  # a terminal that was closed
+            print(f"\ninterrupted{suffix}", file=sys.stderr)
+            if SweepFolder.path is not None:
+                print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         message = _explain_error(error)

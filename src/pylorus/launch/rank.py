@@ -30,13 +30,13 @@ from pylorus.core.distributed import (
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import write_json
 from pylorus.hardware.engine import resolve_accelerator
+from pylorus.runs.console import detach_streams, open_run_log
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import (
     StopRequest,
     Timeline,
     compute_process_start,
     handle_signals,
-    open_run_log,
     restore_trainer_config,
 )
 from pylorus.training.faults import explain_faults
@@ -108,6 +108,7 @@ def train_rank(folder: Path, processes: Processes, train: Train) -> None:
         os._exit(1)  # a clean exit would wait for the others
 
 
+@detach_streams()
 def _train(folder: RunFolder, processes: Processes, train: Train) -> None:
     timeline = Timeline(compute_process_start())
     config = load_config(folder.config)

@@ -65,7 +65,7 @@ def run_job_process(folder: RunFolder) -> None:
             if job is not None:
                 _stop_job(job)
             if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
-                write_json(folder.path / STATUS, {**status, "state": "interrupted"})
+                write_json(folder.path / STATUS, {**status, "state": "interrupted"}, sealed=True)
             raise
     if code == INTERRUPTED:
         interrupted.append(folder.path)
@@ -341,7 +341,7 @@ def _count_jobs_on_gpus(gpus_per_job: int) -> int:
 def setup_sweep_process(launcher: Any, sweep: Path, *, gpus_per_job: int = 0) -> None:
     """Prepare this process for a sweep: set how many jobs share the machine, and let signals end all jobs.
 
-    The signals are Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2.
+    The signals are Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2.
 
     Args:
         launcher: Hydra's configuration of the launcher; what the user left open is set to suit the GPUs.

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
-from timm.models import create_model, get_pretrained_cfg
+from timm.models import get_pretrained_cfg
+from torch import nn
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pylorus.config.checks import check_model_name, load_config
-from pylorus.config.schema import Config, ModelConfig, TrainerConfig
+from pylorus.config.schema import Config, TrainerConfig
 from pylorus.core.distributed import (
     SINGLE_PROCESS,
     Processes,
@@ -49,12 +50,18 @@ from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware.choices import list_choices, log_choices, resolve_workers
 from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
 from pylorus.launch.rank import ERROR_FILE, train_rank
-from pylorus.model.backbone import Backbone, build_backbone, resolve_weights_file
+from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
-from pylorus.model.freeze import resolve_depth
+from pylorus.model.freeze import (
+    BlockStructure,
+    can_train_on_one_image,
+    extract_network_structure,
+    resolve_depth,
+)
 from pylorus.model.metrics import build_metrics
-from pylorus.model.summary import BlockStructure, extract_network_structure
+from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
+from pylorus.runs.console import detach_streams, open_run_log
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
     OTHER,
@@ -65,7 +72,6 @@ from pylorus.runs.process import (
     check_environment,
     exit_process,
     handle_signals,
-    open_run_log,
     restore_trainer_config,
 )
 from pylorus.training.batch_size import resolve_batch_size
@@ -225,6 +231,7 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
 log = logging.getLogger(__name__)
 
 
+@detach_streams()
 def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Timeline | None = None) -> None:
     """Run, or resume, what a prepared folder describes; its status.json always reports the outcome.
 
@@ -250,6 +257,9 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
                 folder.update_status(),
                 report_faults(),
             ):
+                for name in config.stages:
+                    for sentence in folder.get_stage(name).discard_damaged_files():
+                        log.warning(sentence)
                 if is_launched():
                     train_launched(config, folder, stop, timeline)
                 elif config.trainer.devices * config.trainer.nodes == 1:
@@ -344,6 +354,7 @@ def train(
         images, config = processes.run_on_first(lambda: prepare_images(config, folder.path, form))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
+    _check_stage_networks(config, backbone.network, image_size=backbone.image_size)
     check_stages(config, backbone, images, processes)
     config, reason = processes.run_on_first(
         lambda: _set_batch_size(initial, config, backbone, engine, images, processes)
@@ -384,7 +395,8 @@ def _check_network(config: Config) -> InputFormat | None:
         How a file becomes the network's input; None if only the network itself can tell.
 
     Raises:
-        PylorusError: If the network, its weights or a block of a stage does not exist.
+        PylorusError: If the network, its weights or a block of a stage does not exist, or the network can't process
+            images of that size or batches of one image.
     """
     model = config.model
     if model._target_ is not None:
@@ -393,22 +405,28 @@ def _check_network(config: Config) -> InputFormat | None:
     pretrained_cfg = get_pretrained_cfg(model.name, allow_unregistered=True)
     if pretrained_cfg is not None and (model.weights != "hub" or config.data.kind != "synthetic"):
         resolve_weights_file(model.weights, pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
-    network = _build_without_weights(model)
-    for stage in config.stages.values() if network is not None else ():
-        resolve_depth(network, stage.learn)
+    check_normalization(model)
     size, fit, crop = config.data.image_size, config.data.fit, config.data.crop
-    form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop)
+    form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop, mask=config.data.mask)
+    network = build_trial_network(model, classes=len(config.data.classes or ()) or 2, image_size=size)
+    _check_stage_networks(config, network, image_size=form.size)
     save_input_format(config, form)
     return form
 
 
-def _build_without_weights(model: ModelConfig) -> Any:
-    """Build a timm model whose tensors take no memory; None if that fails, as it does for some models."""
-    try:
-        with torch.device("meta"):
-            return create_model(model.name, pretrained=False, **model.args)
-    except Exception:  # arguments that timm rejects are reported when the network is built
-        return None
+def _check_stage_networks(config: Config, network: nn.Module, *, image_size: int) -> None:
+    """Check that the network has the blocks that the stages train, and can train on batches of one image if it has to.
+
+    Raises:
+        PylorusError: If not.
+    """
+    for name, stage in config.stages.items():
+        resolve_depth(network, stage.learn)
+        if config.trainer.batch_size == 1 and not can_train_on_one_image(network, stage.learn, image_size=image_size):
+            raise PylorusError(
+                f"trainer.batch_size: found 1, expected 2 or more: stage {name} trains batch-norm layers of "
+                f"{config.model.name}, which compute statistics over the images of a batch."
+            )
 
 
 def _build_run_backbone(config: Config) -> Backbone:
@@ -452,8 +470,9 @@ def main() -> None:
         return
     timeline, code = Timeline.from_process_start(), 0
     try:
-        with handle_closed_pipe():
-            run(RunFolder(Path(sys.argv[1])), timeline=timeline)
+        run_folder = RunFolder(Path(sys.argv[1]))
+        with handle_closed_pipe(), run_folder.lock():
+            run(run_folder, timeline=timeline)
     except PylorusError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         code = 1

@@ -1,15 +1,11 @@
-"""A network's weights: from the hub, its cache or a file, read as tensors only, with every key accounted for."""
+"""A network with a new head: built by timm or by a factory of the user's own, tried before training, and its input."""
 
-import hashlib
-import inspect
 import logging
-import pickle
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,281 +14,20 @@ import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pylorus.config.checks import check_model_name
 from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
-from pylorus.core.errors import PylorusError, format_name_list
-
-
-def list_classifier_names(network: Any) -> tuple[str, ...]:
-    """Return the names of the modules that produce the logits: one classifier, or two in distilled transformers."""
-    classifier = network.get_classifier()
-    heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
-    return tuple(name for name, module in network.named_modules() if any(module is head for head in heads))
-
-
-def init_head(network: Any) -> None:
-    """Initialize the head with small random weights, so that a stage starts from nearly uniform probabilities.
-
-    timm's own initialization differs between models; with few classes some are so large that ten epochs only undo it.
-    """
-    for name in list_classifier_names(network):
-        head = network.get_submodule(name)
-        if isinstance(head, nn.Linear | nn.Conv2d):
-            nn.init.normal_(head.weight, std=0.01)
-            if head.bias is not None:
-                nn.init.zeros_(head.bias)
-
-
-HUB_TIMEOUT = 12.0
-"""Seconds to wait for the hub's first answer."""
-
-IGNORED_KEYS = ("AuxLogits.",)
-"""Keys that a file may hold and our network does not: Inception's auxiliary classifier."""
-
-
-class HubUnreachableError(PylorusError):
-    """Raised if the weights are not on this machine and the hub is unreachable."""
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """Location of an architecture's weights on the hub.
-
-    Attributes:
-        name: timm's name of the weights, with its tag; also the name for a file that the user downloads.
-        repository: Repository on the hub.
-        file: File in the repository.
-    """
-
-    name: str
-    repository: str
-    file: str
-
-    def find_cached_file(self) -> Path | None:
-        """Return the file in the hub's cache on this machine, or None; uses no network."""
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(self.repository, self.file)
-        return Path(cached) if isinstance(cached, str) else None
-
-    def format_download_hint(self, folder: str = "PATH") -> str:
-        """Say which file to download, from where, and how to use it on a machine without network access."""
-        local_file = f"{folder}/{self.name}.safetensors"
-        return (
-            f"download {self.file} from the Hugging Face repository {self.repository}, save it as "
-            f"{self.name}.safetensors, copy it to this machine and add model.weights={local_file}."
-        )
-
-
-def resolve_hub_file(cfg: Mapping[str, Any]) -> HubFile:
-    """Return the hub location of the weights that timm's `cfg` describes.
-
-    Raises:
-        PylorusError: If timm knows none.
-    """
-    repository = cfg.get("hf_hub_id")
-    if not repository:
-        raise PylorusError(
-            f"model.weights: timm knows no weights on the hub for {cfg.get('architecture')}. Use a file or none."
-        )
-    name = ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
-    return HubFile(name, repository, cfg.get("hf_hub_filename") or "model.safetensors")
-
-
-def resolve_weights_file(weights: str, cfg: Mapping[str, Any]) -> Path | None:
-    """Return the file that `model.weights` refers to; None for random weights.
-
-    Args:
-        weights: hub, none, or a file's path.
-        cfg: timm's pretrained configuration of the architecture.
-
-    Raises:
-        HubUnreachableError: If the file is not cached and the hub does not answer within 15 seconds.
-        PylorusError: If there is no such file, or no weights on the hub.
-    """
-    if weights == "none":
-        return None
-    if weights == "hub":
-        return _fetch_from_hub(cfg)
-    file = Path(weights)
-    if not file.is_file():
-        raise PylorusError(f"model.weights: found {weights}, expected hub, none, or an existing file.")
-    return file
-
-
-def _fetch_from_hub(cfg: Mapping[str, Any]) -> Path:
-    """Return the weights file in the hub's cache, downloading it if necessary.
-
-    Raises:
-        HubUnreachableError: Within 15 seconds; the message says which file to download.
-    """
-    from huggingface_hub import hf_hub_download
-
-    hub_location = resolve_hub_file(cfg)
-    cached = hub_location.find_cached_file()
-    if cached is not None:
-        return cached
-    reason = _explain_unreachable(hub_location.repository, hub_location.file)
-    if reason is None:
-        try:
-            return Path(hf_hub_download(hub_location.repository, hub_location.file))
-        except Exception as error:
-            reason = str(error)
-    raise HubUnreachableError(
-        f"the weights of {hub_location.name} are not on this machine, and the hub is unreachable "
-        f"({reason.strip().splitlines()[0]}).\nOn a machine with network access, {hub_location.format_download_hint()} "
-        "For random weights: model.weights=none."
-    )
-
-
-def _explain_unreachable(repository: str, file: str) -> str | None:
-    """Return None if the hub answers for this file, else why not; DNS may hang longer than any timeout."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    reason: list[str | None] = [f"no answer within {HUB_TIMEOUT:.0f} s"]
-
-    def query_hub() -> None:
-        try:
-            get_hf_file_metadata(hf_hub_url(repository, file), timeout=HUB_TIMEOUT - 2)
-            reason[0] = None
-        except Exception as error:
-            reason[0] = str(error) or type(error).__name__
-
-    thread = threading.Thread(target=query_hub, daemon=True)
-    thread.start()
-    thread.join(HUB_TIMEOUT)
-    return reason[0]
-
-
-def load_weights(network: Any, file: Path) -> None:
-    """Load a file into the network; every key must match, except those of the classification head.
-
-    Raises:
-        PylorusError: If the file can't be read as tensors, or a key is missing, unknown or has a different shape.
-    """
-    network.load_state_dict(match_tensors(network, file), strict=False)
-
-
-def match_tensors(network: Any, file: Path) -> dict[str, torch.Tensor]:
-    """Return a file's tensors for the network, under the network's names, without the classification head.
-
-    Raises:
-        PylorusError: If the file can't be read as tensors, or a key is missing, unknown or has a different shape.
-    """
-    tensors = _convert_keys(network, _read_tensors(file))
-    expected = network.state_dict()
-    head_prefixes = tuple(f"{name}." for name in list_classifier_names(network))
-    # Files from before torch 0.4.1 lack this counter, which no network with a fixed momentum uses.
-    missing = [
-        name
-        for name in expected
-        if name not in tensors and not name.startswith(head_prefixes) and not name.endswith(".num_batches_tracked")
-    ]
-    unknown = [
-        name for name in tensors if name not in expected and not name.startswith((*head_prefixes, *IGNORED_KEYS))
-    ]
-    mismatched = [
-        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
-        for name in tensors
-        if name in expected and tensors[name].shape != expected[name].shape and not name.startswith(head_prefixes)
-    ]
-    if missing or unknown or mismatched:
-        problems = [
-            ("missing in the file", missing),
-            ("unknown to the network", unknown),
-            ("with a different shape", mismatched),
-        ]
-        details = "\n".join(
-            f"{len(names)} {'key' if len(names) == 1 else 'keys'} {problem}:\n{format_name_list(names, most=4)}"
-            for problem, names in problems
-            if names
-        )
-        raise PylorusError(
-            f"model.weights: {file} does not match {type(network).__name__} "
-            f"({getattr(network, 'pretrained_cfg', {}).get('architecture')}).\n{details}\n"
-            "Is it a file for exactly this architecture? See model.name."
-        )
-    return {name: tensor for name, tensor in tensors.items() if _is_backbone_tensor(name, expected, head_prefixes)}
-
-
-def _is_backbone_tensor(name: str, expected: Mapping[str, torch.Tensor], head_prefixes: tuple[str, ...]) -> bool:
-    return name in expected and not name.startswith(head_prefixes)
-
-
-def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file, or of a pickle from which only tensors are loaded."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise PylorusError(
-            f"model.weights: {file} can't be read as tensors{_format_cause(error)}. "
-            "Expected a safetensors file, or a pickle of tensors only: nothing else is loaded, since it could run "
-            "code."
-        ) from error
-    for wrapper_key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper_key), dict):
-            content = content[wrapper_key]
-    tensors = {str(name).removeprefix("module."): tensor for name, tensor in dict(content).items()}
-    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise PylorusError(f"model.weights: {file} holds no dictionary of tensors by name.")
-    return tensors
-
-
-def _format_cause(error: Exception) -> str:
-    """Return the cause of a failure to read a file, without torch's advice to load code from it."""
-    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return "" if isinstance(error, pickle.UnpicklingError) or "weights_only" in cause else f": {cause.rstrip('.')}"
-
-
-def read_checkpoint(file: Path, device: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read the weights and hyperparameters of a checkpoint of Lightning: tensors and plain values only.
-
-    Args:
-        file: The checkpoint.
-        device: Device to load to, in any form that `torch.load` takes.
-
-    Raises:
-        PylorusError: If there is no such file, or it is no checkpoint of tensors and plain values.
-    """
-    if not file.is_file():
-        raise PylorusError(f"{file}: there is no such file.")
-    try:
-        checkpoint: Any = torch.load(file, map_location=device, weights_only=True)
-    except Exception as error:
-        raise PylorusError(
-            f"{file}: can't be read as tensors and plain values{_format_cause(error)}. Nothing else is loaded, since "
-            "it could run code. Expected a checkpoint that Trainer.save_checkpoint wrote of a pylorus.Classifier."
-        ) from error
-    state, hyperparameters = (
-        checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("state_dict", "hyper_parameters")
-    )
-    if not isinstance(state, dict) or not isinstance(hyperparameters, dict | None):
-        raise PylorusError(f"{file}: this is not a checkpoint of a LightningModule.")
-    return state, hyperparameters or {}
-
-
-def _convert_keys(network: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename keys of other sources (torchvision, the authors) to timm's, with timm's filter for the architecture."""
-    module = sys.modules[type(network).__module__]
-    filter_keys = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
-    if filter_keys is None:
-        return tensors
-    takes_network = len(inspect.signature(filter_keys).parameters) > 1
-    return dict(filter_keys(tensors, network) if takes_network else filter_keys(tensors))
-
-
-def compute_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal digits."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
+from pylorus.core.errors import PylorusError
+from pylorus.core.formatting import join_names
+from pylorus.model.weights import (
+    HubUnreachableError,
+    compute_sha256,
+    init_head,
+    load_weights,
+    resolve_weights_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -345,7 +80,8 @@ def build_backbone(
         random_if_unreachable: Whether to fall back to random weights if the hub is unreachable (for synthetic images).
 
     Raises:
-        PylorusError: If timm has no such model, or the weights are unavailable or do not match.
+        PylorusError: If timm has no such model, the weights are unavailable or do not match, or the network does not
+            turn images of that size into logits.
     """
     node = get_target(config)
     if node is not None:
@@ -353,8 +89,15 @@ def build_backbone(
     else:
         check_model_name(config.name, where="model.name")
     check_model_arguments(config.args, where="model.args")
-    network = create_network(config.name, config.args, classes=classes, image_size=image_size)
+    check_normalization(config)
+    try:
+        network = create_network(config.name, config.args, classes=classes, image_size=image_size)
+    except PylorusError as error:
+        raise PylorusError(_explain_rejection(config, str(error), classes=classes, image_size=image_size)) from error
     pretrained_cfg = network.pretrained_cfg
+    data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    size = image_size or data_config["input_size"][-1]
+    check_logits(network, config, classes=classes, image_size=size)
     file, weights = None, config.weights
     if node is not None and weights == "hub":
         weights = FACTORY_WEIGHTS
@@ -371,18 +114,200 @@ def build_backbone(
     if file is not None:
         load_weights(network, file)
     init_head(network)
-    data_config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return Backbone(
         network=network,
         name=config.name if node is not None else _format_timm_name(pretrained_cfg),
-        image_size=image_size or data_config["input_size"][-1],
+        image_size=size,
         interpolation=data_config["interpolation"],
-        mean=tuple(data_config["mean"]),
-        std=tuple(data_config["std"]),
+        mean=tuple(config.mean or data_config["mean"]),
+        std=tuple(config.std or data_config["std"]),
         weights=weights if weights in ("hub", "none", FACTORY_WEIGHTS) else Path(weights).name,
         weights_sha256=compute_sha256(file) if file is not None else None,
         licence=pretrained_cfg.get("license") if weights == "hub" else None,
     )
+
+
+def check_normalization(config: ModelConfig) -> None:
+    """Check the mean and standard deviation that replace those of the network.
+
+    Raises:
+        PylorusError: If they are not three values each, for pixels in [0, 1].
+    """
+    for name, values, example in (
+        ("mean", config.mean, IMAGENET_DEFAULT_MEAN),
+        ("std", config.std, IMAGENET_DEFAULT_STD),
+    ):
+        low = 0.0 if name == "mean" else 1e-3
+        if values is None or (len(values) == 3 and all(low <= value <= 1 for value in values)):
+            continue
+        hint = " Divide values for pixels in [0, 255] by 255." if max(values, default=0) > 1 else ""
+        raise PylorusError(
+            f"model.{name}: found {list(values)}, expected three numbers from {low:g} to 1, one for each of red, green "
+            f"and blue, for pixels in [0, 1], such as {list(example)}.{hint}"
+        )
+
+
+def run_on_black_images(network: nn.Module, *, images: int, image_size: int) -> Any:
+    """Return what the network gives for black images: tensors without values, where the network allows it.
+
+    On torch's meta device only shapes are computed, within milliseconds, and neither random numbers nor the statistics
+    of batch norm change. A network that can't be run there is run on its own device, if it is in evaluation mode.
+    """
+    tensors = dict((*network.named_parameters(), *network.named_buffers()))
+    parameter = next(network.parameters())
+    with torch.no_grad():
+        try:
+            with torch.device("meta"):
+                image = torch.zeros(images, 3, image_size, image_size, dtype=parameter.dtype)
+                weights = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+                return functional_call(network, weights, (image,))
+        except Exception:
+            if network.training or parameter.is_meta:
+                raise
+        return network(torch.zeros(images, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device))
+
+
+def find_fault(network: Any, *, classes: int, image_size: int) -> str | None:
+    """Return why the network does not turn images of a size into logits, in its own words; None if it does."""
+    with restore_modes(network):
+        network.eval()
+        try:
+            logits = run_on_black_images(network, images=2, image_size=image_size)
+        except Exception as error:  # whatever a network raises
+            return _format_reason(error)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    return None if shape == (2, classes) else f"for 2 images it returns {shape} in place of {(2, classes)}"
+
+
+def _format_reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [f"it raises {type(error).__name__}"])[0].rstrip(".")[:300]
+
+
+def check_logits(network: Any, config: ModelConfig, *, classes: int, image_size: int) -> None:
+    """Check by a trial that a network turns images of a size into one logit per class.
+
+    Args:
+        network: The network.
+        config: What it was built from.
+        classes: Number of its outputs.
+        image_size: Side of the images in pixels.
+
+    Raises:
+        PylorusError: If it does not; the message names the key to change, and the sizes that work.
+    """
+    fault = find_fault(network, classes=classes, image_size=image_size)
+    if fault is not None:
+        raise PylorusError(_explain_fault(config, fault, classes=classes, image_size=image_size))
+
+
+def build_trial_network(config: ModelConfig, *, classes: int, image_size: int | None) -> Any:
+    """Build a timm model of random weights and check that it computes logits, before any image is read.
+
+    Its tensors take no memory, except for models that can't be built that way. torch's random numbers stay as they are.
+
+    Raises:
+        PylorusError: If timm rejects the arguments, or the network does not compute logits of such images.
+    """
+    check_model_arguments(config.args, where="model.args")
+    pretrained_cfg = timm.models.get_pretrained_cfg(config.name, allow_unregistered=True)
+    assert pretrained_cfg is not None
+    size = image_size or pretrained_cfg.input_size[-1]
+    with torch.random.fork_rng(devices=[]):
+        with suppress(PylorusError), torch.device("meta"):
+            network = create_network(config.name, config.args, classes=classes, image_size=image_size)
+            if find_fault(network, classes=classes, image_size=size) is None:
+                return network
+        # A few models can be built and run on a real device only.
+        try:
+            network = create_network(config.name, config.args, classes=classes, image_size=image_size)
+        except PylorusError as error:
+            raise PylorusError(
+                _explain_rejection(config, str(error), classes=classes, image_size=image_size)
+            ) from error
+        check_logits(network, config, classes=classes, image_size=size)
+    return network
+
+
+SIDES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+"""Sides of images in pixels that are tried to suggest one."""
+MAX_SUGGESTIONS = 3
+"""Sizes that a message suggests."""
+
+
+def _explain_fault(config: ModelConfig, fault: str, *, classes: int, image_size: int) -> str:
+    """Say which key makes a network fail for images of a size, found by trials without it."""
+    arguments = dict(config.args)
+
+    def works(size: int, without: Iterable[str] = ()) -> bool:
+        kept = {name: value for name, value in arguments.items() if name not in without}
+        return _computes_logits(replace(config, args=kept), classes=classes, image_size=size)
+
+    side = arguments.get("img_size")
+    side = side[0] if isinstance(side, list | tuple) and len(set(side)) == 1 else side
+    if isinstance(side, int) and side != image_size and works(side):
+        return (
+            f"model.args.img_size: found {side}, but the images have {image_size} × {image_size} pixels. Use "
+            f"data.image_size={side} in place of model.args.img_size."
+        )
+    for name, value in arguments.items():
+        if works(image_size, without=[name]):
+            found = repr(value) if isinstance(value, str) else value
+            return (
+                f"model.args.{name}: found {found}, with which {config.name} does not compute one logit per class from "
+                f"images of {image_size} × {image_size} pixels ({fault}). Leave model.args.{name} out."
+            )
+    if arguments and works(image_size, without=arguments):
+        return (
+            f"model.args: found {arguments}, with which {config.name} does not compute one logit per class from images "
+            f"of {image_size} × {image_size} pixels ({fault}). Leave them out, or change them."
+        )
+    return (
+        _suggest_sizes(config, fault, classes=classes, image_size=image_size)
+        or f"model.name: {config.name} does not compute one logit per class from images ({fault})."
+    )
+
+
+def _explain_rejection(config: ModelConfig, rejection: str, *, classes: int, image_size: int | None) -> str:
+    """Say which sizes work if it is for the size of the images that timm does not build a network."""
+    if image_size is None:
+        return rejection
+    return _suggest_sizes(config, rejection, classes=classes, image_size=image_size) or rejection
+
+
+def _computes_logits(config: ModelConfig, *, classes: int, image_size: int) -> bool:
+    try:
+        with torch.device("meta"):
+            network = create_network(config.name, config.args, classes=classes, image_size=image_size)
+        return find_fault(network, classes=classes, image_size=image_size) is None
+    except PylorusError:
+        return False
+
+
+def _suggest_sizes(config: ModelConfig, fault: str, *, classes: int, image_size: int) -> str | None:
+    """Say that a network can't process images of a size, and which it can; None if there are none."""
+    own_size = _get_own_size(config.name)
+    nearest = sorted({*SIDES, own_size} - {image_size}, key=lambda size: (size != own_size, abs(size - image_size)))
+    trials = (size for size in nearest if _computes_logits(config, classes=classes, image_size=size))
+    sizes = sorted(islice(trials, MAX_SUGGESTIONS))
+    if not sizes:
+        return None
+    closest = min(sizes, key=lambda size: abs(size - image_size))
+    advice = "Leave data.image_size out" if closest == own_size else f"Use data.image_size={closest}"
+    if len(sizes) == 1:
+        return (
+            f"data.image_size: found {image_size}, expected {closest}: {config.name} is made for one size ({fault}). "
+            f"{advice}."
+        )
+    return (
+        f"data.image_size: found {image_size}, which {config.name} can't process ({fault}); it works with "
+        f"{join_names([str(size) for size in sizes])}, among others. {advice}, or use another of these."
+    )
+
+
+def _get_own_size(name: str) -> int:
+    """Return the side of the images that a timm model was designed for, in pixels."""
+    pretrained_cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return 224 if pretrained_cfg is None else int(pretrained_cfg.input_size[-1])
 
 
 def _format_timm_name(pretrained_cfg: Mapping[str, Any]) -> str:
@@ -497,9 +422,11 @@ def create_network(name: str, arguments: Mapping[str, Any], *, classes: int, ima
         options.setdefault("img_size", image_size)
     try:
         network: Any = timm.create_model(name, pretrained=False, num_classes=classes, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PylorusError(f"model.name {name}, model.args {dict(arguments)}: timm rejected them: {error}") from error
-    if not isinstance(network.get_classifier(), nn.Module | tuple | list):
+    except Exception as error:  # whatever a network's constructor raises
+        reason = _format_reason(error)
+        raise PylorusError(f"model.name {name}, model.args {dict(arguments)}: timm rejected them: {reason}") from error
+    classifier = network.get_classifier() if hasattr(network, "get_classifier") else None
+    if not isinstance(classifier, nn.Module | tuple | list):
         raise PylorusError(f"model.name: {name} has no classification head to replace.")
     return network
 

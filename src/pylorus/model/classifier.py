@@ -32,7 +32,6 @@ from pylorus.model.backbone import (
     build_backbone,
     convert_to_pixel_scale,
     normalize_images,
-    read_checkpoint,
 )
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
@@ -56,12 +55,16 @@ from pylorus.model.metrics import (
     check_image_batch,
     explain_non_finite_loss,
 )
+from pylorus.model.weights import read_checkpoint
 
 ARGUMENTS = {
     "model.weights=none": "weights='none'",
     "model.weights": "weights",
     "model.name": "model",
     "model.args": "model_args",
+    "model.mean": "mean",
+    "model.std": "std",
+    "data.image_size": "image_size",
 }
 """What the keys in messages are called in Python."""
 
@@ -84,6 +87,8 @@ class Classifier(pl.LightningModule):
         *,
         weights: str | Path = ModelConfig.weights,
         model_args: Mapping[str, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         image_size: Annotated[int, Ge(32)] | None = None,
         loss: str | LossFunction = str(LossConfig.name),
         class_weights: ClassWeights = None,
@@ -107,6 +112,9 @@ class Classifier(pl.LightningModule):
             classes: Name of each class, in label order.
             weights: Initial weights of the backbone; hub: downloaded once; none: random; or a file of tensors.
             model_args: Further arguments of `timm.create_model`.
+            mean: Mean of red, green and blue, for pixels in [0, 1], of the images on which the weights were trained;
+                None: as timm states it for the model.
+            std: Standard deviation of these images; None: as timm states it.
             image_size: Side of the input in pixels, at least 32; None: the size that the backbone was designed for.
             loss: cross_entropy, focal, or your own: an `nn.Module` or function of logits (batch, classes) and labels
                 (batch,).
@@ -142,7 +150,13 @@ class Classifier(pl.LightningModule):
             self.save_hyperparameters(_convert_to_plain(arguments))
             with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it was
                 torch.manual_seed(compute_seed(seed, "head"))
-                model_config = ModelConfig(name=model, weights=str(weights), args=dict(model_args or {}))
+                model_config = ModelConfig(
+                    name=model,
+                    weights=str(weights),
+                    args=dict(model_args or {}),
+                    mean=None if mean is None else list(mean),
+                    std=None if std is None else list(std),
+                )
                 with translate_errors(ARGUMENTS):
                     backbone = build_backbone(model_config, classes=len(classes), image_size=image_size)
         else:

@@ -1,21 +1,28 @@
 """Decide what a stage trains and what it freezes: weights, batch-norm statistics and dropout alike.
 
+`extract_network_structure` describes the outcome as plain values: a run writes it once, so that a report can draw the
+network without torch.
+
 A depth is given as `head` (timm's classifier, the layer that produces the logits), `all`, or a block's name: that block
 and everything that the network registers after it. The frozen part is a pure function of the image: it neither draws
 random numbers nor changes. Dropout directly before the classifier belongs to the head.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, TypedDict
 
 import pytorch_lightning as pl
+import torch
 from annotated_types import Ge
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.io import check_arguments
-from pylorus.model.backbone import list_classifier_names
+from pylorus.model.backbone import restore_modes, run_on_black_images
+from pylorus.model.weights import list_classifier_names
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,23 @@ def set_modes(network: nn.Module, still: Iterable[str]) -> None:
     network.train()
     for name in still:
         network.get_submodule(name).training = False
+
+
+def can_train_on_one_image(network: nn.Module, learn: str, *, image_size: int) -> bool:
+    """Return whether a network can take a training step with one image at the depth that `learn` names.
+
+    Batch norm can't where a channel of one image has a single value. Weights, statistics and random numbers stay as
+    they are.
+    """
+    with restore_modes(network), torch.random.fork_rng(devices=[]):
+        set_modes(network, resolve_depth(network, learn).eval_modules)
+        try:
+            run_on_black_images(network, images=1, image_size=image_size)
+        except ValueError as error:
+            return "more than 1 value per channel" not in str(error)
+        except Exception:  # it can't be run in training mode without values
+            return True
+    return True
 
 
 class FreezeBackbone(pl.Callback):
@@ -199,3 +223,121 @@ def _format_unknown_block(network: nn.Module, learn: str) -> str:
         f'learn: {type(network).__name__} has no block "{learn}".{format_suggestion(learn, candidates)}\n'
         f"Available: {', '.join(known)}; nested blocks by their dotted names."
     )
+
+
+NETWORK_BLOCK = "(own)"
+"""Block name for parameters that belong to the network itself, such as a class token."""
+
+
+class BlockStructure(TypedDict):
+    """One block; every value is plain JSON."""
+
+    name: str
+    """Name as `stages.<stage>.learn` accepts it, or `NETWORK_BLOCK`."""
+    type: str
+    """Class of its module."""
+    layers: int
+    """Number of layers with weights: convolutions and linear layers."""
+    parameters: int
+    """Number of its parameters that no earlier block holds."""
+    output: list[int] | None
+    """Output shape for one image, without the batch; None if it returns no tensor or is not called."""
+    learning: dict[str, int]
+    """Number of its trainable parameters in each stage."""
+
+
+def extract_network_structure(
+    network: nn.Module, *, image_size: int, learning: Mapping[str, Collection[str]]
+) -> list[BlockStructure]:
+    """List blocks with weights in the network's order: its children and, where a child is a sequence, its children.
+
+    A black image shows the output shapes; modes are restored afterwards.
+
+    Args:
+        network: Any timm model; takes (batch, 3, size, size).
+        image_size: Side of the image in pixels.
+        learning: Names of the trainable parameters of each stage, as `resolve_depth` gives them.
+
+    Raises:
+        ValueError: If a name in `learning` is not a parameter of the network.
+
+    Example:
+        >>> network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1))
+        >>> learning = {"pretrain": []}
+        >>> extract_network_structure(network, image_size=8, learning=learning)  # doctest: +NORMALIZE_WHITESPACE
+        [{'name': '0.0', 'type': 'Conv2d', 'layers': 1, 'parameters': 112, 'output': [4, 6, 6],
+          'learning': {'pretrain': 0}}]
+    """
+    parameters = dict(network.named_parameters())
+    for stage, names in learning.items():
+        unknown = [name for name in names if name not in parameters]
+        if unknown:
+            raise ValueError(f'learning of stage "{stage}": the network has no parameter "{unknown[0]}"')
+    modules = dict(iter_blocks(network))
+    shapes = _compute_output_shapes(network, modules, image_size)
+    counted_names: set[str] = set()
+    structure = []
+    for block, module in [(NETWORK_BLOCK, network), *modules.items()]:
+        block_names = _list_block_parameters(block, parameters, [*modules]) - counted_names
+        counted_names |= block_names
+        if block_names:
+            structure.append(
+                BlockStructure(
+                    name=block,
+                    type=type(module).__name__ if block != NETWORK_BLOCK else ", ".join(sorted(block_names)),
+                    layers=0 if block == NETWORK_BLOCK else _count_layers(module),
+                    parameters=sum(parameters[name].numel() for name in block_names),
+                    output=shapes.get(block),
+                    learning={
+                        stage: sum(parameters[name].numel() for name in block_names.intersection(names))
+                        for stage, names in learning.items()
+                    },
+                )
+            )
+    return structure
+
+
+def _list_block_parameters(block: str, parameters: Collection[str], blocks: list[str]) -> set[str]:
+    """Return the names of a block's parameters; for `NETWORK_BLOCK`, of those that are in no block."""
+    if block != NETWORK_BLOCK:
+        return {name for name in parameters if name.startswith(f"{block}.")}
+    block_prefixes = tuple(f"{name}." for name in blocks)
+    return {name for name in parameters if not name.startswith(block_prefixes)}
+
+
+def _count_layers(module: nn.Module) -> int:
+    return sum(isinstance(inner, _ConvNd | nn.Linear | nn.Bilinear) for inner in module.modules())
+
+
+def _compute_output_shapes(
+    network: nn.Module, modules: Mapping[str, nn.Module], image_size: int
+) -> dict[str, list[int]]:
+    """Return each block's output shape for one black image, without the batch."""
+    shapes: dict[str, list[int]] = {}
+    handles: list[RemovableHandle] = []
+
+    def register_shape_hook(name: str, module: nn.Module) -> None:
+        def save_shape(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = _find_first_tensor(output)
+            if tensor is not None:
+                shapes[name] = list(tensor.shape[1:])
+
+        handles.append(module.register_forward_hook(save_shape))
+
+    try:
+        for name, module in modules.items():
+            register_shape_hook(name, module)
+        with restore_modes(network):
+            network.eval()  # leaves batch-norm statistics alone
+            run_on_black_images(network, images=1, image_size=image_size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _find_first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((tensor for tensor in map(_find_first_tensor, parts) if tensor is not None), None)

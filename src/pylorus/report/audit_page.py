@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from pylorus import __version__
 from pylorus.core.errors import format_path
@@ -25,6 +25,7 @@ from pylorus.data.field_of_view import FieldOfView, find_field
 from pylorus.data.files import RGB
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.leakage import find_copies
+from pylorus.data.overlays import Overlays, find_overlays
 from pylorus.data.sources import list_folder_files, list_manifest_files
 from pylorus.report.mistakes import THUMBNAIL_SIDE, encode_thumbnail
 from pylorus.report.page import load_template, read_package_file
@@ -35,16 +36,19 @@ MAX_PICTURED_FILES = 8
 """Maximum number of files shown per case; the others are counted."""
 MAX_LISTED_CASES = 500
 """Maximum number of cases of a finding that are listed; audit.json contains all."""
-OUTLINE_COLOR = (255, 60, 60)
+OUTLINE_COLOR, OVERLAY_COLOR = (255, 60, 60), (60, 220, 255)
 
 LIMITS = (
-    "Text over the mucosa, dark letters on a bright bar and letters that touch the field of view are not detected; a "
-    "logo or a scale in the border counts as text.",
-    "Near copies are detected after re-encoding, resizing, rotation by multiples of 90 degrees and mirroring; crops, "
-    "rotations by a few degrees and adjacent frames of a video may be missed.",
+    "Dark letters on bright ground, slanted or handwritten text, and a few letters that no other image of the size has "
+    "are not detected, nor is a second picture over the field of view. A row of reflections may be taken for text.",
+    "Near copies are detected after re-encoding, resizing, rotation by multiples of 90 degrees, mirroring, rotation by "
+    "up to 5 degrees and cropping by up to a tenth from each side; what is changed more, and frames of a video between "
+    "which the endoscope moved, may be missed.",
     "Labels are not verified, except that images with two different labels are reported.",
-    "Groups are not verified: two names for one patient are detected only if their images are copies.",
 )
+GROUP_LIMIT = "Groups are not verified: two names for one patient are detected only if their images are copies."
+PRINTED_CASES, PRINTED_FILES = 3, 4
+"""Maximum number of cases of a finding that the terminal shows, and of files of a case."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,16 @@ def render_audit_page(audit: Audit, *, names: bool) -> str:
         names=names,
         findings=[_build_finding_view(audit, finding, names=names) for finding in audit.findings],
         sizes=audit.sizes,
-        limits=LIMITS,
+        limits=(*LIMITS, GROUP_LIMIT) if audit.images.grouped else LIMITS,
         style=Markup(read_package_file("page.css") + read_package_file("audit.css")),
         version=__version__,
     )
 
 
 def _build_finding_view(audit: Audit, finding: Finding, *, names: bool) -> FindingView:
-    has_outline, groups = finding.code == "field-of-view", {} if names else build_group_aliases(audit)
+    has_outline, groups = finding.code in ("field-of-view", "overlays"), {} if names else build_group_aliases(audit)
     # Fields of view have to be checked visually, so all are shown, in the order of the classes.
-    limit = len(finding.items) if has_outline else MAX_PICTURED_CASES
+    limit = len(finding.items) if finding.code == "field-of-view" else MAX_PICTURED_CASES
     pictured = finding.items[:limit] if names else ()
     remaining = finding.items[len(pictured) :]
     return FindingView(
@@ -153,21 +157,26 @@ def _encode_thumbnail(audit: Audit, index: int, *, outline: bool) -> str:
     if image is None:
         return ""
     if outline:
-        image = draw_field_outline(image, find_field(image))
+        image = draw_field_outline(image, find_field(image), find_overlays(image))
     return encode_thumbnail(image)
 
 
-def draw_field_outline(image: RGB, field: FieldOfView) -> RGB:
-    """Draw the outline of the field of view on a copy of the image, thick enough to be visible in a thumbnail."""
+def draw_field_outline(image: RGB, field: FieldOfView, overlays: Overlays) -> RGB:
+    """Draw outlines of the field of view and of overlays on a copy of the image, thick enough for a thumbnail."""
     inside = np.zeros(image.shape[:2], dtype=np.uint8)
     left, top, right, bottom = field.box
     inside[top:bottom, left:right] = 255 if field.mask is None else 255 * field.mask.astype(np.uint8)
     edges, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    canvas = image.copy()
-    cv2.drawContours(canvas, edges, -1, OUTLINE_COLOR, thickness=max(2, max(image.shape) // THUMBNAIL_SIDE * 2))
+    covered, _ = cv2.findContours(
+        overlays.draw_mask(image.shape).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    canvas, thickness = image.copy(), max(2, max(image.shape) // THUMBNAIL_SIDE * 2)
+    cv2.drawContours(canvas, edges, -1, OUTLINE_COLOR, thickness=thickness)
+    cv2.drawContours(canvas, covered, -1, OVERLAY_COLOR, thickness=max(1, thickness // 2))
     return np.asarray(canvas, dtype=np.uint8)
 
 
+AUDIT_PAGE = "audit.html"
 COLOURS = {"leak": "bold red", "error": "red", "warning": "yellow", "note": "default"}
 
 
@@ -213,30 +222,28 @@ def audit_folder(
     """
     result = audit_images(root, manifest=manifest, group=group, cache=cache)
     write_json(output / "audit.json", convert_audit_to_json(result, names=names), indent=None)
-    write_text(output / "audit.html", render_audit_page(result, names=names))
-    _print_findings(result, output)
+    write_text(output / AUDIT_PAGE, render_audit_page(result, names=names))
+    _print_findings(result, output, names=names)
     return result.exit_code
 
 
-def _print_findings(result: Audit, output: Path) -> None:
-    console = Console()
-    count = len(result.samples)
-    console.print(
-        f"{format_count(count, 'file')}, of which {result.readable:,} can be read as images",
-        highlight=False,
-    )
-    if result.findings:
-        table = Table(show_edge=False, pad_edge=False)
-        for title in ("", "finding", "what to do"):
-            table.add_column(title, overflow="fold")
-        for finding in result.findings:
-            table.add_row(
-                f"[{COLOURS[finding.severity]}]{finding.severity}[/]",
-                finding.sentence,
-                finding.remedy,
-                end_section=True,
-            )
-        console.print(table)
-    else:
+def _print_findings(result: Audit, output: Path, *, names: bool) -> None:
+    """Print the findings, each with what to do and its first cases."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{format_count(len(result.samples), 'file')}, of which {result.readable:,} can be read as images")
+    groups = {} if names else build_group_aliases(result)
+    for finding in result.findings:
+        console.print(f"\n[{COLOURS[finding.severity]}]{finding.severity}[/]: {escape(finding.sentence)}")
+        for item in finding.items[:PRINTED_CASES]:
+            shown = Item(item.files[:PRINTED_FILES], item.detail, item.group, item.content)
+            case = _build_case(result, shown, groups, names=names, pictures=False)
+            files = " · ".join(picture.name for picture in case.pictures)
+            if len(item.files) > PRINTED_FILES:
+                files += f" and {format_count(len(item.files) - PRINTED_FILES, 'more file')}"
+            console.print(f"    {files}{f' ({case.detail})' if case.detail else ''}", markup=False)
+        if len(finding.items) > PRINTED_CASES:
+            console.print(f"    and {len(finding.items) - PRINTED_CASES:,} more: see {AUDIT_PAGE}")
+        console.print(f"  {finding.remedy}", markup=False)
+    if not result.findings:
         console.print("no problems found")
-    console.print(f"\n{output / 'audit.html'}\n{output / 'audit.json'}", highlight=False, soft_wrap=True)
+    console.print(f"\n{output / AUDIT_PAGE}\n{output / 'audit.json'}", markup=False)

@@ -288,8 +288,13 @@ def _format_preprocessing(run: SavedRun) -> str:
     crop = (
         "cropped to the field of view if one is found, with everything outside it set to black, " if is_cropped else ""
     )
+    mask = (
+        "text and flat plates that the console draws covered if they are found, "
+        if spec.get("mask", "none") == "overlays"
+        else ""
+    )
     return (
-        f"Decoded to RGB, {crop}made square ({spec['fit']}), resized to {spec['size']} pixels "
+        f"Decoded to RGB, {mask}{crop}made square ({spec['fit']}), resized to {spec['size']} pixels "
         f"({spec['interpolation']}), normalised with mean {spec['mean']} and standard deviation {spec['std']}"
     )
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_percent, format_percent_with_unit, join_names
@@ -238,6 +238,8 @@ def _format_epoch_axes(axes: Axes, title: str, *, loss: bool, values: NDArray[np
     positive = values[np.isfinite(values) & (values > 0)]
     if loss and len(positive) and positive.max() > LOG_SCALE_RATIO * positive.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         title += " (log scale)"
     axes.set_title(title)
     axes.set_xlabel("epoch of the stage")

@@ -1,30 +1,32 @@
-"""Style, fonts and panels of the figures, their export to SVG and PNG, and what the sections of a report consist of.
+"""Style, text and panels of the figures, and their export to SVG and PNG.
 
-Series differ in color, line style and marker. Characters that matplotlib's default font lacks, as in Chinese class
-names, are drawn in a font of the system.
+Series differ in color, line style and marker. All text is plain: dollar signs in class names are no formulas.
+Characters that matplotlib's default font lacks, as in Chinese class names, are drawn in a font of the system; where
+none has them, letters stand for them, which the caption explains. Long names are wrapped by their measured width.
 """
 
 import io
 import logging
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from pylorus.report.mistakes import Pictures
 from pylorus.report.results import Result
-from pylorus.report.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ STYLE: dict[str, Any] = {
     # Text as paths, so that an SVG looks the same everywhere.
     "svg.fonttype": "path",
     "svg.hashsalt": "pylorus",
+    # Names of classes, models and stages may contain dollar signs.
+    "text.parse_math": False,
 }
 
 MAX_COLUMNS = 4
@@ -88,15 +92,147 @@ MAX_PANELS = 16
 """Maximum number of panels per figure: what fits on a printed page."""
 
 
+class ReportFigure(Figure):
+    """A figure whose text is safe to draw, whoever draws it: a report, a dashboard or a notebook."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw in the report's style; names are no formulas, and each character is drawn in a font that has it."""
+        with report_style():
+            prepare_text(self)
+            super().draw(renderer)
+
+
+def prepare_text(figure: Figure, label: Callable[[str], str] | None = None) -> None:
+    """Make a figure's text plain, and replace characters that no installed font can draw.
+
+    Args:
+        figure: The figure.
+        label: Returns what to write in place of such characters; None: their Unicode code points.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        plain = replace_undrawable(text.get_text(), label)
+        if plain != text.get_text():
+            text.set_text(plain)
+    for axes in figure.axes:
+        # An axis writes its tick labels again whenever it is drawn.
+        for axis in (axes.xaxis, axes.yaxis):
+            ticks = [tick.get_text() for tick in axis.get_ticklabels()]
+            if any(find_undrawable(tick) for tick in ticks):
+                axis.set_ticks(axis.get_ticklocs(), [replace_undrawable(tick, label) for tick in ticks])
+    set_figure_fonts(figure)
+
+
+def replace_undrawable(text: str, label: Callable[[str], str] | None = None) -> str:
+    """Replace the characters of a text that no installed font can draw; drop those that are invisible anyway.
+
+    Args:
+        text: The text.
+        label: Returns what to write in place of several such characters in a row; None: their Unicode code points.
+    """
+    undrawable = find_undrawable(text)
+    if not undrawable:
+        return text
+    visible = "".join(
+        letter for letter in text if letter not in undrawable or unicodedata.category(letter) not in ("Mn", "Cf", "Cc")
+    )
+    run = "[" + re.escape("".join(sorted(undrawable))) + "]"
+    return re.sub(rf"{run}(?:{run}| (?={run}))*", lambda match: (label or _format_code_points)(match[0]), visible)
+
+
+def _format_code_points(characters: str) -> str:
+    return "[" + " ".join(f"U+{ord(letter):04X}" for letter in characters) + "]"
+
+
+def find_undrawable(text: str) -> frozenset[str]:
+    """Return the characters of a text that no installed font can draw."""
+    if is_in_default_font(text):
+        return frozenset()
+    missing = frozenset(letter for letter in text if ord(letter) not in _load_default_characters() and letter != "\n")
+    covered = {
+        letter for path in _find_font_files(missing) for letter in missing if ord(letter) in _load_characters(path)
+    }
+    undrawable = missing - covered
+    if undrawable and not (any(map(_is_ideograph, undrawable)) and _load_cjk_font() is None):  # which warns itself
+        _warn_of_missing_fonts(frozenset(letter for letter in undrawable if letter.isprintable()))
+    return undrawable
+
+
+def select_font(text: str) -> tuple[Path, str]:
+    """Return the file of the font that has most characters of a text, and the text with code points for the others."""
+    missing = frozenset(letter for letter in text if ord(letter) not in _load_default_characters())
+    default = Path(font_manager.findfont(DEFAULT_FONT))
+    path = max(
+        [default, *_find_font_files(missing)],
+        key=lambda path: sum(ord(letter) in _load_characters(path) for letter in text),
+    )
+    known = _load_characters(path)
+    return path, "".join(letter if ord(letter) in known else _format_code_points(letter) for letter in text)
+
+
 def set_figure_fonts(figure: Figure) -> None:
-    """Set a CJK font on the texts of a figure that the default font cannot draw; warn if none is installed."""
+    """Set a font of the system on the texts of a figure that the default font cannot draw; warn if there is none."""
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if not is_in_default_font(text.get_text()):
-            font = _load_cjk_font()
-            if font is not None:
-                text.set_fontfamily([DEFAULT_FONT, font])
-                text.set_fontweight("normal")  # the font may have no bold weight
+            fonts = _list_fallback_fonts(text.get_text())
+            if fonts:
+                text.set_fontfamily([DEFAULT_FONT, *fonts])
+                text.set_fontweight("normal")  # the fonts may have no bold weight
+
+
+def _list_fallback_fonts(text: str) -> list[str]:
+    """Return the names of the fonts that have what the default font lacks, after registering them."""
+    missing = frozenset(letter for letter in text if ord(letter) not in _load_default_characters())
+    cjk_font = _load_cjk_font() if any(map(_is_ideograph, missing)) else None
+    names = [] if cjk_font is None else [cjk_font]
+    for path in _find_font_files(missing):
+        font_manager.fontManager.addfont(path)
+        names.append(str(font_manager.get_font(path).family_name))
+    return list(dict.fromkeys(names))
+
+
+def _is_ideograph(letter: str) -> bool:
+    """Return whether a character is one of those for which `find_cjk_font_file` looks."""
+    return unicodedata.category(letter) == "Lo" and unicodedata.east_asian_width(letter) in ("W", "F")
+
+
+@cache
+def _warn_of_missing_fonts(characters: frozenset[str]) -> None:
+    if characters:
+        log.warning(
+            "No installed font can draw %s in these class names: figures show a letter in brackets or a Unicode code "
+            "point instead. Install a font for this script, such as Noto Sans.",
+            " ".join(f"U+{ord(letter):04X}" for letter in sorted(characters)),
+        )
+
+
+@lru_cache(maxsize=256)
+def _find_font_files(characters: frozenset[str]) -> tuple[Path, ...]:
+    """Find fonts of the system that have characters, those for Chinese, Japanese and Korean first, else by name."""
+    cjk_file = find_cjk_font_file() if any(map(_is_ideograph, characters)) else None
+    paths = sorted(
+        map(Path, font_manager.findSystemFonts()), key=lambda path: ("regular" not in path.name.lower(), path)
+    )
+    wanted, files = {ord(letter) for letter in characters}, []
+    for path in [*([] if cjk_file is None else [cjk_file]), *paths]:
+        if wanted & _load_characters(path):
+            files.append(path)
+            wanted -= _load_characters(path)
+        if not wanted:
+            break
+    return tuple(files)
+
+
+@cache
+def _load_characters(path: Path) -> frozenset[int]:
+    """Return the code points that a font file can draw; none if matplotlib can't use it (fonts of colored emoji)."""
+    try:
+        font = font_manager.get_font(path)
+        return frozenset(map(int, font.get_charmap())) if font.scalable else frozenset()
+    except Exception:  # whatever a damaged file raises
+        return frozenset()
 
 
 def is_in_default_font(text: str) -> bool:
@@ -117,8 +253,9 @@ def _load_cjk_font() -> str | None:
     path = find_cjk_font_file()
     if path is None:
         log.warning(
-            "No installed font can draw these class names: figures will show boxes instead. Install Noto Sans CJK "
-            "(on Debian and Ubuntu: apt install fonts-noto-cjk)."
+            "No installed font can draw the Chinese, Japanese or Korean characters of these class names: figures show "
+            "a letter in brackets or Unicode code points instead. Install Noto Sans CJK (on Debian and Ubuntu: apt "
+            "install fonts-noto-cjk)."
         )
         return None
     font_manager.fontManager.addfont(path)
@@ -135,6 +272,51 @@ def _find_preferred_font(paths: Iterable[Path]) -> Path | None:
     known = sorted(path for path in paths if CJK_FONTS.search(path.name))
     regular = [path for path in known if "regular" in path.name.lower()]
     return next(iter(regular or known), None)
+
+
+@lru_cache(maxsize=4096)
+def measure_text(text: str, size: float, *, bold: bool = False) -> float:
+    """Return the width of a line in inches at a size in points; ideographs count as squares."""
+    font = FT2Font(font_manager.findfont(DEFAULT_FONT))
+    font.set_size(size, 72)
+    known = "".join(letter for letter in text if ord(letter) in _load_default_characters())
+    font.set_text(known)
+    width = font.get_width_height()[0] / 64 / 72 + (len(text) - len(known)) * size / 72
+    return float(width) * (BOLD_RATIO if bold else 1)
+
+
+BOLD_RATIO = 1.15
+"""Width of bold text relative to regular text."""
+
+
+def wrap_text(text: str, width: float, size: float, *, bold: bool = False) -> str:
+    r"""Break a text into lines of at most `width` inches, after spaces, underscores, hyphens and dots if possible.
+
+    Example:
+        >>> wrap_text("intestinal_metaplasia", 0.8, 8)
+        'intestinal_\nmetaplasia'
+    """
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for token in re.findall(r"[^\s_.\-]*[\s_.\-]+|[^\s_.\-]+", paragraph):
+            for part in _split_token(token, width, size, bold=bold):
+                if line and measure_text((line + part).rstrip(), size, bold=bold) > width:
+                    lines.append(line.rstrip())
+                    line = ""
+                line += part
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _split_token(token: str, width: float, size: float, *, bold: bool) -> list[str]:
+    """Split a word into parts of at most `width` inches."""
+    parts = [""]
+    for letter in token:
+        if parts[-1] and measure_text((parts[-1] + letter).rstrip(), size, bold=bold) > width:
+            parts.append("")
+        parts[-1] += letter
+    return parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +339,22 @@ class Drawing:
     figure: Figure
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Put letters in place of characters that no installed font can draw, and explain them in the caption."""
+        letters: dict[str, str] = {}
+        prepare_text(
+            self.figure, lambda characters: letters.setdefault(characters, f"[{_format_letter(len(letters))}]")
+        )
+        if letters:
+            meanings = ", ".join(f"{letter} {characters}" for characters, letter in letters.items())
+            note = f"Letters in brackets stand for characters that no installed font can draw: {meanings}."
+            object.__setattr__(self, "notes", (*self.notes, note))
+
+
+def _format_letter(number: int) -> str:
+    """Return A for 0, B for 1, and so on; AA follows Z."""
+    return ("" if number < 26 else _format_letter(number // 26 - 1)) + chr(ord("A") + number % 26)
+
 
 @contextmanager
 def report_style() -> Iterator[None]:
@@ -167,16 +365,29 @@ def report_style() -> Iterator[None]:
         yield
 
 
-def create_figure(height: float, *, width: float = WIDTH, legend: Sequence[str] = ()) -> Figure:
+LEGEND_SIZE = 8.0
+"""Font size of a legend above the axes."""
+
+
+def create_figure(
+    height: float, *, width: float = WIDTH, legend: Sequence[str] = (), key: Sequence[str] = ()
+) -> Figure:
     """Create an empty figure with constrained layout.
 
     Args:
-        height: Height in inches, without the legend.
+        height: Height in inches, without the legend and the key.
         width: Width in inches.
         legend: Labels of a legend above the axes; the height grows to fit it.
+        key: Entries of a key below the axes; the height grows to fit it.
     """
-    lines = -(-len(legend) // _count_legend_columns(legend, width)) if legend else 0
-    return Figure(figsize=(width, height + 0.19 * lines), layout="constrained")
+    height += 0.2 if key else 0
+    for labels, arrange, line in ((legend, _arrange_legend, 0.19), (key, _arrange_key, 0.17)):
+        columns, wrapped = arrange(labels, width) if labels else (1, [])
+        height += line * sum(
+            max(label.count("\n") + 1 for label in islice(wrapped, row, None, -(-len(wrapped) // columns)))
+            for row in range(-(-len(wrapped) // columns))
+        )
+    return ReportFigure(figsize=(width, height), layout="constrained")
 
 
 def get_line_style(number: int) -> dict[str, Any]:
@@ -195,19 +406,48 @@ def get_replicate_style(number: int) -> dict[str, Any]:
 
 def add_legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Add a legend above all axes, where it covers nothing."""
-    columns = _count_legend_columns(labels, figure.get_figwidth())
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8)
+    columns, wrapped = _arrange_legend(labels, figure.get_figwidth())
+    _add_legend(figure, handles, wrapped, loc="outside upper left", ncols=columns, fontsize=LEGEND_SIZE)
 
 
-def _count_legend_columns(labels: Sequence[str], width: float) -> int:
-    """Return how many labels fit side by side: 0.068 inches per character, nine characters for the line sample."""
-    longest = max(len(label) for label in labels)
-    return max(1, min(len(labels), int(width / 0.068 / (longest + 9))))
+def add_key_below(figure: Figure, entries: Sequence[str]) -> None:
+    """Add a list of entries below all axes, such as the names of numbered classes."""
+    columns, wrapped = _arrange_key(entries, figure.get_figwidth())
+    handles = [Patch(visible=False) for _ in entries]
+    spacing = {"handlelength": 0, "handletextpad": 0, "labelspacing": 0.3}
+    _add_legend(figure, handles, wrapped, loc="outside lower left", ncols=columns, fontsize=TICK_SIZE, **spacing)
+
+
+TICK_SIZE = 7.5
+"""Font size of class names at an axis, and in a key."""
+
+
+def _arrange_legend(labels: Sequence[str], width: float) -> tuple[int, list[str]]:
+    """Return how many labels fit side by side, and the labels, wrapped if one is wider than the figure."""
+    return _arrange_columns(labels, width, LEGEND_SIZE, margin=0.66)  # the line sample and the space between columns
+
+
+def _arrange_key(entries: Sequence[str], width: float) -> tuple[int, list[str]]:
+    return _arrange_columns(entries, width, TICK_SIZE, margin=0.25)
+
+
+def _arrange_columns(labels: Sequence[str], width: float, size: float, *, margin: float) -> tuple[int, list[str]]:
+    wrapped = [wrap_text(label, width - margin, size) for label in labels]
+    longest = max(measure_text(line, size) for label in wrapped for line in label.split("\n"))
+    return max(1, min(len(labels), int(width / (longest + margin)))), wrapped
+
+
+def _add_legend(parent: Figure | Axes, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> None:
+    # matplotlib leaves out labels that begin with an underscore, unless they are set afterwards.
+    legend = parent.legend(handles, [f"label {number}" for number in range(len(labels))], **options)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
 
 
 def add_legend_below(axes: Axes, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Add a legend of short labels below one panel and its axis label."""
-    axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=7.5, borderaxespad=0)
+    options = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "fontsize": 7.5, "borderaxespad": 0}
+    _add_legend(axes, handles, labels, **options)
 
 
 def render_svg(drawing: Drawing) -> bytes:
@@ -222,9 +462,7 @@ def render_png(drawing: Drawing) -> bytes:
 
 def _render_figure(drawing: Drawing, kind: str, **arguments: Any) -> bytes:
     file = io.BytesIO()
-    set_figure_fonts(drawing.figure)
-    with report_style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # `set_figure_fonts` has warned
+    with report_style():
         drawing.figure.savefig(file, format=kind, **arguments)
         # The layout is final: a second format need not compute it again.
         drawing.figure.set_layout_engine("none")
@@ -252,44 +490,3 @@ def split_into_panels(results: Sequence[Result]) -> list[list[list[Result | None
         chunk += [None] * (-len(chunk) % columns)
         figures.append([chunk[first : first + columns] for first in range(0, len(chunk), columns)])
     return figures
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentences, each in its own paragraph or, if `is_list`, as items of a list."""
-
-    texts: tuple[str, ...]
-    is_list: bool = False
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Preformatted text, such as the content of a file."""
-
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class FileOnly:
-    """A table that is written to files but not shown on the page."""
-
-    table: Table
-
-
-Item: TypeAlias = Table | Drawing | Sentences | Pictures | Listing | FileOnly
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of the page.
-
-    Attributes:
-        key: Anchor of the section in the page.
-        title: Heading.
-        items: Content, in order; a section without items is omitted.
-    """
-
-    key: str
-    title: str
-    items: tuple[Item, ...]

@@ -1,4 +1,4 @@
-"""The worst errors, for a failure analysis: the misclassified test images on which the model was most confident.
+"""The worst errors: the misclassified test images on which the model was most confident; the parts of a section.
 
 Reports that may show images get thumbnails of them and the heat maps that `pylorus explain` saved; no other part of the
 report reads images.
@@ -10,6 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from pylorus.data.decode import UnreadableImageError, decode_image, resize_image
 from pylorus.data.files import RGB
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.captions import format_test_basis
+from pylorus.report.figure_style import Drawing
 from pylorus.report.results import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, create_text_columns
 from pylorus.runs.reading import SavedRun
@@ -209,6 +211,47 @@ class Pictures:
     """Thumbnails of misclassified images, in order."""
 
     shown: tuple[tuple[Misclassification, Thumbnail], ...]
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences, each in its own paragraph or, if `is_list`, as items of a list."""
+
+    texts: tuple[str, ...]
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Preformatted text, such as the content of a file."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FileOnly:
+    """A table that is written to files but not shown on the page."""
+
+    table: Table
+
+
+Item: TypeAlias = Table | Drawing | Sentences | Pictures | Listing | FileOnly
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Attributes:
+        key: Anchor of the section in the page.
+        title: Heading.
+        items: Content, in order; a section without items is omitted.
+    """
+
+    key: str
+    title: str
+    items: tuple[Item, ...]
 
 
 def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Misclassification, ...]:

@@ -18,7 +18,8 @@ from pylorus.core.distributed import compute_in_processes
 from pylorus.core.io import read_json, write_atomically, write_json, write_text
 from pylorus.report import captions
 from pylorus.report.evidence import Evidence, collect_evidence
-from pylorus.report.figure_style import Drawing, FileOnly, Section, render_png, render_svg
+from pylorus.report.figure_style import Drawing, render_png, render_svg
+from pylorus.report.mistakes import FileOnly, Section
 from pylorus.report.record_sections import (
     build_audit_section,
     build_checklist_section,

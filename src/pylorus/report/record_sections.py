@@ -15,9 +15,12 @@ from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report import checklist_answers as answers
 from pylorus.report.captions import count_accepted_leaks, count_excluded_files, is_validated_on_test
 from pylorus.report.evidence import Evidence
-from pylorus.report.figure_style import Item, Listing, Section, Sentences
 from pylorus.report.mistakes import (
+    Item,
+    Listing,
     Pictures,
+    Section,
+    Sentences,
     build_mistake_table,
     create_thumbnails,
     find_worst_mistakes,

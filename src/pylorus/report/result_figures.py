@@ -1,5 +1,6 @@
 """Figures of results on test images: confusion matrices, ROC curves and reliability diagrams."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,15 +21,19 @@ from pylorus.report.figure_style import (
     INK,
     PAPER,
     REPLICATES_NOTE,
+    TICK_SIZE,
     WIDTH,
     Drawing,
+    add_key_below,
     add_legend_above,
     add_legend_below,
     create_figure,
     get_line_style,
     get_replicate_style,
+    measure_text,
     report_style,
     split_into_panels,
+    wrap_text,
 )
 from pylorus.report.results import Calibration, Result
 from pylorus.report.study_tables import STUDY, format_published_basis
@@ -44,6 +49,7 @@ MAX_SMALL_PANEL_CLASSES = 5
 """With more classes than this, panels are larger."""
 
 MATRIX_NOTE = "Rows: true class; columns: predicted class. Shading: proportion of the true class."
+"""Note below confusion matrices; where names do not fit at the axes, numbers stand for them and a key is below."""
 
 Panel = tuple[str, Sequence[str], NDArray[np.int64]]
 
@@ -135,40 +141,73 @@ def _plot_confusion_panels(
 
 def _plot_panels(panels: Sequence[Sequence[Panel | None]]) -> Figure:
     columns = len(panels[0])
-    max_classes = max(len(panel[1]) for line in panels for panel in line if panel is not None)
+    shown = [panel for line in panels for panel in line if panel is not None]
+    classes = list(dict.fromkeys(name for _, names, _ in shown for name in names))
+    max_classes = max(len(names) for _, names, _ in shown)
     side = WIDTH / max(columns, 3 if max_classes <= MAX_SMALL_PANEL_CLASSES else 2)
+    is_numbered = not all(_fit_names(names, side) for _, names, _ in shown)
+    width = max(side * columns, WIDTH if is_numbered and max_classes > MAX_SMALL_PANEL_CLASSES else 0)
+    key = [f"{number}  {name}" for number, name in enumerate(classes, start=1)] if is_numbered else []
     with report_style():
         # The two-line title and the label below need more space than the label on the left.
-        figure = create_figure(len(panels) * (side * 1.06 + 0.15), width=side * columns)
+        figure = create_figure(len(panels) * (side * 1.06 + 0.15), width=width, key=key)
         grid = figure.subplots(len(panels), columns, squeeze=False)
         for line, axes_line in zip(panels, grid, strict=True):
             for axes, panel in zip(axes_line, line, strict=True):
                 if panel is None:
                     axes.set_axis_off()
-                else:
-                    _draw_heat_map(axes, *panel, small=columns > 3)
+                    continue
+                title, names, counts = panel
+                labels = [str(classes.index(name) + 1) for name in names] if is_numbered else names
+                _draw_heat_map(axes, title, labels, counts, side=side, small=columns > 3)
+        if key:
+            add_key_below(figure, key)
     return figure
 
 
-def _draw_heat_map(axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.int64], *, small: bool) -> None:
+def _fit_names(names: Sequence[str], side: float) -> bool:
+    """Return whether class names fit at both axes of a panel of `side` inches without touching each other."""
+    matrix = _measure_matrix(names, side)
+    return matrix > 0.45 * side and matrix / len(names) > (0.13 if _is_upright(names, side) else 0.2)
+
+
+def _measure_matrix(names: Sequence[str], side: float) -> float:
+    """Return about how many inches of a panel remain for the matrix beside its labels."""
+    return side - 0.4 - max(measure_text(name, TICK_SIZE) for name in names)
+
+
+def _is_upright(names: Sequence[str], side: float) -> bool:
+    """Return whether class names fit side by side below the matrix; else they are slanted."""
+    return max(measure_text(name, TICK_SIZE) for name in names) + 0.08 < _measure_matrix(names, side) / len(names)
+
+
+def _draw_heat_map(
+    axes: Axes, title: str, names: Sequence[str], counts: NDArray[np.int64], *, side: float, small: bool
+) -> None:
     totals = counts.sum(axis=1, keepdims=True)
     proportions = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    axes.pcolormesh(proportions, cmap="Blues", vmin=0, vmax=1.15, edgecolors=PAPER, linewidth=1.5)
+    axes.pcolormesh(proportions, cmap="Blues", vmin=0, vmax=1.15, edgecolors=PAPER, linewidth=min(1.5, 15 / len(names)))
     axes.invert_yaxis()
     axes.set_aspect("equal")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=6.5 if small else 8.5)
-    positions = np.arange(len(names)) + 0.5
-    slanted = max(len(name) for name in names) * len(names) > 24
-    axes.set_xticks(positions, names, rotation=35 if slanted else 0, ha="right" if slanted else "center")
-    axes.set_yticks(positions, names)
-    axes.tick_params(length=0, labelsize=7.5)
-    axes.set_xlabel("predicted", fontsize=7.5)
-    axes.set_ylabel("true", fontsize=7.5)
+    title_size = 6.5 if small else 8.5
+    matrix = _measure_matrix(names, side)
+    axes.set_title(wrap_text(title, matrix, title_size, bold=True), fontsize=title_size)
+    # With many classes, each number has little space, or only some are written.
+    cell = 72 * matrix / len(names)
+    step, label_size = max(1, math.ceil(8 / cell)), min(TICK_SIZE, max(5.0, 0.65 * cell))
+    positions, slanted = (np.arange(len(names)) + 0.5)[::step], not _is_upright(names, side) and step == 1
+    slanted = slanted and not all(name.isdecimal() for name in names)
+    axes.set_xticks(positions, names[::step], rotation=35 if slanted else 0, ha="right" if slanted else "center")
+    axes.set_yticks(positions, names[::step])
+    axes.tick_params(length=0, labelsize=label_size)
+    axes.set_xlabel("predicted", fontsize=TICK_SIZE)
+    axes.set_ylabel("true", fontsize=TICK_SIZE)
     if len(names) > MAX_COUNT_CLASSES:
         return
-    size = max(4.5, (9 if small else 10) - 0.6 * max(0, len(names) - 3))
+    digits = len(str(counts.max()))
+    size = min(max(4.5, (9 if small else 10) - 0.6 * max(0, len(names) - 3)), 1.4 * cell / max(digits, 2))
     for (row, column), count in np.ndenumerate(counts):
         axes.text(
             column + 0.5,
@@ -200,12 +239,17 @@ def plot_roc_curves(candidates: Sequence[Candidate]) -> Drawing:
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     labels = [each.label for each in candidates]
+    titles = [wrap_text(f"{name} versus the rest", WIDTH / 3 - 0.6, 9, bold=True) for name in names]
+    title_lines = sum(
+        max(title.count("\n") for title in titles[first : first + columns]) for first in range(0, len(names), columns)
+    )
     with report_style():
-        figure = create_figure(lines * (2.45 + 0.168 * len(candidates)), legend=labels)
+        height = lines * (2.45 + 0.168 * len(candidates)) + 0.15 * title_lines
+        figure = create_figure(height, legend=labels)
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes in list(grid.flat)[len(names) :]:
             axes.set_axis_off()
-        for axes, name in zip(grid.flat, names, strict=False):
+        for axes, name, title in zip(grid.flat, names, titles, strict=False):
             axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":", linewidth=1)
             handles, areas = [], []
             for number, candidate in enumerate(candidates):
@@ -213,7 +257,7 @@ def plot_roc_curves(candidates: Sequence[Candidate]) -> Drawing:
                 if handle is not None:
                     handles.append(handle)
                     areas.append(_format_auroc(candidate, name))
-            axes.set_title(f"{name} versus the rest")
+            axes.set_title(title)
             axes.set_xlabel("100 − specificity, %")
             axes.set_ylabel("sensitivity, %")
             axes.set_xlim(-2, 102)
@@ -342,6 +386,7 @@ def _plot_reliability_panels(lines: Sequence[Sequence[Result | None]], part: str
                 axes.set_axis_off()
             else:
                 title = f"{result.run.label}\n{result.stage.name}"
+                title = wrap_text(title, side - 0.5, 6.5 if columns > 3 else 8.5, bold=True)
                 _draw_reliability_panel(axes, title, result.calibration, small=columns > 3)
         handles = [Line2D([], [], **look) for look in LINE_STYLES]  # type: ignore[arg-type]
         diagonal = Line2D([], [], color=FAINT, linestyle=":")

@@ -14,7 +14,7 @@ from pylorus.report.curve_figures import (
     plot_training_curves,
 )
 from pylorus.report.evidence import Evidence
-from pylorus.report.figure_style import FileOnly, Item, Section, Sentences
+from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
 from pylorus.report.network_figure import build_network_table, plot_network_structure, read_network_blocks
 from pylorus.report.replicate_tables import (
     build_fold_training_table,

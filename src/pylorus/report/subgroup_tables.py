@@ -15,7 +15,7 @@ from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.subgroups import calibration_in_the_large, subgroup_difference
 from pylorus.report.captions import format_test_basis
 from pylorus.report.evidence import Evidence
-from pylorus.report.figure_style import Item, Section, Sentences
+from pylorus.report.mistakes import Item, Section, Sentences
 from pylorus.report.results import CONFIDENCE, LEVEL, ReportOptions, Result
 from pylorus.report.subgroup_columns import (
     OTHER,

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,18 @@ import psutil
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_percent
-from pylorus.core.io import read_json, write_json
+from pylorus.core.integrity import (
+    LOCK,
+    SUFFIX,
+    check_digest,
+    compute_digest,
+    is_archive_intact,
+    lock_folder,
+    write_digest,
+)
+from pylorus.core.io import read_json, write_atomically, write_json
 
 ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
 """How a stage is chosen; see `ShippedStage`."""
@@ -156,10 +166,12 @@ class TrainingResult:
     Attributes:
         epochs: Number of epochs trained.
         best_epoch: Epoch whose weights were chosen, from 1.
+        curves_sha256: SHA-256 of metrics.csv; empty if an earlier version trained the stage.
     """
 
     epochs: int
     best_epoch: int
+    curves_sha256: str = ""
 
 
 class StageProgress(NamedTuple):
@@ -242,6 +254,17 @@ class StageFolder:
         """Return the path of penultimate features for `val` or `test`; they exist until the bundle does."""
         return self.path / "checkpoints" / f"features-{split}.npy"
 
+    def write_features(self, split: str, features: NDArray[np.float32]) -> None:
+        """Write the features of a split, of shape (images, features)."""
+        with write_atomically(self.get_features_path(split)) as temporary:
+            np.save(temporary, features)
+        write_digest(self.get_features_path(split))
+
+    def read_features(self, split: str) -> NDArray[np.float32]:
+        """Read the features of a split."""
+        features: NDArray[np.float32] = np.load(self.get_features_path(split))
+        return features
+
     @property
     def network_path(self) -> Path:
         """The complete network of a stage that may be shipped, since later stages change it."""
@@ -251,6 +274,67 @@ class StageFolder:
         """Delete what is only needed until the bundle is written."""
         for path in (*map(self.get_features_path, PARTS), self.network_path):
             path.unlink(missing_ok=True)
+            path.with_name(path.name + SUFFIX).unlink(missing_ok=True)
+
+    def write_record(self, *, epochs: int, best_epoch: int) -> None:
+        """Mark the stage as trained."""
+        result = TrainingResult(epochs, best_epoch, compute_digest(self.metrics_path))
+        write_json(self.record_path, asdict(result), sealed=True)
+
+    def discard_damaged_files(self) -> list[str]:
+        """Delete damaged files whose content is computed again; return a sentence for each.
+
+        Raises:
+            PylorusError: If the learning curves of a trained stage are damaged, which are not.
+        """
+        found = self._find_damaged_state()
+        if found:
+            for path in (self.record_path, self.best_checkpoint, *map(self.get_predictions_path, PARTS)):
+                path.unlink(missing_ok=True)
+            self.delete_training_state()
+            return [f"{found}: the stage is trained again from its start, with the same result"]
+        result = self.training_result
+        if result is not None and result.curves_sha256 not in ("", compute_digest(self.metrics_path)):
+            raise PylorusError(
+                f"{self.metrics_path}: damaged, or changed since the stage was trained, so its learning curves are "
+                f"lost. Restore it from a backup, or delete {self.record_path} to train the stage again."
+            )
+        from pyarrow import ArrowException, parquet  # late: reading a status needs no tables
+
+        sentences = []
+        for path in filter(Path.is_file, (*self._list_outputs(), self.network_path)):
+            try:
+                check_digest(path)
+                if path.suffix == ".parquet":
+                    parquet.read_table(path, page_checksum_verification=True)
+            except (PylorusError, ArrowException, OSError):
+                path.unlink()
+                sentences.append(f"{path} is damaged: it is computed again")
+        return sentences
+
+    def _list_outputs(self) -> list[Path]:
+        return [path for split in PARTS for path in (self.get_features_path(split), self.get_predictions_path(split))]
+
+    def _find_damaged_state(self) -> str:
+        """Return what keeps the stage from being resumed or read, in words; empty if nothing does."""
+        try:
+            result = self.training_result
+        except PylorusError:
+            return f"{self.record_path} is damaged"
+        if result is None and not self.last_checkpoint.is_file():
+            return ""
+        bests = sorted(self.best_checkpoint.parent.glob("best-*.ckpt"))
+        needed = [self.best_checkpoint] if result is not None else [self.last_checkpoint, *bests]
+        for path in needed:
+            if not is_archive_intact(path):
+                return f"{path} is {'damaged' if path.is_file() else 'missing'}"
+        epochs = self.progress.epochs
+        if result is None and epochs and not bests:
+            return f"{self.get_best_path(0).with_name('best-*.ckpt')} is missing"
+        rows = max(0, self.metrics_path.read_bytes().count(b"\n") - 1) if self.metrics_path.is_file() else 0
+        if result is None and rows < epochs:
+            return f"{self.metrics_path} has {rows} of {epochs} epochs"
+        return ""
 
     @property
     def training_result(self) -> TrainingResult | None:
@@ -264,10 +348,7 @@ class StageFolder:
 
         A stage without features predicts again: older versions, which saved none, predicted in training precision.
         """
-        outputs = [
-            path for split in PARTS for path in (self.get_features_path(split), self.get_predictions_path(split))
-        ]
-        return self.training_result is not None and all(path.is_file() for path in outputs)
+        return self.training_result is not None and all(path.is_file() for path in self._list_outputs())
 
 
 @dataclass(frozen=True)
@@ -322,10 +403,28 @@ class RunFolder:
     def remove_incomplete_files(self) -> None:
         """Remove incomplete files of a killed process: their names begin with a dot."""
         for path in [*self.path.glob(".*"), *self.path.glob("*/.*"), *self.path.glob("*/checkpoints/.*")]:
+            if path == self.path / LOCK:
+                continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Let no other process train in this folder.
+
+        Raises:
+            PylorusError: If another process trains in it; names the process.
+        """
+
+        def explain() -> str:
+            status = self.read_status()
+            process = f"process {status['pid']} on {status['host']}" if status else "another process"
+            return f"{self.path}: {process} is training in this folder. Wait until it ends, or stop it first."
+
+        with lock_folder(self.path, explain):
+            yield
 
     @contextmanager
     def set_starting(
@@ -397,7 +496,7 @@ class RunFolder:
             raise FileNotFoundError(errno.ENOENT, "the run's folder disappeared", str(self.config))
 
     def _write_status(self, status: dict[str, Any]) -> None:
-        write_json(self.path / STATUS, status)
+        write_json(self.path / STATUS, status, sealed=True)
 
 
 @contextmanager

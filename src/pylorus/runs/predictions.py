@@ -109,7 +109,7 @@ def build_prediction_table(
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write a prediction table atomically, as Parquet."""
     with write_atomically(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictions:
@@ -123,7 +123,7 @@ def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictio
         PylorusError: If the file is damaged or inconsistent; the message names the file and the problem.
     """
     try:
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(path, page_checksum_verification=True)
     except Exception as error:  # pyarrow raises many types of exceptions on a damaged file
         raise PylorusError(f"{path}: cannot be read as a table of predictions: {error}") from error
     try:

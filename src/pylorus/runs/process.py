@@ -1,8 +1,9 @@
-"""The process of a run: what stays the same when it is resumed, its log, and the signals that end it.
+"""The process of a run: what stays the same when it is resumed, what it forks, and the signals that end it.
 
-Ctrl-C, SIGTERM, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up, each end the run cleanly: during
-training after the current step (after the last step of an epoch: after its validation), whose state is saved;
-otherwise at once. A second signal does not wait for any of that.
+Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up,
+each end the run cleanly: during training after the current step (after the last step of an epoch: after its
+validation), whose state is saved; otherwise at once. A second signal does not wait for any of that. A signal that is
+ignored, as under nohup, stays ignored.
 """
 
 import atexit
@@ -26,7 +27,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
-from tqdm import tqdm
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import end_with_parent
@@ -48,8 +48,10 @@ JOB_STOP_TIMEOUT = 1.5 * STOP_TIMEOUT
 JOB_STOP_SIGNAL = signal.SIGTERM
 """The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
+HANGUP = getattr(signal, "SIGHUP", None)
+"""The signal of a terminal that closes; the kernel and the shell both send it."""
 
 
 OTHER = "other"
@@ -179,7 +181,7 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
     """
     initial = read_json(record)
     if initial is None:
-        write_json(record, now)
+        write_json(record, now, sealed=True)
         return
     if initial.get("weights_sha256") != now["weights_sha256"]:
         raise PylorusError(
@@ -362,70 +364,6 @@ def _run_in_background(function: Callable[..., None], arguments: tuple[Any, ...]
         function(*arguments)
 
 
-class _TerminalHandler(logging.Handler):
-    """Handler that prints above a progress bar; if the terminal is gone, the run continues without output."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
-
-
-class _LogFileHandler(logging.FileHandler):
-    """Handler for run.log that ignores errors of a full disk: the terminal still shows the line."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the standard library's name
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
-@contextmanager
-def open_run_log(folder: Path) -> Iterator[None]:
-    """Send Pylorus's log to the terminal and to run.log, and silence warnings that users can do nothing about.
-
-    Args:
-        folder: The run's folder.
-    """
-    logger = logging.getLogger("pylorus")
-    terminal, file = _TerminalHandler(), _LogFileHandler(folder / "run.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for handler in (terminal, file):
-        logger.addHandler(handler)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # Frozen layers are in evaluation mode on purpose, the number of workers is chosen for the machine, small data
-        # sets have few steps, and predictions are sorted by row.
-        for message in (
-            "Found .* module.* in eval mode",
-            ".*does not have many workers",
-            ".*smaller than the logging interval",
-            "You are using a custom batch sampler",
-            ".*LeafSpec.* is deprecated",
-            "The .srun. command is available on your system",
-            r"Detected call of `lr_scheduler.step\(\)` before",  # in fp16, the first steps of the optimizer are skipped
-            "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
-            "It is recommended to use .*sync_dist",  # the metrics already combine all processes
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        # Deprecations between Lightning, torch and timm: nothing that a user of Pylorus could change.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="(pytorch_lightning|torch|timm).*")
-        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint")
-        try:
-            yield
-        except Exception:
-            # The terminal shows the error anyway; the next morning only the file is left.
-            file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": "failed", "exc_info": sys.exc_info()}))
-            raise
-        finally:
-            for handler in (terminal, file):
-                logger.removeHandler(handler)
-                with suppress(OSError):  # the run itself reports a full disk
-                    handler.close()
-
-
 class StopRequest:
     """Whether a run was asked to end, and when it may end: at once or after the current training step.
 
@@ -467,26 +405,43 @@ class StopRequest:
 def handle_signals() -> Iterator[StopRequest]:
     """Turn the first signal inside the context into a KeyboardInterrupt; a second one ends the process.
 
-    A SLURM job that received SIGUSR1 is requeued, unless submitit or a sweep started it: these requeue it themselves.
+    Python drops an exception that is raised while it runs a destructor or a callback of a C library: then it is raised
+    once more, right after that. A SLURM job that received SIGUSR1 is requeued, unless submitit or a sweep started it:
+    these requeue it themselves.
     """
     received: list[int] = []
     request = StopRequest()
+    dropped = threading.Event()
 
     def handle_signal(number: int, _: FrameType | None) -> None:
-        if received and number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ:
+        if dropped.is_set():
+            dropped.clear()
+            request.handle_request(signal.Signals(received[0]).name)
+            return
+        if received and ((number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ) or number == HANGUP):
             return
         if received:
             os._exit(INTERRUPTED)
         received.append(number)
         request.handle_request(signal.Signals(number).name)
 
+    def repeat_dropped(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt) and received:
+            dropped.set()
+            threading.Timer(0.01, os.kill, (os.getpid(), received[0])).start()
+        else:
+            previous_hook(unraisable)
+
     before: dict[signal.Signals, Any] = {}
+    previous_hook = sys.unraisablehook
     try:
+        sys.unraisablehook = repeat_dropped
         for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, handle_signal)
         yield request
     finally:
+        sys.unraisablehook = previous_hook
         for number, handler in before.items():
             signal.signal(number, handler)
         if received and signal.Signals(received[0]).name == "SIGUSR1":

@@ -331,9 +331,7 @@ class Checkpoints(pl.Callback):
         """Record that the stage is trained, and name its best checkpoint."""
         if self._processes.is_first:
             _create_link(self._saved.get_best_path(self._best_epoch), self._saved.best_checkpoint)
-            write_json(
-                self._saved.record_path, {"epochs": int(trainer.current_epoch), "best_epoch": self._best_epoch + 1}
-            )
+            self._saved.write_record(epochs=int(trainer.current_epoch), best_epoch=self._best_epoch + 1)
             self._saved.delete_training_state()
         self._processes.wait()
         self._stop.stop_waiting()

@@ -25,6 +25,7 @@ from pylorus.core.privacy import redact_value
 from pylorus.data.dataset import ImageBatches
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
+from pylorus.report.figure_style import create_figure, report_style, wrap_text
 from pylorus.report.result_figures import plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import SavedPredictions
@@ -308,7 +309,8 @@ def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) ->
         return None
     confidence = predictions.probabilities.max(axis=1)[wrong]
     rows = wrong[np.argsort(-confidence, kind="stable")][:MAX_MISTAKES].tolist()
-    figure = Figure(figsize=(8, 2.2 * -(-len(rows) // 4)), layout="constrained")
+    with report_style():
+        figure = create_figure(2.5 * -(-len(rows) // 4), width=8)
     images = datamodule.get_dataset("val").load_rows(rows)
     panels = figure.subplots(-(-len(rows) // 4), 4, squeeze=False).flat
     true, predicted = (
@@ -316,7 +318,8 @@ def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) ->
     )
     for axes, row, image in zip(panels, rows, images, strict=False):
         axes.imshow(image)
-        axes.set_title(f"{true[row]}, predicted as {predicted[row]}", fontsize=8)
+        title = wrap_text(f"{true[row]}, predicted as {predicted[row]}", 1.85, 8)
+        axes.set_title(title, fontsize=8, fontweight="normal", loc="center")
     for axes in figure.axes:
         axes.set_axis_off()
     return figure

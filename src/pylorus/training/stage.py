@@ -15,11 +15,11 @@ from pylorus.config.schema import EXTENSIBLE, AugmentConfig, CacheConfig, Config
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
-from pylorus.core.io import write_atomically, write_json
+from pylorus.core.io import write_json
 from pylorus.data.augmentation import build_augmentation, load_policy
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import DeviceMemory
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import InputFormat, resolve_mask
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.index_intervals import proportions_of_predictions
@@ -69,7 +69,13 @@ def build_image_data(plan: StagePlan, run: Run) -> ImageDataModule:
     return ImageDataModule.from_table(
         images.table,
         images.catalog.root,
-        InputFormat(backbone.image_size, config.data.fit, backbone.interpolation, config.data.crop),
+        InputFormat(
+            backbone.image_size,
+            config.data.fit,
+            backbone.interpolation,
+            config.data.crop,
+            resolve_mask(config.data.mask, crop=config.data.crop),
+        ),
         batch_size=get_batch_size(config.trainer),
         workers=resolve_workers(config.data.workers, engine.accelerator)[0],
         policy=resolve_augmentation(plan.config, config.augment),
@@ -218,8 +224,7 @@ def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: I
             saved = check_predictions(table)
             run.dashboard.show_predictions(plan, split, saved, image_data)
             run.folder.check_exists()
-            with write_atomically(stage_folder.get_features_path(split)) as temporary:
-                np.save(temporary, outputs[split].features)
+            stage_folder.write_features(split, outputs[split].features)
             write_predictions(table, stage_folder.get_predictions_path(split))
             _save_own_metrics(run.config.metrics, saved, stage_folder, split)
 
@@ -250,7 +255,7 @@ def _save_own_metrics(
                 for metric, by_class in estimates.items()
             }
         )
-    write_json(stage_folder.own_metrics_path, content)
+    write_json(stage_folder.own_metrics_path, content, sealed=True)
 
 
 def _replace_nan(values: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:

@@ -1,5 +1,9 @@
-"""Parse the files of a request's body one at a time, in memory only: none is ever written to disk."""
+"""What the server accepts: options, connections that are not too slow, passwords, and uploads within their limits.
 
+The files of a request's body are parsed one at a time, in memory only: none is ever written to disk.
+"""
+
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -7,6 +11,8 @@ import hmac
 import ipaddress
 import math
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +25,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pylorus.core.errors import PylorusError, format_path
 
@@ -126,6 +133,112 @@ def is_address(name: str) -> bool:
     return True
 
 
+REQUEST_SECONDS = 10.0
+"""Seconds within which the headers of a request must arrive, and in which its body may be slow."""
+MIN_BODY_RATE = 32_000
+"""Least rate of a body after that, in bytes per second; 20 MB then take the 300 seconds that an upload may take."""
+ANSWER_SECONDS = 60.0
+"""Seconds for which a client may leave an answer unread."""
+MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS = 200, 32
+"""Open connections; beyond that, the one that has waited longest for its client is closed for a new one."""
+
+
+class GuardedProtocol(H11Protocol):
+    """A connection of uvicorn that is closed if its client is slow or holds too many of them.
+
+    uvicorn itself waits without limit for the headers and the body of a request, and for a client that reads.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection; if there are too many, close another one, or this one if all others are at work."""
+        super().connection_made(transport)
+        self._waits_since = self.loop.time()
+        self._watched: object = None
+        self._received, self._slow_seconds, self._unread_seconds = 0, 0.0, 0.0
+        self._timer = self.loop.call_later(1.0, self._check_speed)
+        others = [each for each in self.connections if isinstance(each, GuardedProtocol)]
+        own = [each for each in others if each.client and self.client and each.client[0] == self.client[0]]
+        if len(own) > MAX_CONNECTIONS_PER_ADDRESS and not is_loopback_client(self.client):
+            self._close_longest_waiting(own)
+        elif len(others) > MAX_CONNECTIONS:
+            self._close_longest_waiting(others)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop watching the client."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what arrives."""
+        self._received += len(data)
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._waits_since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def _is_at_work(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+
+    def _close_longest_waiting(self, connections: "list[GuardedProtocol]") -> None:
+        waiting = [each for each in connections if not each._is_at_work and each is not self]
+        min(waiting, key=lambda each: each._waits_since, default=self).transport.abort()
+
+    def _check_speed(self) -> None:
+        """Close the connection if its client is too slow; this runs once a second."""
+        self._timer = self.loop.call_later(1.0, self._check_speed)
+        cycle = self.cycle
+        if cycle is not self._watched:
+            self._watched, self._received, self._slow_seconds, self._unread_seconds = cycle, 0, 0.0, 0.0
+        if cycle is None or cycle.response_complete:
+            is_slow = self.loop.time() - self._waits_since > REQUEST_SECONDS
+        elif cycle.more_body:
+            self._slow_seconds += 0.0 if self.flow.read_paused else 1.0  # paused: the client waits for this server
+            is_slow = self._received < MIN_BODY_RATE * (self._slow_seconds - REQUEST_SECONDS)
+        else:
+            self._unread_seconds = self._unread_seconds + 1.0 if self.flow.write_paused else 0.0
+            is_slow = self._unread_seconds > ANSWER_SECONDS
+        if is_slow:
+            self.transport.abort()
+
+
+def is_loopback_client(client: tuple[str, int] | None) -> bool:
+    """Return whether a client is on this machine: a reverse proxy there speaks for everybody."""
+    try:
+        return client is None or ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return True
+
+
+FREE_ATTEMPTS, MAX_DELAY = 5, 300.0
+"""Wrong passwords of an address until it has to wait; seconds that it waits at most."""
+MAX_ADDRESSES = 10_000
+
+
+class PasswordAttempts:
+    """Slows down the guessing of passwords: after some wrong ones, an address waits twice as long each time."""
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def get_delay(self, address: str) -> float:
+        """Return the seconds until an address may try again."""
+        _, allowed_at = self._failures.get(address, (0, 0.0))
+        return max(0.0, allowed_at - time.monotonic())
+
+    def record_attempt(self, address: str, *, is_right: bool) -> None:
+        """Record whether a password of an address was right."""
+        count, _ = self._failures.pop(address, (0, 0.0))
+        if is_right:
+            return
+        delay = min(MAX_DELAY, 2.0 ** (count + 1 - FREE_ATTEMPTS)) if count + 1 >= FREE_ATTEMPTS else 0.0
+        self._failures[address] = count + 1, time.monotonic() + delay
+        if len(self._failures) > MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+
+
 PUBLIC_PATH = "/health"
 """The only path that needs no password."""
 READ_METHODS = ("GET", "HEAD")
@@ -160,6 +273,7 @@ class RequestGuard:
         self._hosts = hosts
         self._any_address = any_address
         self._wanted = None if password is None else _hash_text(password)
+        self._attempts = PasswordAttempts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -173,25 +287,39 @@ class RequestGuard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        refusal = self._check_request(scope["method"], scope["path"], Headers(scope=scope))
+        refusal = self._check_request(scope["method"], scope["path"], Headers(scope=scope), scope.get("client"))
         await (refusal or self._app)(scope, receive, send_guarded)
 
-    def _check_request(self, method: str, path: str, headers: Headers) -> JSONResponse | None:
+    def _check_request(
+        self, method: str, path: str, headers: Headers, client: tuple[str, int] | None
+    ) -> JSONResponse | None:
         host_headers = headers.getlist("host")
         if len(host_headers) != 1 or not self._is_own_host(_parse_host_name(host_headers[0])):
             host_name = host_headers[0][:100] if host_headers else '""'
             text = f"this server does not answer to the host name {host_name}; allow it with --allow-host"
             return JSONResponse({"error": text}, 421)
-        if (
-            self._wanted is not None
-            and path != PUBLIC_PATH
-            and not self._has_password(headers.get("authorization", ""))
-        ):
-            challenge = {"WWW-Authenticate": 'Basic realm="Pylorus", charset="UTF-8"'}
-            return JSONResponse({"error": "the password is missing or wrong"}, 401, challenge)
+        if self._wanted is not None and path != PUBLIC_PATH:
+            refusal = self._check_password(headers.get("authorization"), client)
+            if refusal is not None:
+                return refusal
         if method not in READ_METHODS and not _is_own_page(headers, host_headers[0]):
             return JSONResponse({"error": "the request came from another site's page"}, 403)
         return None
+
+    def _check_password(self, authorization: str | None, client: tuple[str, int] | None) -> JSONResponse | None:
+        """Check the password; an address that sent several wrong ones has to wait, unless it may be a proxy's."""
+        address = None if client is None or is_loopback_client(client) else client[0]
+        delay = 0.0 if address is None else self._attempts.get_delay(address)
+        if delay:
+            wait = {"Retry-After": str(math.ceil(delay))}
+            return JSONResponse({"error": f"too many wrong passwords; wait {math.ceil(delay)} s"}, 429, wait)
+        is_right = self._has_password(authorization or "")
+        if address is not None and authorization is not None:
+            self._attempts.record_attempt(address, is_right=is_right)
+        if is_right:
+            return None
+        challenge = {"WWW-Authenticate": 'Basic realm="Pylorus", charset="UTF-8"'}
+        return JSONResponse({"error": "the password is missing or wrong"}, 401, challenge)
 
     def _is_own_host(self, name: str) -> bool:
         return name in self._hosts or (self._any_address and is_address(name))

@@ -6,9 +6,12 @@ import hashlib
 import logging
 import os
 import socket
+from collections import Counter
+from collections.abc import Coroutine
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jinja2
 import uvicorn
@@ -26,10 +29,12 @@ from pylorus.core.errors import PylorusError
 from pylorus.deploy.app.inference import AnswerOptions, DecodedUpload, InferenceService
 from pylorus.deploy.app.security import (
     FORM_FIELD,
+    GuardedProtocol,
     RefusedUploadError,
     RequestGuard,
     ServeOptions,
     UploadLimits,
+    is_loopback_client,
     iter_uploads,
 )
 from pylorus.deploy.bundle_files import CARD, SUMS
@@ -62,6 +67,7 @@ def render_card_html(path: Path) -> Markup:
     return Markup(renderer.renderer.render(tokens, renderer.options, {}))
 
 
+Result = TypeVar("Result")
 Schema = dict[str, object]
 
 TEXT: Schema = {"type": "string"}
@@ -73,6 +79,7 @@ ERRORS = {
     "403": "The request came from another site's page.",
     "408": "The files took too long to arrive.",
     "413": "Too many files, or too many bytes in total.",
+    "429": "Too many wrong passwords; retry after Retry-After seconds.",
     "415": "The body is not multipart/form-data.",
     "421": "The Host header names another server.",
     "503": "Too many requests at once; retry after Retry-After seconds.",
@@ -213,8 +220,10 @@ def _build_content(text: str, schema: str) -> Schema:
 
 log = logging.getLogger(__name__)
 
-MAX_REQUESTS = 16
-"""Maximum number of concurrent requests with files; further ones are told to retry."""
+MAX_REQUESTS, MAX_REQUESTS_PER_ADDRESS = 16, 4
+"""Maximum number of concurrent requests with files, in all and of one client; further ones are told to retry."""
+DISCONNECT_SECONDS = 0.5
+"""Seconds between two looks whether a client is still there."""
 UPLOAD_TIMEOUT = 300.0
 """Seconds within which all files of a request must arrive."""
 ALL_ADDRESSES = ("0.0.0.0", "::")
@@ -253,7 +262,7 @@ class RequestHandlers:
     def __init__(self, desk: InferenceService, options: ServeOptions):
         self._desk = desk
         self._limits = UploadLimits(options.max_bytes, options.max_images)
-        self._in_hand = 0
+        self._in_hand: Counter[str] = Counter()
         self._health = {"status": "ok", "bundle": compute_bundle_id(desk.bundle), "version": __version__}
         self._model = _build_model_facts(desk, options)
         self._interface = build_openapi(desk.bundle, options)
@@ -284,17 +293,20 @@ class RequestHandlers:
 
     async def predict(self, request: Request) -> Response:
         """Classify the uploaded files; return one row per file."""
-        if self._in_hand >= MAX_REQUESTS:
-            return JSONResponse(
-                {"error": f"the server is busy with {MAX_REQUESTS} requests"}, 503, {"Retry-After": "2"}
+        address = "" if request.client is None or is_loopback_client(request.client) else request.client.host
+        is_greedy = bool(address) and self._in_hand[address] >= MAX_REQUESTS_PER_ADDRESS
+        if is_greedy or self._in_hand.total() >= MAX_REQUESTS:
+            requests = (
+                f"{MAX_REQUESTS_PER_ADDRESS} requests of this address" if is_greedy else f"{MAX_REQUESTS} requests"
             )
+            return JSONResponse({"error": f"the server is busy with {requests}"}, 503, {"Retry-After": "2"})
         query = request.query_params
         wanted = AnswerOptions(image=query.get("image") == "1", heat_map=query.get("heat_map") == "1")
-        self._in_hand += 1
+        self._in_hand[address] += 1
         try:
             async with asyncio.timeout(UPLOAD_TIMEOUT):
                 frames = await self._read_uploads(request, wanted)
-            results = await self._desk.classify_uploads(frames, wanted)
+            results = await _run_while_connected(request, self._desk.classify_uploads(frames, wanted))
         except RefusedUploadError as error:
             return JSONResponse({"error": str(error)}, error.status)
         except TimeoutError:
@@ -302,7 +314,7 @@ class RequestHandlers:
         except ClientDisconnect:
             return Response(status_code=400)
         finally:
-            self._in_hand -= 1
+            self._in_hand -= Counter([address])
         intended_use = self._desk.bundle.description.intended_use
         return JSONResponse({"bundle": self._health["bundle"], "intended_use": intended_use, "results": results})
 
@@ -313,6 +325,21 @@ class RequestHandlers:
         if not frames:
             raise RefusedUploadError(400, "the form contains no file")
         return frames
+
+
+async def _run_while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Wait for some work, and drop it when the client goes.
+
+    Raises:
+        ClientDisconnect: If the client went.
+    """
+    task = asyncio.create_task(work)
+    while not task.done():
+        await asyncio.wait([task], timeout=DISCONNECT_SECONDS)
+        if not task.done() and await request.is_disconnected():
+            task.cancel()
+            raise ClientDisconnect
+    return task.result()
 
 
 def compute_bundle_id(bundle: Bundle) -> str:
@@ -417,7 +444,7 @@ def build_server_config(desk: InferenceService, options: ServeOptions, password:
         proxy_headers=False,
         lifespan="off",
         ws="none",
-        http="h11",
+        http=GuardedProtocol,
         loop="asyncio",
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
     )

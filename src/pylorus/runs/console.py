@@ -1,0 +1,132 @@
+"""The console of a run: its log, and output that outlives the terminal."""
+
+import logging
+import os
+import queue
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from tqdm import tqdm
+
+MAX_PENDING = 10_000
+"""Texts that wait for a terminal or a pipe that does not take them; further ones are dropped."""
+DRAIN_SECONDS = 2.0
+"""At its end, a run waits so long for its last lines to be taken."""
+
+
+class _TerminalHandler(logging.Handler):
+    """Handler that prints above a progress bar; if the terminal is gone, the run continues without output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+
+class _LogFileHandler(logging.FileHandler):
+    """Handler for run.log that ignores errors of a full disk: the terminal still shows the line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the standard library's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextmanager
+def open_run_log(folder: Path) -> Iterator[None]:
+    """Send Pylorus's log to the terminal and to run.log, and silence warnings that users can do nothing about.
+
+    Args:
+        folder: The run's folder.
+    """
+    logger = logging.getLogger("pylorus")
+    terminal, file = _TerminalHandler(), _LogFileHandler(folder / "run.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in (terminal, file):
+        logger.addHandler(handler)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Frozen layers are in evaluation mode on purpose, the number of workers is chosen for the machine, small data
+        # sets have few steps, and predictions are sorted by row.
+        for message in (
+            "Found .* module.* in eval mode",
+            ".*does not have many workers",
+            ".*smaller than the logging interval",
+            "You are using a custom batch sampler",
+            ".*LeafSpec.* is deprecated",
+            "The .srun. command is available on your system",
+            r"Detected call of `lr_scheduler.step\(\)` before",  # in fp16, the first steps of the optimizer are skipped
+            "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
+            "It is recommended to use .*sync_dist",  # the metrics already combine all processes
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        # Deprecations between Lightning, torch and timm: nothing that a user of Pylorus could change.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="(pytorch_lightning|torch|timm).*")
+        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint")
+        try:
+            yield
+        except Exception:
+            # The terminal shows the error anyway; the next morning only the file is left.
+            file.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": "failed", "exc_info": sys.exc_info()}))
+            raise
+        finally:
+            for handler in (terminal, file):
+                logger.removeHandler(handler)
+                with suppress(OSError):  # the run itself reports a full disk
+                    handler.close()
+
+
+@contextmanager
+def detach_streams() -> Iterator[None]:
+    """Print without waiting: a terminal that is closed, or a pipe that nobody reads, neither ends nor delays a run.
+
+    A thread writes to the standard output and to the standard error; what they do not take is dropped.
+    """
+    texts: queue.Queue[tuple[TextIO, str] | None] = queue.Queue(MAX_PENDING)
+    streams = sys.stdout, sys.stderr
+    thread = threading.Thread(target=_write_texts, args=(texts,), name="console", daemon=True)
+    thread.start()
+    sys.stdout, sys.stderr = (cast(TextIO, stream and _DetachedStream(stream, texts)) for stream in streams)
+    try:
+        yield
+    finally:
+        with suppress(queue.Full):
+            texts.put_nowait(None)
+        thread.join(DRAIN_SECONDS)
+        if not thread.is_alive():  # otherwise the next one who prints would wait
+            sys.stdout, sys.stderr = streams
+
+
+class _DetachedStream:
+    """A text stream whose texts another thread writes; in a forked process, which has no such thread, it drops them."""
+
+    def __init__(self, stream: TextIO, texts: "queue.Queue[tuple[TextIO, str] | None]") -> None:
+        self._stream, self._texts, self._pid = stream, texts, os.getpid()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Pass on a text."""
+        if os.getpid() == self._pid:
+            with suppress(queue.Full):
+                self._texts.put_nowait((self._stream, text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: the other thread flushes."""
+
+
+def _write_texts(texts: "queue.Queue[tuple[TextIO, str] | None]") -> None:
+    while (entry := texts.get()) is not None:
+        stream, text = entry
+        with suppress(OSError, ValueError):
+            stream.write(text)
+            stream.flush()

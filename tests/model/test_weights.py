@@ -1,0 +1,204 @@
+"""Weight files in the layouts that people have: which part is loaded, and that nothing in them runs."""
+
+import argparse
+import collections
+import logging
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from pylorus.config.schema import ModelConfig
+from pylorus.core.errors import PylorusError
+from pylorus.model.backbone import build_backbone
+from tests.conftest import TINY
+
+HEADS = ("fc.", "head.")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(4)
+    return {name: timm.create_model(name, num_classes=7) for name in (TINY, "test_vit")}
+
+
+def backbone_of(state, prefix, *, noise=False):
+    """The backbone's tensors below a prefix; with `noise` others of the same shapes."""
+    return {
+        prefix + name: torch.rand(tensor.shape) if noise and tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if not name.startswith(HEADS)
+    }
+
+
+class Options(dict):
+    """A dictionary of a program that is not installed."""
+
+
+def dino(state):
+    student = backbone_of(state, "module.backbone.", noise=True)
+    teacher = {**backbone_of(state, "backbone."), "head.mlp.0.weight": torch.zeros(8, 8)}
+    options = argparse.Namespace(lr=0.1, folder=pathlib.Path("data"), best=np.float64(3))
+    return {"student": student, "teacher": teacher, "epoch": 3, "args": options, "loss": {"center": torch.zeros(1, 3)}}
+
+
+def moco(state):
+    return {
+        "state_dict": {
+            **backbone_of(state, "module.encoder_k.", noise=True),
+            **backbone_of(state, "module.encoder_q."),
+            "module.encoder_q.fc.0.weight": torch.zeros(4, 4),
+            "module.queue": torch.zeros(4, 9),
+        }
+    }
+
+
+def lightning(state, prefix):
+    return {
+        "state_dict": {**{prefix + name: tensor for name, tensor in state.items()}, "criterion.weight": torch.ones(5)},
+        "hyper_parameters": Options(lr=1, inner=Options(a=2)),
+        "callbacks": {"checkpoint": {"best": np.float32(1), "history": collections.deque([1])}},
+        "loops": collections.defaultdict(list, a=[1]),
+    }
+
+
+def fastai(state):
+    children = [name for name, _ in timm.create_model(TINY).named_children()]
+    body = {name: name.split(".") for name in state if not name.startswith(HEADS)}
+    return {
+        "model": {f"0.{children.index(first)}.{'.'.join(rest)}": state[name] for name, (first, *rest) in body.items()}
+        | {"1.8.weight": torch.zeros(3, 3)},
+        "opt": {"state": [{"mom": torch.zeros(3)}]},
+    }
+
+
+LAYOUTS = {
+    "DINO": ("test_vit", dino),
+    "DINO's backbone alone": ("test_vit", lambda state: backbone_of(state, "backbone.")),
+    "DINOv2": (
+        "test_vit",
+        lambda state: {
+            "model": {
+                **backbone_of(state, "student.backbone.", noise=True),
+                "student.backbone.mask_token": torch.zeros(1, 8),
+                **backbone_of(state, "teacher.backbone."),
+                "teacher.dino_head.weight": torch.zeros(2, 2),
+            }
+        },
+    ),
+    "DINOv2 in a module": ("test_vit", lambda state: {"state_dict": backbone_of(state, "module.backbone.")}),
+    "MoCo": (TINY, moco),
+    "Lightning's model": (TINY, lambda state: lightning(state, "model.")),
+    "Lightning's network": (TINY, lambda state: lightning(state, "network.")),
+    "a compiled network": (TINY, lambda state: lightning(state, "model._orig_mod.")),
+    "fastai": (TINY, fastai),
+    "fastai with timm": (TINY, lambda state: backbone_of(state, "0.model.") | {"1.2.weight": torch.zeros(3)}),
+    "DataParallel": (TINY, lambda state: {f"module.{name}": tensor for name, tensor in state.items()}),
+    "model_state": (TINY, lambda state: {"model_state": state, "optimizer": {0: {"exp_avg": torch.zeros(2)}}}),
+    "a moving average": (
+        TINY,
+        lambda state: {"state_dict": backbone_of(state, "", noise=True), "state_dict_ema": state, "amp": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_the_backbone_is_found_in_the_files_of_other_programs(networks, tmp_path, layout, zipped):
+    name, wrap = LAYOUTS[layout]
+    state = networks[name].state_dict()
+    torch.save(wrap(state), tmp_path / "file.pth", _use_new_zipfile_serialization=zipped)
+    loaded = build_backbone(ModelConfig(name, weights=str(tmp_path / "file.pth")), classes=3).network.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state if not key.startswith(HEADS))
+
+
+def test_a_pickled_network_gives_its_tensors_without_being_built(networks, tmp_path):
+    state = networks[TINY].state_dict()
+    torch.save(networks[TINY], tmp_path / "whole.pth")
+    loaded = build_backbone(ModelConfig(TINY, weights=str(tmp_path / "whole.pth")), classes=3).network.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state if not key.startswith(HEADS))
+
+
+def test_the_log_says_which_part_of_a_file_was_loaded(networks, tmp_path, caplog):
+    torch.save(dino(networks["test_vit"].state_dict()), tmp_path / "dino.pth")
+    with caplog.at_level(logging.INFO):
+        build_backbone(ModelConfig("test_vit", weights=str(tmp_path / "dino.pth")), classes=3)
+    assert "dino.pth: loaded teacher.backbone.*; left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: part.pop("model.conv1.0.weight"), r"1 key missing in the file:\n  conv1\.0\.weight"),
+        (lambda part: part.update({"model.adapter.weight": torch.zeros(1)}), r"1 key unknown .*:\n  adapter\.weight"),
+    ],
+    ids=["missing", "unknown"],
+)
+def test_every_key_of_the_part_has_to_match(networks, tmp_path, change, message):
+    part = {f"model.{name}": tensor for name, tensor in networks[TINY].state_dict().items()}
+    change(part)
+    torch.save({"state_dict": part}, tmp_path / "part.pth")
+    with pytest.raises(
+        PylorusError, match=rf"its tensors state_dict\.model\.\*\) does not match ResNet[\s\S]*{message}"
+    ):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "part.pth")), classes=3)
+
+
+def test_weights_of_another_network_are_refused_by_the_names_that_differ(networks, tmp_path):
+    state = {f"module.{name}": tensor for name, tensor in networks["test_vit"].state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "vit.pth")
+    with pytest.raises(PylorusError, match=r"unknown to the network:\n  cls_token"):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "vit.pth")), classes=3)
+
+
+class Harm:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("function", [print, eval, getattr, __import__], ids=["print", "eval", "getattr", "import"])
+def test_a_call_in_a_checkpoint_is_not_made(networks, tmp_path, function):
+    state = networks[TINY].state_dict()
+    torch.save({"state_dict": state, "extra": Harm(function, "os")}, tmp_path / "harm.pth")
+    loaded = build_backbone(ModelConfig(TINY, weights=str(tmp_path / "harm.pth")), classes=3).network.state_dict()
+    assert torch.equal(loaded["bn1.weight"], state["bn1.weight"])
+
+
+def test_a_checkpoint_that_names_the_operating_system_is_refused(networks, tmp_path):
+    import os
+
+    content = {"state_dict": networks[TINY].state_dict(), "extra": Harm(os.system, "echo harm")}
+    torch.save(content, tmp_path / "harm.pth")
+    with pytest.raises(PylorusError, match="can't be read as tensors"):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "harm.pth")), classes=3)
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    torch.save({"epoch": 1, "args": argparse.Namespace(a=1)}, tmp_path / "empty.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(PylorusError, match="holds no dictionary of tensors"):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "empty.pth")), classes=3)
+    with pytest.raises(PylorusError, match="can't be read as tensors"):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "plain.pth")), classes=3)
+
+
+def test_only_volos_own_training_uses_its_second_head():
+    """A file with a head of 1,000 classes fits: both of its heads are left out."""
+    from pylorus.model.weights import match_tensors
+
+    with torch.device("meta"):
+        network = timm.create_model("volo_d1_224", num_classes=3)
+    state = {
+        name: tensor for name, tensor in network.state_dict().items() if not name.startswith(("head.", "aux_head."))
+    }
+    assert "aux_head.weight" in network.state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        file = {**state, "head.weight": torch.zeros(1000, 384), "aux_head.weight": torch.zeros(1000, 384)}
+        patch.setattr("pylorus.model.weights._read_tensors", lambda _: file)
+        assert set(match_tensors(network, pathlib.Path("volo.pth"))) == set(state)
