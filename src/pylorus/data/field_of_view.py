@@ -41,6 +41,8 @@ RIM = 2
 """Outermost pixels of the working copy that are not trusted: a hairline around the frame hides what lies inside it."""
 BAND = 0.05
 """Width of the rim in which ground colours are sought, as a proportion of the shorter side."""
+RIM_STEP = 5
+"""Every so many pixels of the rim are examined."""
 MAX_COLOURS = 6
 """Maximum number of ground colours."""
 FLAT_RANGE = 2
@@ -107,8 +109,8 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
     slopes = cv2.split(cv2.morphologyEx(smooth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
     flat = cv2.max(slopes[0], cv2.max(slopes[1], slopes[2])) <= FLAT_RANGE
     band = max(2, round(BAND * min(size)))
-    rim = _extract_rim(smooth, band)
-    colours = _find_flat_colours(rim[_extract_rim(flat, band)], least=MIN_COLOUR * len(rim))
+    rim = _extract_rim(smooth, band)[::RIM_STEP]
+    colours = _find_flat_colours(rim[_extract_rim(flat, band)[::RIM_STEP]], least=MIN_COLOUR * len(rim))
     colours = [colour for colour in colours if _fills_areas(smooth, colour)]
     if not colours:
         return None
@@ -120,8 +122,8 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
             return None
         left, top, right, bottom = _get_bounds(region, size)
         inner = np.s_[top:bottom, left:right]
-        rim = _extract_rim(smooth[inner], band)
-        unknown = rim[_extract_rim(flat[inner] & (difference[inner] > threshold), band)]
+        rim = _extract_rim(smooth[inner], band)[::RIM_STEP]
+        unknown = rim[_extract_rim(flat[inner] & (difference[inner] > threshold), band)[::RIM_STEP]]
         further = _find_flat_colours(unknown, least=MIN_INNER_COLOUR * len(rim))
         further = [colour for colour in further if _fills_areas(smooth, colour)]
         if not further:
@@ -286,6 +288,8 @@ MIN_AREA = 0.08
 """Minimum proportion of the frame that a field covers."""
 FULL_AREA = 0.995
 """A field that covers at least this proportion of the frame is the whole frame."""
+MAX_LAG = 0.3
+"""A shape that explains fewer points than the best by this proportion of all points is not considered."""
 MAX_CUT = 0.2
 """Maximum proportion of the region that a shape may cut off: an inset that touches the field, or text."""
 
@@ -330,6 +334,7 @@ class Evidence:
         points: Of the points of the edge: on the shape's border.
         cut: Of the region: outside the shape.
         left: Of the shape: not in the region.
+        area: Of the frame: inside the shape.
     """
 
     visible: float
@@ -337,6 +342,7 @@ class Evidence:
     points: float
     cut: float
     left: float
+    area: float
 
     @property
     def score(self) -> float:
@@ -360,15 +366,18 @@ def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Sha
     columns, rows = np.clip(points, 0, (width - 1, height - 1)).astype(np.intp).T
     edge[rows, columns] = 1
     edge = np.asarray(cv2.dilate(edge, np.ones((7, 7), np.uint8)), dtype=np.uint8)
+    shapes = fit_shapes(points, normals, size=(width, height))
+    counts = np.array([count_border_points(shape, points) for shape in shapes])
     candidates = [
-        (shape, _weigh_evidence(shape, points, edge=edge, region=region))
-        for shape in fit_shapes(points, normals, size=(width, height))
+        (shape, _weigh_evidence(shape, int(count), points, edge=edge, region=region))
+        for shape, count in zip(shapes, counts, strict=True)
+        if count >= counts.max() - MAX_LAG * len(points)
     ]
     if not candidates:
         return None, 0.0, "no field of view found: no shape fits the edge; not cropped"
     shape, evidence = max(candidates, key=lambda candidate: candidate[1].score)
     visible, cut = (format_percent(share, digits=0) for share in (evidence.visible, evidence.cut))
-    area = np.count_nonzero(draw_mask(shape, scale=(1.0, 1.0), size=(width, height))) / (width * height)
+    area = evidence.area
     if area >= FULL_AREA:
         return None, evidence.visible, "the field of view fills the frame"
     reason = None
@@ -383,7 +392,7 @@ def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Sha
     return shape, evidence.visible, ""
 
 
-def _weigh_evidence(shape: Shape, points: Plane, *, edge: Grey, region: Grey) -> Evidence:
+def _weigh_evidence(shape: Shape, count: int, points: Plane, *, edge: Grey, region: Grey) -> Evidence:
     import cv2
 
     height, width = region.shape
@@ -396,9 +405,10 @@ def _weigh_evidence(shape: Shape, points: Plane, *, edge: Grey, region: Grey) ->
     return Evidence(
         visible=float(has_edge[is_inner].mean()) if is_inner.any() else 0.0,
         ends=float(has_edge.mean()),
-        points=count_border_points(shape, points) / len(points),
+        points=count / len(points),
         cut=1 - both / max(1, cv2.countNonZero(region)),
         left=1 - both / max(1, area),
+        area=area / region.size,
     )
 
 

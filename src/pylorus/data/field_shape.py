@@ -225,7 +225,9 @@ TOLERANCE = 1.0
 """Tolerance in pixels: a point this close to a shape's border lies on it."""
 SNAP = 1.6
 """A side this close to the frame's border, in pixels, is the frame's border."""
-PROPOSALS = 160
+CERTAIN = 0.96
+"""Proportion of the points from which a box with cut or round corners explains an edge well enough."""
+PROPOSALS = 128
 """Random circles that are tried."""
 MIN_CORNER_POINTS = 5
 MIN_SIDE_POINTS = 8
@@ -257,9 +259,12 @@ def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> lis
         left, top, right, bottom = boxes.T[..., None]
         distance = np.maximum(np.maximum(left - x, x - right), np.maximum(top - y, y - bottom))
         counts = np.count_nonzero(np.abs(distance) < TOLERANCE, axis=1)
-        for index in np.argsort(-counts, kind="stable")[:2]:
+        order = np.argsort(-counts, kind="stable")[:2]
+        for index in order[counts[order] >= 0.6 * counts.max()]:
             box = _convert_box(boxes[index])
             shapes += [*_fit_cut_boxes(points, normals, box), _fit_rounded_box(points, box)]
+    if shapes and max(count_border_points(shape, points) for shape in shapes) >= CERTAIN * len(points):
+        return shapes  # a disc would be cut on all sides to explain as many
     disc = _fit_disc(points, lines, size)
     return shapes if disc is None else [*shapes, disc]
 
@@ -432,7 +437,7 @@ def _find_circle(points: Points) -> Disc | None:
     x, y = (cy * b - by * c) / twice, (bx * c - cx * b) / twice
     radii = np.hypot(x, y)
     centres = np.stack([x, y], axis=1) + start
-    scored_points = points[:: 1 + len(points) // 120]
+    scored_points = points[:: 1 + len(points) // 100]
     distance = np.hypot(scored_points[:, 0] - centres[:, :1], scored_points[:, 1] - centres[:, 1:])
     counts = np.count_nonzero(np.abs(distance - radii[:, None]) < 2 * TOLERANCE, axis=1)
     counts[radii > np.hypot(*np.ptp(points, axis=0))] = 0
@@ -447,7 +452,7 @@ def _fit_ellipse(disc: Disc, points: Points) -> Disc:
 
     The axes may differ by up to 4 %; otherwise a circle is fitted.
     """
-    for _ in range(4):
+    for _ in range(3):
         x, y = (points[np.abs(disc.compute_arc_distance(points)) < 1.5 * TOLERANCE] - disc.centre).T
         if len(x) < MIN_SIDE_POINTS:
             return disc
