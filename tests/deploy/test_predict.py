@@ -352,6 +352,19 @@ def wait_until(condition):
         time.sleep(0.05)
 
 
+def test_a_csv_file_contains_no_formulas(bundle_folder, synthetic_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = next(synthetic_root.rglob("*.jpg"))
+    for name in ("=cmd|' calc'!A0.jpg", "@sum(1).jpg", "+1.jpg", "plain=1.jpg"):
+        shutil.copy(image, tmp_path / name)
+    inputs = ["=*.jpg", "@*.jpg", "+*.jpg", "plain*.jpg"]
+    asked(bundle_folder, inputs, Path("p.csv"))
+    asked(bundle_folder, inputs, Path("p.parquet"))
+    written = pd.read_csv("p.csv")["path"].tolist()
+    assert written == ["'=cmd|' calc'!A0.jpg", "'@sum(1).jpg", "'+1.jpg", "plain=1.jpg"]
+    assert pd.read_parquet("p.parquet")["path"].tolist() == [name.removeprefix("'") for name in written]
+
+
 def test_a_folder_too_large_to_sort_is_read_completely(tmp_path, monkeypatch):
     from pylorus.deploy import inputs
 

@@ -5,13 +5,11 @@ archive, which has one for each tensor that torch itself does not check.
 """
 
 import hashlib
-import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -19,36 +17,11 @@ from pylorus.core.errors import PylorusError
 
 LOCK = ".lock"
 """File that is locked while a process writes to its folder."""
-KEY = "checksum"
-"""Key of a JSON object's checksum: the SHA-256 of all other keys."""
 FIRST_LINE = "# The last line holds the SHA-256 of the others.\n"
 LAST_LINE = "# SHA-256: "
 """Start of a text's last line."""
 SUFFIX = ".sha256"
 """What the name of the file beside a table ends in; `sha256sum --check` reads it, too."""
-
-
-def seal_object(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with its checksum.
-
-    Example:
-        >>> verify_object(seal_object({"epochs": 3}))
-        ({'epochs': 3}, True)
-        >>> verify_object(seal_object({"epochs": 3}) | {"epochs": 2})
-        ({'epochs': 2}, False)
-    """
-    return {**content, KEY: _compute_object_digest(content)}
-
-
-def verify_object(content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Return a JSON object without its checksum, and whether it is intact; one without a checksum is."""
-    rest = {name: value for name, value in content.items() if name != KEY}
-    return rest, content.get(KEY, "") in ("", _compute_object_digest(rest))
-
-
-def _compute_object_digest(content: Mapping[str, Any]) -> str:
-    plain = json.loads(json.dumps(content))  # as it will be read: names are texts, and tuples lists
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def seal_text(text: str) -> str:

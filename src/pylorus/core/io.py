@@ -7,6 +7,7 @@ and pydantic is imported only where values are checked.
 import dataclasses
 import errno
 import functools
+import hashlib
 import inspect
 import json
 import os
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_bytes
-from pylorus.core.integrity import seal_object, verify_object
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -38,6 +38,9 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+
+CHECKSUM = "checksum"
+"""Key of a JSON object's checksum: the SHA-256 of all other keys."""
 
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
@@ -153,6 +156,29 @@ def read_json(path: Path) -> Any:
         if not is_intact:
             raise PylorusError(f"{path}: damaged, or changed by hand: its content does not match its checksum.")
     return content
+
+
+def seal_object(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its checksum.
+
+    Example:
+        >>> verify_object(seal_object({"epochs": 3}))
+        ({'epochs': 3}, True)
+        >>> verify_object(seal_object({"epochs": 3}) | {"epochs": 2})
+        ({'epochs': 2}, False)
+    """
+    return {**content, CHECKSUM: _compute_object_digest(content)}
+
+
+def verify_object(content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a JSON object without its checksum, and whether it is intact; one without a checksum is."""
+    rest = {name: value for name, value in content.items() if name != CHECKSUM}
+    return rest, content.get(CHECKSUM, "") in ("", _compute_object_digest(rest))
+
+
+def _compute_object_digest(content: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(content))  # as it will be read: names are texts, and tuples lists
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 EXPECTED = {

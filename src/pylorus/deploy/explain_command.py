@@ -30,7 +30,7 @@ from pylorus.deploy.explain import (
     render_overlay,
     run_randomization_check,
 )
-from pylorus.deploy.inputs import Item, Sources
+from pylorus.deploy.inputs import Item, Sources, defuse_formulas
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import FIRST_CODE, MAX_COUNTED, read_ahead, resolve_device
 from pylorus.model.weights import compute_sha256
@@ -331,7 +331,8 @@ def _write_record(
     table = pd.DataFrame(results.rows, columns=list(COLUMNS))
     empty_columns = [name for name in ("second", "sample", "true") if not table[name].replace("", None).notna().any()]
     with write_atomically(folder / INDEX) as temporary:
-        table.drop(columns=empty_columns).to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+        rows = defuse_formulas(table.drop(columns=empty_columns))
+        rows.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
     record = {
         "finished": True,
         "method": method,

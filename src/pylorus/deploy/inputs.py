@@ -379,10 +379,31 @@ def print_resume_hint() -> Iterator[None]:
         raise
 
 
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""First characters of a text that a spreadsheet runs as a formula."""
+
+
+def defuse_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table for CSV: a text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    Example:
+        >>> defuse_formulas(pd.DataFrame({"path": ["=1+1.png", "a=1.png"], "second": [-1.0, 2.0]}))["path"].tolist()
+        ["'=1+1.png", 'a=1.png']
+    """
+    defused = {}
+    for name in table.select_dtypes(include=["object", "string"]).columns:
+        texts = table[name].astype(str)
+        is_formula = texts.str.startswith(FORMULA_STARTS)
+        if is_formula.any():
+            defused[name] = table[name].mask(is_formula, "'" + texts)
+    return table.assign(**defused)
+
+
 def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         for number, table in enumerate(tables):
-            table.to_csv(file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n")
+            rows = defuse_formulas(table)
+            rows.to_csv(file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n")
 
 
 def _write_parquet(path: Path, tables: Iterator[pd.DataFrame]) -> None:
