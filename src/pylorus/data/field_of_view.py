@@ -288,6 +288,7 @@ MIN_AREA = 0.08
 """Minimum proportion of the frame that a field covers."""
 FULL_AREA = 0.995
 """A field that covers at least this proportion of the frame is the whole frame."""
+FILLS_FRAME = "the field of view fills the frame"
 MAX_LAG = 0.3
 """A shape that explains fewer points than the best by this proportion of all points is not considered."""
 MAX_CUT = 0.2
@@ -301,7 +302,7 @@ def find_field(image: RGB) -> FieldOfView:
         image: RGB, uint8 of shape (height, width, 3).
 
     Returns:
-        The field; the whole frame if it has no dark background around a field, or no shape fits the edge.
+        The field; the whole frame if no flat ground surrounds a field, or no shape convinces.
 
     Raises:
         ValueError: If the image is not a uint8 RGB array.
@@ -312,15 +313,15 @@ def find_field(image: RGB) -> FieldOfView:
         return build_full_field(image, f"no field of view found: a side is shorter than {MIN_SIDE} pixels; not cropped")
     copy = create_working_copy(image)
     if copy is None:
-        return build_full_field(
-            image, "no dark background at the edge of the frame: the field of view is the whole frame"
-        )
+        return build_full_field(image, "no flat ground at the edge of the frame: the field of view is the whole frame")
     points, normals = find_edge(copy)
     if len(points) < MIN_POINTS:
-        return build_full_field(image, "no field of view found: no sharp edge between field and ground; not cropped")
+        return build_full_field(
+            image, "no field of view found: no sharp edge between field and ground; not cropped", is_clear=False
+        )
     shape, support, reason = _choose_shape(copy, points, normals)
     if shape is None:
-        return build_full_field(image, reason, support=support)
+        return build_full_field(image, reason, support=support, is_clear=reason == FILLS_FRAME)
     return scale_to_frame(image, shape, support, working_side=WORKING_SIDE)
 
 
@@ -379,7 +380,7 @@ def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Sha
     visible, cut = (format_percent(share, digits=0) for share in (evidence.visible, evidence.cut))
     area = evidence.area
     if area >= FULL_AREA:
-        return None, evidence.visible, "the field of view fills the frame"
+        return None, evidence.visible, FILLS_FRAME
     reason = None
     if area < MIN_AREA:
         reason = f"the best shape covers only {format_percent(area, digits=0)} % of the frame"

@@ -175,8 +175,9 @@ class FieldOfView:
         box: Left, top, right, bottom in pixels of the frame; right and bottom are exclusive.
         shape: `full` if nothing is to be cropped, otherwise a description of the shape, such as `octagon`.
         mask: True inside the field, of shape (bottom - top, right - left); None if the field fills the whole box.
-        support: Proportion of the visible edge that lies on the shape, in [0, 1]; 0 if no shape was fitted.
+        support: Proportion of the shape's border at which an edge is visible, in [0, 1]; 0 if no shape was fitted.
         reason: Why this is the field, or why none was found, for the audit.
+        is_clear: Whether the field is known: False if there is ground at the rim of the frame but no shape convinces.
     """
 
     box: tuple[int, int, int, int]
@@ -184,12 +185,23 @@ class FieldOfView:
     mask: NDArray[np.bool_] | None
     support: float
     reason: str
+    is_clear: bool = True
+
+    @property
+    def outcome(self) -> str:
+        """The shape, `whole` if there is nothing to crop, or `unclear`."""
+        return self.shape if self.shape != "full" else "whole" if self.is_clear else "unclear"
+
+    def measure_area(self) -> int:
+        """Count the pixels inside the field."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top) if self.mask is None else int(np.count_nonzero(self.mask))
 
 
-def build_full_field(image: Pixels, reason: str, *, support: float = 0.0) -> FieldOfView:
+def build_full_field(image: Pixels, reason: str, *, support: float = 0.0, is_clear: bool = True) -> FieldOfView:
     """Return the whole frame as the field, with the reason."""
     height, width = image.shape[:2]
-    return FieldOfView((0, 0, width, height), "full", None, support, reason)
+    return FieldOfView((0, 0, width, height), "full", None, support, reason, is_clear)
 
 
 def scale_to_frame(image: Pixels, shape: Shape, support: float, *, working_side: int) -> FieldOfView:

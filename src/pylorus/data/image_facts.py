@@ -21,11 +21,12 @@ from tqdm import tqdm
 from pylorus.core.distributed import map_items
 from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_image
 from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
+from pylorus.data.field_of_view import FINDER, find_field
 from pylorus.data.files import RGB, Root, read_image_bytes
 from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_to_grey
 
-VERSION = 3
-"""Increment when the same file would give other facts."""
+VERSION = f"4.{FINDER}"
+"""Increment when the same file would give other facts; the field finder has a version of its own."""
 BLOCK = 256
 """Files after which new facts and images are passed on to their caches: an interrupted pass loses little."""
 
@@ -60,13 +61,16 @@ def analyze_content(content: bytes) -> tuple[Facts, RGB | None]:
     except UnreadableImageError as error:
         return dataclasses.replace(facts, problem=str(error)), None
     height, width = image.shape[:2]
-    grey = reduce_to_grey(image)
+    grey, field = reduce_to_grey(image), find_field(image)
     measured = dataclasses.replace(
         facts,
         width=width,
         height=height,
         pixels=_hash_pixels(image, grey),
         thumbnail=compute_thumbnail(grey).tobytes(),
+        field=field.outcome,
+        visible=field.support,
+        outside=1 - field.measure_area() / (height * width),
         **dataclasses.asdict(measure_image(image, grey)),
     )
     return measured, image

@@ -10,13 +10,14 @@ import pandas as pd
 
 from pylorus.config.checks import save_config
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_name_list, format_path
 from pylorus.core.formatting import format_count
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet, Thresholds, count_leaks
+from pylorus.data.audit_image_checks import UNCLEAR, WHOLE
 from pylorus.data.catalog import Catalog, count_unreadable, log_unreadable, write_quarantine
-from pylorus.data.input_format import ImageWriter, InputFormat
+from pylorus.data.input_format import ImageWriter, InputFormat, resolve_mask
 from pylorus.data.leakage import Copies, find_copies
 from pylorus.data.sources import read_run_catalog
 from pylorus.data.split import (
@@ -34,6 +35,8 @@ from pylorus.data.synthetic import generate_image_set
 log = logging.getLogger(__name__)
 
 AUDIT_FILE = "audit.json"
+MAX_EXAMPLES = 5
+"""Maximum number of images without a field of view that a warning names."""
 
 
 def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path, data: DataConfig) -> None:
@@ -113,6 +116,7 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
         catalog.table.to_parquet(temporary, index=False)
     write_quarantine(catalog.unreadable, folder)
     log_unreadable(catalog)
+    log_fields(catalog, data)
     copies = find_copies(catalog.facts, Thresholds(), store=Path(config.cache.folder) / "facts")
     initial_split = read_initial_split(catalog.table, folder / "split.csv")
     assignment = split_catalog(catalog, data, copies=copies, parts=initial_split)
@@ -127,6 +131,38 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
     for sentence in assignment.explain_deviations(catalog.classes, grouped=catalog.grouped):
         log.warning("split    %s", sentence)
     return run_images, config
+
+
+def log_fields(catalog: Catalog, data: DataConfig) -> None:
+    """Log in how many images a field of view was found and overlays are masked; warn if no field is found in most."""
+    mask, count = resolve_mask(data.mask, crop=data.crop), len(catalog.table)
+    masked = int(np.count_nonzero(catalog.facts.get_column("covered")[catalog.fact_indices] > 0))
+    overlays = f"overlays masked in {masked:,}"
+    if data.crop != "auto":
+        if mask == "overlays":
+            log.info("fields   %s of %s images (data.mask=overlays)", overlays, f"{count:,}")
+        return
+    outcomes = catalog.facts.get_column("field")[catalog.fact_indices].astype(np.str_)
+    whole, unclear = np.flatnonzero(outcomes == WHOLE), np.flatnonzero(outcomes == UNCLEAR)
+    missing = len(whole) + len(unclear)
+    log.info(
+        "fields   field of view found in %s of %s images%s",
+        f"{count - missing:,}",
+        f"{count:,}",
+        f", {overlays}" if mask == "overlays" else "",
+    )
+    if 2 * missing > count:
+        examples = [format_path(Path(catalog.table["path"].iloc[index])) for index in [*unclear, *whole][:MAX_EXAMPLES]]
+        log.warning(
+            "fields   %s of %s images are not cropped (data.crop=auto): %s have no flat ground at their edge, in %s no "
+            "shape of a field convinces. %sFor example:\n%s",
+            f"{missing:,}",
+            f"{count:,}",
+            f"{len(whole):,}",
+            f"{len(unclear):,}",
+            f"`{command}` shows the outlines. " if (command := _format_audit_command(catalog, data)) else "",
+            format_name_list(examples, most=MAX_EXAMPLES),
+        )
 
 
 def _check_split_seed(split: Split, split_seed: int) -> None:

@@ -101,7 +101,7 @@ def render_audit_page(audit: Audit, *, names: bool) -> str:
 
 def _build_finding_view(audit: Audit, finding: Finding, *, names: bool) -> FindingView:
     has_outline, groups = finding.code in ("field-of-view", "overlays"), {} if names else build_group_aliases(audit)
-    # Fields of view have to be checked visually, so all are shown, in the order of the classes.
+    # Fields of view have to be checked visually, so the whole sheet is shown, shape by shape.
     limit = len(finding.items) if finding.code == "field-of-view" else MAX_PICTURED_CASES
     pictured = finding.items[:limit] if names else ()
     remaining = finding.items[len(pictured) :]
