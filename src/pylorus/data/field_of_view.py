@@ -49,9 +49,9 @@ FLAT_RANGE = 2
 """Maximum difference in grey levels between neighbours in flat ground, after smoothing."""
 MIN_COLOUR = 0.015
 """Minimum proportion of the rim that a ground colour covers."""
-SATURATED, MIN_SATURATED = 235, 0.3
-"""Grey level from which all channels may be saturated, as in overexposed mucosa, and the minimum proportion of the flat
-pixels of the rim that such a colour covers if it is ground."""
+SATURATED, MIN_SATURATED_CORNERS = 225, 3
+"""Grey level from which a colour may be overexposed mucosa, and the number of corners of the frame that it fills if it
+is ground."""
 MIN_INNER_COLOUR = 0.12
 """Minimum proportion of the rim of the region inside the ground that a further ground colour covers."""
 MIN_CORE = 0.4
@@ -111,7 +111,7 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
     band = max(2, round(BAND * min(size)))
     rim = _extract_rim(smooth, band)[::RIM_STEP]
     colours = _find_flat_colours(rim[_extract_rim(flat, band)[::RIM_STEP]], least=MIN_COLOUR * len(rim))
-    colours = [colour for colour in colours if _fills_areas(smooth, colour)]
+    colours = [colour for colour in colours if _fills_areas(smooth, colour) and _is_not_glare(smooth, colour)]
     if not colours:
         return None
     difference = _measure_difference(small, colours)
@@ -125,7 +125,7 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
         rim = _extract_rim(smooth[inner], band)[::RIM_STEP]
         unknown = rim[_extract_rim(flat[inner] & (difference[inner] > threshold), band)[::RIM_STEP]]
         further = _find_flat_colours(unknown, least=MIN_INNER_COLOUR * len(rim))
-        further = [colour for colour in further if _fills_areas(smooth, colour)]
+        further = [colour for colour in further if _fills_areas(smooth, colour) and colour.min() < SATURATED]
         if not further:
             break
         colours += further
@@ -152,14 +152,13 @@ def _find_flat_colours(pixels: Grey, *, least: float) -> list[NDArray[np.float32
         least: Minimum number of pixels of a colour.
     """
     colours: list[NDArray[np.float32]] = []
-    rest, total, misses = pixels.astype(np.int32), len(pixels), 0
+    rest, misses = pixels.astype(np.int32), 0
     while len(rest) >= least and len(colours) < MAX_COLOURS and misses < 4:
         cells = (rest[:, 0] >> 2) * 4096 + (rest[:, 1] >> 2) * 64 + (rest[:, 2] >> 2)
         colour = np.median(rest[cells == np.argmax(np.bincount(cells))], axis=0)
         distance = np.abs(rest - colour).max(axis=1)
         same, similar = np.count_nonzero(distance <= 1.5), np.count_nonzero(distance <= 5)
-        is_enough = same >= (least if colour.min() < SATURATED else max(least, MIN_SATURATED * total))
-        if is_enough and (same >= 0.66 * similar or (same >= 0.4 * similar and same >= 6 * least)):
+        if same >= least and (same >= 0.66 * similar or (same >= 0.4 * similar and same >= 6 * least)):
             colours.append(np.asarray(colour, dtype=np.float32))
         else:
             misses += 1
@@ -175,6 +174,13 @@ def _fills_areas(smooth: RGB, colour: NDArray[np.float32]) -> bool:
     same = cv2.inRange(smooth, tuple(low), tuple(high))
     core = cv2.erode(same, np.ones((5, 5), np.uint8))
     return cv2.countNonZero(core) >= MIN_CORE * cv2.countNonZero(same)
+
+
+def _is_not_glare(smooth: RGB, colour: NDArray[np.float32]) -> bool:
+    """Whether a colour is not saturated, as overexposed mucosa is, or fills the corners of the frame, as paper does."""
+    corners = smooth[[RIM, RIM, -RIM - 1, -RIM - 1], [RIM, -RIM - 1, RIM, -RIM - 1]].astype(np.float32)
+    in_corners = int(np.count_nonzero(np.abs(corners - colour).max(axis=1) <= 2 * FLAT_RANGE))
+    return bool(colour.min() < SATURATED) or in_corners >= MIN_SATURATED_CORNERS
 
 
 def _measure_difference(small: RGB, colours: list[NDArray[np.float32]]) -> Grey:
