@@ -2,11 +2,22 @@
 
 `python benchmarks/images_once.py` prints a table in Markdown. Frames of 1280 × 1024 and of 1920 × 1080 pixels are
 generated once; each is a synthetic square image in the middle of a black frame, as endoscopes produce it.
+
+`python benchmarks/images_once.py --work first-pass` measures the first pass of a run over the files (facts for the
+audit, and the network's input for the cache) on one core and on several, against OpenCV's bare decoding of the same
+files in as many processes.
 """
 
 import argparse
+import json
+import multiprocessing
+import os
+import resource
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -83,16 +94,120 @@ def epochs(served: object, count: int) -> tuple[float, float]:
     return found[0], images / median(found[1:])
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that reading all files took.
+
+    Attributes:
+        wall: From the first file to the last, without imports.
+        cpu: Of all processes together, in user and in system mode.
+    """
+
+    wall: float
+    cpu: float
+
+
+def decode_files(paths: Sequence[Path]) -> None:
+    """Read and decode files with OpenCV and do nothing with them."""
+    import cv2
+    import numpy as np
+
+    cv2.setNumThreads(0)
+    for path in paths:
+        cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+
+
+def read_first_time(work: str, root: Path, *, size: int, interpolation: str, processes: int, store: Path) -> Cost:
+    """Read all files below `root` once: `decode` them only, or make the first `pass` of a run over them."""
+    import cv2  # noqa: F401 imported before the clock starts, as below
+
+    from pylorus.config.schema import CacheConfig
+    from pylorus.data.image_facts import load_or_compute_facts
+    from pylorus.data.input_format import ImageWriter, InputFormat
+
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    cpu, start = measure_cpu(), perf_counter()
+    if work == "decode":
+        shares = [files[index::processes] for index in range(processes)]
+        readers = [multiprocessing.get_context("fork").Process(target=decode_files, args=(share,)) for share in shares]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    else:
+        images = ImageWriter(InputFormat(size, "pad", interpolation), CacheConfig(folder=str(store), images=True))
+        paths = [path.relative_to(root).as_posix() for path in files]
+        load_or_compute_facts(root, paths, store=store / "facts", images=images)
+    return Cost(perf_counter() - start, measure_cpu() - cpu)
+
+
+def measure_cpu() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def print_first_pass(options: argparse.Namespace) -> None:
+    """Print the cost of the first pass and of bare decoding, on one core and on `--cores`, each in fresh processes."""
+    store = HERE / "outputs" / "images-once"
+    width, height = FRAMES[0]
+    root = frames(width, height, count=options.count)
+    count = sum(path.is_file() for path in root.rglob("*"))
+    cores = sorted(os.sched_getaffinity(0))[: options.cores]
+    works = [(work, number) for work in ("decode", "pass") for number in sorted({1, len(cores)})]
+    costs: dict[tuple[str, int], list[Cost]] = {work: [] for work in works}
+    for _ in range(options.repeats):  # in turn, so that other work on the machine meets all of them
+        for work, number in works:
+            shutil.rmtree(store, ignore_errors=True)
+            words = ["--one", work, "--processes", str(number), "--size", str(options.size)]
+            done = subprocess.run(
+                [sys.executable, __file__, "--use-this-python", "--count", str(options.count), *words,
+                 "--interpolation", options.interpolation],
+                stdout=subprocess.PIPE, check=True, text=True,
+                preexec_fn=lambda used=cores[:number]: os.sched_setaffinity(0, used),
+            )  # fmt: skip
+            costs[work, number].append(Cost(**json.loads(done.stdout)))
+    shutil.rmtree(store, ignore_errors=True)
+    wall = {work: min(cost.wall for cost in repeats) for work, repeats in costs.items()}
+    cpu = {work: min(cost.cpu for cost in repeats) for work, repeats in costs.items()}
+    print(f"{count} frames of {width} × {height}, network input {options.size}, {options.interpolation};")
+    print(f"minimum of {options.repeats} repeats\n")
+    print("| work | cores | seconds | CPU ms a frame | seconds / bare decoding | speed-up over one core |")
+    print("| --- | --: | --: | --: | --: | --: |")
+    for work, number in works:
+        name = "OpenCV's bare decoding" if work == "decode" else "first pass of a run"
+        ratio, gain = wall[work, number] / wall["decode", number], wall[work, 1] / wall[work, number]
+        milliseconds = 1000 * cpu[work, number] / count
+        print(f"| {name} | {number} | {wall[work, number]:.2f} | {milliseconds:.2f} | {ratio:.2f} | {gain:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--count", type=int, default=240, help="frames of each size")
     parser.add_argument("--size", type=int, default=224, help="side of the network's input in pixels")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=0, help="decoding processes; on a CPU, Pylorus uses 0")
+    parser.add_argument("--work", choices=("epochs", "first-pass"), default="epochs", help="what to measure")
+    parser.add_argument("--cores", type=int, default=2, help="cores for the first pass, besides one alone")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of the first pass; the quickest counts")
+    parser.add_argument("--interpolation", default="bicubic", help="interpolation of the network's input")
+    parser.add_argument("--one", choices=("decode", "pass"), help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--use-this-python", action="store_true")
     options = parser.parse_args()
     if not options.use_this_python:
         environment.enter()
+    if options.one is not None:
+        root, store = frames(*FRAMES[0], count=options.count), HERE / "outputs" / "images-once"
+        cost = read_first_time(
+            options.one, root, size=options.size, interpolation=options.interpolation,
+            processes=options.processes, store=store,
+        )  # fmt: skip
+        print(json.dumps(vars(cost)))
+        return
+    if options.work == "first-pass":
+        print_first_pass(options)
+        return
     store = HERE / "outputs" / "images-once"
     print("| frames | decoded images kept | first epoch, s | later epochs, images/s |")
     print("| --- | --- | --: | --: |")

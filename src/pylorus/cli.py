@@ -385,7 +385,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run_doctor(arguments: argparse.Namespace) -> None:
     from pylorus.doctor.examine import DoctorOptions, format_json, print_checks, run_checks
-    from pylorus.doctor.machine import State
+    from pylorus.doctor.packages import State
 
     checks = run_checks(DoctorOptions(weights=arguments.weights, data=arguments.data, bundle=arguments.bundle))
     if arguments.json:

@@ -123,6 +123,41 @@ def test_a_killed_process_is_an_error_that_names_a_file(two_processes):
         list(map_items(end_at_50, list(range(100)), name=lambda item: f"image {item}"))
 
 
+@pytest.fixture
+def short_ticks(monkeypatch):
+    """Looks at the readers every 50 ms; a warning after the fourth, an error after the twentieth."""
+    for key, value in {"TICK": 0.05, "TICKS_TO_WARNING": 4, "TICKS_TO_ERROR": 20}.items():
+        monkeypatch.setattr(distributed, key, value)
+
+
+def test_a_file_whose_reader_hangs_is_named_and_the_reader_ended(two_processes, short_ticks, caplog, tmp_path):
+    def hang_at_50(item):
+        if item == 50:
+            (tmp_path / "pid").write_text(str(os.getpid()))
+            time.sleep(600)
+        return item
+
+    results = map_items(hang_at_50, list(range(100)), name=lambda item: f"image {item}.jpg")
+    with pytest.raises(PylorusError, match=r"image 50\.jpg: reading it gave no result for .* Does the disk"):
+        list(results)
+    assert "image 50.jpg: reading it has given no result" in caplog.text
+    assert wait_until(lambda: not is_alive(int((tmp_path / "pid").read_text())))
+
+
+def test_slow_files_are_no_error_as_long_as_one_after_the_other_is_read(two_processes, short_ticks, caplog):
+    def read_slowly(item):
+        time.sleep(0.1)
+        return item
+
+    assert list(map_items(read_slowly, range(40))) == list(range(40))  # a chunk takes longer than the limit of a file
+    assert "no result" not in caplog.text
+
+
+def test_a_file_that_a_thread_does_not_get_on_with_is_named(short_ticks, caplog):
+    assert list(map_items(time.sleep, [0.0, 0.5], in_threads=True)) == [None, None]
+    assert "0.5: reading it has given no result" in caplog.text
+
+
 def test_jobs_of_a_sweep_share_the_cores(monkeypatch):
     alone = count_free_cores()
     monkeypatch.setenv(distributed.PARALLEL_JOBS, str(2 * alone))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pylorus.data.decode import UnreadableImageError, decode_image, read_image, resize_image
+from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_image, read_image, resize_image
+from pylorus.data.synthetic import generate_frame
 
 RED_TOP = np.zeros((20, 30, 3), dtype=np.uint8)
 RED_TOP[:10, :, 0] = 255
@@ -155,3 +156,36 @@ def test_resizing_averages_pixels():
     checks = np.indices((128, 128)).sum(axis=0) % 2 * 255
     found = resize_image(np.dstack([checks] * 3).astype(np.uint8), size=16, how="pad", interpolation="bilinear")
     assert np.abs(found.astype(int) - 127).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(512, 640), (511, 643), (1030, 1281)])
+@pytest.mark.parametrize("how", ["pad", "stretch", "crop"])
+def test_a_frame_four_times_as_large_as_needed_is_halved_as_pillow_does(shape, how):
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    half, width, height = Image.fromarray(frame), *shape[::-1]
+    ratio = 1 if how == "stretch" else 64 / (max if how == "pad" else min)(shape)
+    target = (64, 64) if how == "stretch" else (round(width * ratio), round(height * ratio))
+    while width >= 4 * target[0] and height >= 4 * target[1]:
+        half, width, height = half.reduce(2), width / 2, height / 2
+    expected = np.asarray(half.resize(target, Image.Resampling.BICUBIC, (0, 0, width, height)))
+    found = resize_image(frame, size=64, how=how, interpolation="bicubic")
+    top, left = (abs(64 - side) // 2 for side in expected.shape[:2])
+    found = found if how != "pad" else found[top : top + expected.shape[0], left : left + expected.shape[1]]
+    expected = expected if how != "crop" else expected[top : top + 64, left : left + 64]
+    assert np.array_equal(found, expected)
+
+
+def test_an_image_less_than_four_times_as_large_is_resized_in_one_step():
+    frame = np.random.default_rng(0).integers(0, 256, (255, 255, 3), dtype=np.uint8)
+    found = resize_image(frame, size=64, how="pad", interpolation="bicubic")
+    assert np.array_equal(found, np.asarray(Image.fromarray(frame).resize((64, 64), Image.Resampling.BICUBIC)))
+
+
+def test_halving_first_changes_a_frame_by_a_few_grey_levels_at_most():
+    frame = generate_frame("gastric_ulcer", seed=1, size=1024).image
+    halved, single = (
+        resize_image(frame, size=224, how="pad", interpolation="bilinear", policy=policy).astype(int)
+        for policy in (POLICY_VERSION, 2)
+    )
+    assert 0 < np.abs(halved - single).max() <= 6
+    assert np.abs(halved - single).mean() < 0.3

@@ -1,14 +1,18 @@
 """Facts about files are computed once and found again by content; they are correct whatever happens to the store."""
 
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pylorus.config.schema import CacheConfig
+from pylorus.core import distributed
 from pylorus.data import fact_store as fact_store_module
 from pylorus.data import image_facts as module
 from pylorus.data.fact_store import MAX_SMALL_PARTS, FactStore, FactTable, extract_thumbnails
@@ -95,7 +99,7 @@ def test_a_damaged_store_is_recomputed(root_and_paths, fact_store, harm, decoded
 
 
 def test_facts_of_another_version_are_ignored(root_and_paths, fact_store, decoded_files, monkeypatch):
-    for name in ("VERSION", "POLICY_VERSION"):
+    for name in ("VERSION", "DECODER_VERSION"):
         monkeypatch.setattr(module, name, 99)
         decoded_files.clear()
         load_or_compute_facts(*root_and_paths, store=fact_store[0])
@@ -116,7 +120,7 @@ def test_processes_may_share_a_store(root_and_paths, tmp_path):
         for order in (paths, paths[::-1])
     ]
     assert [run.wait(timeout=120) for run in runs] == [0, 0]
-    store = FactStore(tmp_path, version=f"{module.VERSION}-{module.POLICY_VERSION}")
+    store = FactStore(tmp_path, version=f"{module.VERSION}-{module.DECODER_VERSION}")
     assert len(store.read_digests()) == len({each.sha256 for each in load_or_compute_facts(root, paths, store=None)})
 
 
@@ -172,6 +176,7 @@ def test_a_table_gives_back_what_was_put_into_it(root_and_paths):
 def test_an_interrupted_pass_saves_its_facts(root_and_paths, tmp_path, monkeypatch):
     root, paths = root_and_paths
     monkeypatch.setattr(module, "BLOCK", 5)
+    monkeypatch.setattr(distributed, "count_free_cores", lambda: 1)  # several threads may begin with any file
     looked, examine = [], module.analyze_content
 
     def interrupted(content):
@@ -183,7 +188,7 @@ def test_an_interrupted_pass_saves_its_facts(root_and_paths, tmp_path, monkeypat
     monkeypatch.setattr(module, "analyze_content", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_or_compute_facts(root, paths, store=tmp_path)
-    assert len(FactStore(tmp_path, version=f"{module.VERSION}-{module.POLICY_VERSION}").read_digests()) >= 10
+    assert len(FactStore(tmp_path, version=f"{module.VERSION}-{module.DECODER_VERSION}").read_digests()) >= 10
 
 
 @pytest.fixture
@@ -283,3 +288,64 @@ def test_a_pass_saves_no_input_of_small_images(root_and_paths, tmp_path):
     writer = ImageWriter(InputFormat(48, "pad", "bicubic"), CacheConfig(folder=str(tmp_path / "cache")))
     load_or_compute_facts(*root_and_paths, store=tmp_path / "facts", images=writer)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+def test_the_networks_input_is_saved_from_when_its_format_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
+    for name, value in {"PROBE": 4, "LEAST_SECONDS": 0, "CHUNK": 2, "AHEAD": 1, "count_free_cores": lambda: 2}.items():
+        monkeypatch.setattr(distributed, name, value)  # then processes read, which were forked before it is known
+    root = tmp_path / "images"
+    generate_image_set(root, images=20, size=96, seed=0)
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
+    form, settings = InputFormat(32, "pad", "bicubic"), CacheConfig(folder=str(tmp_path / "cache"))
+    answers = iter([None, None, form])
+    writer = ImageWriter(None, settings, find_form=lambda: next(answers))
+    facts = load_or_compute_facts(root, paths, store=tmp_path / "facts", images=writer)
+    columns = {name: facts.get_column(name) for name in ("sha256", "width", "height")}
+    records = load_or_decode_images(pd.DataFrame({"path": paths, **columns}), root, form, settings)
+    assert records is not None
+    assert 8 <= records.computed < len(paths) - 4
+    expected = form.load_images([root / path for path in paths])
+    assert (records.read_rows(range(len(paths))).reshape(expected.shape) == expected).all()
+
+
+@pytest.mark.slow
+def test_processes_that_read_learn_that_there_is_no_space_for_images(tmp_path):
+    form, image = InputFormat(32, "pad", "bicubic"), np.zeros((96, 96, 3), np.uint8)
+    writer = ImageWriter(form, CacheConfig(folder=str(tmp_path), budget_gib=1e-6))
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def answer():
+        while there.recv():
+            there.send(writer.prepare(image) is None)
+
+    reader = context.Process(target=answer, daemon=True)
+    reader.start()
+    here.send("before")
+    assert not here.recv()
+    writer.save(["0" * 64], [form.prepare_image(image)])
+    here.send("after")
+    assert here.recv()
+    assert writer.prepare(image) is None
+    here.send(None)
+    reader.join()
+
+
+@pytest.mark.parametrize("crop", ["none", "auto"])
+@pytest.mark.parametrize("shape", [(1030, 1040), (1031, 1040), (900, 3000)])
+def test_the_input_saved_by_a_pass_is_that_of_the_file_read_alone(tmp_path, shape, crop):
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    frame[:, :200] = 0
+    Image.fromarray(frame).save(tmp_path / "frame.bmp")
+    form = InputFormat(64, "pad", "bicubic", crop)
+    saved = {}
+
+    class Images(ImageWriter):
+        def save(self, digests, images):
+            saved.update(zip(digests, images, strict=True))
+
+    images = Images(form, CacheConfig(folder=str(tmp_path / "cache")))
+    facts = load_or_compute_facts(tmp_path, ["frame.bmp"], store=None, images=images)
+    assert np.array_equal(saved[facts[0].sha256], form.load_image(tmp_path / "frame.bmp"))

@@ -296,3 +296,24 @@ def test_a_shard_changed_after_indexing_is_an_error(write_shard, read_catalog):
     path.unlink()
     with pytest.raises(UnreadableImageError, match=r"can't read shard a\.tar: No such file"):
         read_image_bytes(place)
+
+
+def list_members(labels):
+    return [member for number, label in enumerate(labels) for member in (
+        (f"{number}.png", "IMAGE"), (f"{number}.json", json.dumps({"label": label})))]  # fmt: skip
+
+
+def test_what_systems_leave_in_a_tar_file_is_not_read(write_shard, read_catalog):
+    members = [("._0.png", "a shadow"), (".DS_Store", "x"), *list_members(["a", "b"]), ("__MACOSX/._0.png", "a shadow")]
+    assert list(read_catalog(write_shard(members)).table["path"]) == ["0.png", "1.png"]
+
+
+def test_labels_in_shards_are_compared_as_those_of_folders_are(write_shard, read_catalog):
+    root = write_shard(list_members(["e\u0301tat", "b", "état", "left out"]))
+    catalog = read_catalog(root, classes=["état", "b"], exclude=["left out"])
+    assert list(catalog.table["label"]) == [0, 1, 0]
+    assert catalog.excluded == {"left out": 1}
+    with pytest.raises(PylorusError, match='"B" and "b" differ only in capitals'):
+        read_catalog(write_shard(list_members(["B", "b"]), name="b.tar"))
+    with pytest.raises(PylorusError, match='data.exclude names "c"'):
+        read_catalog(root, exclude=["c"])

@@ -19,8 +19,7 @@ from pylorus.deploy.card import render_model_card
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
-from pylorus.evaluation.conformal import fit_set_limits, prediction_sets
-from pylorus.evaluation.decisions import ROUNDING, threshold_at_sensitivity
+from pylorus.evaluation.decisions import ROUNDING, fit_set_limits, prediction_sets, threshold_at_sensitivity
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY

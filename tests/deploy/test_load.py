@@ -2,13 +2,16 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pylorus.core.errors import PylorusError
+from pylorus.data.decode import POLICY_VERSION, RESAMPLING
 from pylorus.deploy.card import format_threshold_guarantee
 from pylorus.deploy.model import load_bundle
 
@@ -209,6 +212,16 @@ def test_other_files_in_the_folder_are_never_opened(bundle_copy, tmp_path):
     (bundle_copy / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(mark)))
     load_bundle(bundle_copy)
     assert not mark.exists()
+
+
+def test_a_bundle_of_policy_2_resizes_in_one_step_as_in_its_training(edit_model_json):
+    folder = edit_model_json(_set("input", "policy", to=2))
+    form = load_bundle(folder).description.input.form
+    frame = np.random.default_rng(0).integers(0, 256, (8 * form.size, 8 * form.size, 3), dtype=np.uint8)
+    method = RESAMPLING[form.interpolation]
+    expected = np.asarray(Image.fromarray(frame).resize((form.size, form.size), method))
+    assert np.array_equal(form.prepare_image(frame), expected)
+    assert form.get_key() != replace(form, policy=POLICY_VERSION).get_key()
 
 
 def test_the_description_is_read_as_it_was_written(bundle_folder):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from pylorus.doctor.examine import format_check_lines, format_json, print_checks, report_early_end
-from pylorus.doctor.machine import Check, State, get_worst_state, run_guarded
+from pylorus.doctor.packages import Check, State, get_worst_state, run_guarded
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pylorus.doctor import machine
-from pylorus.doctor.machine import State
+from pylorus.doctor.packages import State
 from pylorus.hardware.engine import resolve_precision
 
 GIB = 2**30

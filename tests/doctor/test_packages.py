@@ -6,7 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from pylorus.doctor import packages
-from pylorus.doctor.machine import State
+from pylorus.doctor.packages import State
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import timm
 from safetensors.torch import save_file
 
 from pylorus.doctor import user_files
-from pylorus.doctor.machine import State
+from pylorus.doctor.packages import State
 from pylorus.doctor.user_files import check_fonts, check_images, list_class_names
 from pylorus.model.weights import HubFile
 from tests.conftest import TINY

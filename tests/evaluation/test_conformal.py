@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
+from pylorus.evaluation.decisions import count_patients_needed_for_sets, fit_set_limits, prediction_sets
 
 
 def simulate(generator, patients, *, images=(1, 1), skill=1.5):

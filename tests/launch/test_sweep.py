@@ -10,9 +10,11 @@ import types
 import pytest
 from omegaconf import OmegaConf
 
+from pylorus.config.checks import save_config
 from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.launch import sweep
 from pylorus.launch.sweep import explain_sweep_end, setup_sweep_process
+from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import STOP_SIGNALS
 
 
@@ -158,3 +160,24 @@ def test_a_job_that_does_not_end_is_killed(job, monkeypatch):
     process = job(DEAF)
     sweep._stop_job(process)
     assert process.returncode == -9
+
+
+READ_AHEAD = """
+import sys
+from pathlib import Path
+from pylorus.launch.sweep import start_reading
+from pylorus.runs.folder import RunFolder
+
+reading = start_reading(RunFolder(Path(sys.argv[1])))
+assert "torch" not in sys.modules
+reading.wait()
+import torch
+assert start_reading(RunFolder(Path(sys.argv[1]))) is None
+"""
+
+
+def test_the_images_of_the_first_job_are_read_while_torch_is_imported(compose_config, synthetic_root, tmp_path):
+    config = compose_config("data=folders", f"data.root={synthetic_root}", f"cache.folder={tmp_path / 'cache'}")
+    save_config(RunFolder(tmp_path).config, config)
+    subprocess.run([sys.executable, "-c", READ_AHEAD, str(tmp_path)], check=True)
+    assert list((tmp_path / "cache" / "facts").rglob("*.parquet"))

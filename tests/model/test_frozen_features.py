@@ -11,9 +11,17 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from pylorus.config.schema import CacheConfig, ModelConfig
 from pylorus.core.io import write_text
+from pylorus.data.datamodule import ImageDataModule
+from pylorus.data.dataset import ImageDataset
+from pylorus.hardware.engine import Engine
 from pylorus.launch.train import run
+from pylorus.model.backbone import build_backbone
+from pylorus.model.freeze import resolve_depth
+from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.frozen_prefix import CannotCutError
+from pylorus.model.inference import Evaluator, NormalizingNetwork, compute_split_outputs
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 
@@ -57,7 +65,7 @@ def train_stage(compose_config, synthetic_root, tmp_path, weights_file):
     return go
 
 
-def test_features_of_test_images_are_not_cached(train_stage):
+def test_training_computes_no_features_of_test_images(train_stage):
     folder = train_stage("stages.finetune.learn=head")
     served = pd.read_csv(folder.path / "split.csv").query("split != 'test'")
     assert f"0 cached, {len(served)} computed" in said(folder)
@@ -120,8 +128,8 @@ def test_another_run_reuses_cached_features_and_gives_the_same_model_bit_for_bit
 
 
 def test_another_learning_rate_or_seed_reuses_cached_features(train_stage):
-    first = train_stage("stages.finetune.learn=head")
-    second = train_stage("stages.finetune.learn=head", "optimizer.lr=1e-3", "seed=5")
+    words = ("stages.finetune.learn=head", "trainer.precision=bf16")
+    first, second = train_stage(*words), train_stage(*words, "optimizer.lr=1e-3", "seed=5")
     served, again = (
         set(pd.read_csv(folder.path / "split.csv").query("split != 'test'")["path"]) for folder in (first, second)
     )
@@ -218,3 +226,52 @@ def test_cached_features_are_readable_by_their_owner_only(train_stage, tmp_path)
     train_stage("stages.finetune.learn=head")
     assert (tmp_path / "kept").stat().st_mode & 0o077 == 0
     assert Path(kept_files(tmp_path)[0]).exists()
+
+
+@pytest.fixture
+def build_evaluators(synthetic_root, weights_file, tmp_path):
+    """Builds evaluators of one network and one image set: of whole images, and of cached features at a depth."""
+
+    def build(learn: str) -> tuple[Evaluator, Evaluator]:
+        model = ModelConfig(name=TINY, weights=str(weights_file))
+        backbone = build_backbone(model, classes=3, image_size=32)
+        data = ImageDataModule(
+            synthetic_root, image_size=32, model=TINY, group=r"patient_\d+", workers=0, cache=tmp_path / "kept"
+        )
+        network = NormalizingNetwork(backbone.network, mean=backbone.mean, std=backbone.std)
+        depth, settings = resolve_depth(backbone.network, learn), CacheConfig(folder=str(tmp_path / "kept"))
+        return Evaluator(network, data), build_evaluator(network, data, depth, Engine("cpu", "bf16", 1, {}), settings)
+
+    return build
+
+
+@pytest.mark.parametrize("learn", ["head", "layer4"])
+def test_outputs_from_cached_features_are_those_of_the_whole_network(build_evaluators, learn):
+    plain, cached = build_evaluators(learn)
+    expected = compute_split_outputs(plain, "test", progress=False)
+    assert type(cached) is not Evaluator
+    for _ in range(2):  # computed, then found
+        outputs = compute_split_outputs(cached, "test", progress=False)
+        np.testing.assert_allclose(outputs.logits, expected.logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(outputs.features, expected.features, rtol=1e-5, atol=1e-6)
+
+
+def test_another_evaluation_decodes_and_computes_nothing(build_evaluators, monkeypatch):
+    _, cached = build_evaluators("head")
+    compute_split_outputs(cached, "test", progress=False)
+
+    def fail(*_):
+        raise AssertionError("an image was loaded")
+
+    _, again = build_evaluators("head")
+    monkeypatch.setattr(ImageDataset, "load_rows", fail)
+    compute_split_outputs(again, "test", progress=False)
+
+
+@pytest.mark.parametrize("reason", ["cache.prefix=false", "the whole network is trained"])
+def test_without_cached_features_images_pass_through_the_whole_network(build_evaluators, reason):
+    plain, _ = build_evaluators("head")
+    depth = resolve_depth(plain.network.network, "all" if "whole" in reason else "head")
+    settings = CacheConfig(prefix="whole" in reason)
+    evaluator = build_evaluator(plain.network, plain.image_data, depth, Engine("cpu", "32", 1, {}), settings)
+    assert type(evaluator) is Evaluator

@@ -86,11 +86,22 @@ class ShardWriter:
             self._write_shard()
 
     def _write_shard(self) -> None:
-        content = b"".join((json.dumps(self._names).encode(), b"\n", self._buffer[: len(self._names)].data))
-        path = self._folder / f"{time.time_ns():x}-{secrets.token_hex(4)}-{zlib.crc32(content):08x}{SUFFIX}"
-        with write_atomically(path) as temporary:
-            temporary.write_bytes(content)
+        _write_shard(self._folder, self._names, [self._buffer[: len(self._names)]])
         self._names = []
+
+
+def write_shards(folder: Path, names: Sequence[str], records: Sequence[NDArray[np.uint8]]) -> None:
+    """Write one record for each name as shards of limited size; OSError if the disk is full or fails."""
+    step = max(1, SHARD_BYTES // records[0].size)
+    for start in range(0, len(names), step):
+        _write_shard(folder, names[start : start + step], records[start : start + step])
+
+
+def _write_shard(folder: Path, names: Sequence[str], parts: Sequence[NDArray[np.uint8]]) -> None:
+    content = b"".join((json.dumps(list(names)).encode(), b"\n", *(np.ascontiguousarray(part).data for part in parts)))
+    path = folder / f"{time.time_ns():x}-{secrets.token_hex(4)}-{zlib.crc32(content):08x}{SUFFIX}"
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
 
 
 class Records:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.cache.eviction import KEY, RESERVED, USED, ReaderLease, open_lock, reserve_space, try_lock, wait_for_lock
-from pylorus.cache.shards import Records, ShardWriter
+from pylorus.cache.shards import Records, ShardWriter, write_shards
 from pylorus.config.schema import CacheConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.core.errors import PylorusError
@@ -84,12 +84,12 @@ class RecordStore:
             records.kept -= records.computed
         return records
 
-    def save(self, names: Sequence[str], block: NDArray[np.uint8]) -> bool:
+    def save(self, names: Sequence[str], records: Sequence[NDArray[np.uint8]]) -> bool:
         """Store records that were computed already, unless another run is computing records of this store.
 
         Args:
             names: One per record.
-            block: Records of shape (names, record_bytes).
+            records: One for each name, of `record_bytes` values in any shape.
 
         Returns:
             Whether they are stored; False too if there is no space, or the folder can't be written to.
@@ -99,9 +99,10 @@ class RecordStore:
             return False
         try:
             self.prepare_folder()
-            if reserve_space(self.folder, need=block.nbytes + len(json.dumps(list(names))), budget=self.budget_bytes):
+            need = len(names) * self.record_bytes + len(json.dumps(list(names)))
+            if reserve_space(self.folder, need=need, budget=self.budget_bytes):
                 return False
-            ShardWriter(self.folder, self.record_bytes, len(names)).add(names, block)
+            write_shards(self.folder, names, records)
             (self.folder / RESERVED).unlink()
         except OSError:
             return False

@@ -23,9 +23,9 @@ from pylorus.config.schema import (
     DataConfig,
     LossConfig,
 )
-from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, normalize_name
 from pylorus.core.integrity import seal_text, verify_text
-from pylorus.core.io import iter_fields, validate, write_text
+from pylorus.core.io import iter_fields, resolve_unicode_form, validate, write_text
 
 FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
@@ -105,11 +105,11 @@ def build_config(composed: DictConfig) -> Config:
     # Make paths absolute, so that a run can be resumed from another working directory.
     config.cache.folder = str(Path(config.cache.folder).expanduser().absolute())
     if config.data.root is not None and "://" not in config.data.root:
-        config.data.root = str(Path(config.data.root).expanduser().absolute())
+        config.data.root = str(resolve_unicode_form(Path(config.data.root).expanduser().absolute()))
     if config.data.manifest is not None:
-        config.data.manifest = str(Path(config.data.manifest).expanduser().absolute())
+        config.data.manifest = str(resolve_unicode_form(Path(config.data.manifest).expanduser().absolute()))
     if config.data.split_file is not None:
-        config.data.split_file = str(Path(config.data.split_file).expanduser().absolute())
+        config.data.split_file = str(resolve_unicode_form(Path(config.data.split_file).expanduser().absolute()))
     if config.model.weights not in ("hub", "none"):
         config.model.weights = str(Path(config.model.weights).expanduser().absolute())
     return config
@@ -151,6 +151,8 @@ def load_config(path: Path) -> Config:
 
 def save_config(path: Path, config: Any) -> None:
     """Write the configuration file of a run's folder, with its checksum."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = OmegaConf.create(dataclasses.asdict(config))  # checked already: checking its types takes as long again
     write_text(path, seal_text(OmegaConf.to_yaml(config)))
 
 
@@ -390,9 +392,14 @@ def check_ignored_keys(data: DataConfig) -> None:
 
 
 def _check_classes(config: Config) -> None:
-    classes, short = config.data.classes, config.data.short_names
-    if classes is not None and len(set(classes)) != len(classes):
+    classes, short, exclude = config.data.classes, config.data.short_names, config.data.exclude
+    if classes is not None and len({normalize_name(name) for name in classes}) != len(classes):
         raise PylorusError(f"data.classes: found {classes}, expected each name only once.")
+    in_both = [name for name in exclude or () if name in (classes or ())]
+    if in_both:
+        raise PylorusError(
+            f'data.exclude: found "{in_both[0]}", which data.classes names too. Remove it from one of the two.'
+        )
     if classes is not None and len(classes) < 2:
         raise PylorusError(f"data.classes: found {classes}, expected at least two classes.")
     if short is None:

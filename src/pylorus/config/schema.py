@@ -98,6 +98,10 @@ class DataConfig:
     classes: list[str] | None = key(
         None, "names of the class folders, in the order used in all tables; null: the folders found, sorted by name"
     )
+    exclude: list[str] | None = key(
+        None,
+        "classes to leave out on purpose, such as [basophil]; their images are not used, and the report says so",
+    )
     short_names: list[str] | None = key(None, "one short name per class, in the order of data.classes, e.g. [GC,GU,CG]")
     group: str | None = key(
         None,

@@ -7,6 +7,8 @@ torch is imported only if there is more than one process.
 
 import ctypes
 import hashlib
+import logging
+import mmap
 import multiprocessing
 import os
 import signal
@@ -21,13 +23,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
+
+log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
@@ -43,8 +47,10 @@ LEAST_SECONDS = 2.0
 """Processes are started if reading the remaining files in threads would take longer."""
 STREAM_FACTOR = 8
 """A stream of unknown length is expected to take so many times as long as it has taken until now."""
-CHUNK, AHEAD = 8, 3
+CHUNK, AHEAD = 8, 4
 """Files that a process takes at a time; chunks per process that are submitted in advance."""
+TICK, TICKS_TO_WARNING, TICKS_TO_ERROR = 5.0, 12, 120
+"""Seconds between looks at what the readers do; looks at the same file until a warning, and until an error."""
 
 
 @dataclass(frozen=True)
@@ -247,12 +253,29 @@ def end_with_parent(signal_number: int) -> None:
         ctypes.CDLL(None).prctl(1, int(signal_number))  # 1 is PR_SET_PDEATHSIG
 
 
+def keep_freed_memory() -> None:
+    """Have the memory of one frame reused for the next in this process; only glibc (Linux) can do that.
+
+    Otherwise the system takes it back and clears other memory, for a tenth of the time that reading a frame takes.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: the most that it accepts
+        library.mallopt(-1, 128 << 20)  # M_TRIM_THRESHOLD: free memory beyond this is given back
+
+
 class _ReaderKilledError(Exception):
     """A process that reads was killed; the argument is the first of the items that it may have been reading."""
 
 
+class _ReaderStuckError(Exception):
+    """A process that reads does not get on; the argument is the item that it reads."""
+
+
 _function: Callable[[Any], Any] | None = None
 """What a reading process does with each item."""
+_progress: mmap.mmap | None = None
+"""Memory that a reading process shares with its parent: how many items of each submitted chunk it has read."""
 
 
 def map_items(
@@ -277,29 +300,40 @@ def map_items(
         name: Returns what an error message calls an item.
 
     Raises:
-        PylorusError: If a process that reads was killed; the message names the first of the items that it was reading.
+        PylorusError: If a process that reads was killed, or got no result from one item for ten minutes; the message
+            names the item, or the first of those that it was reading.
         Exception: Whatever the function raises.
     """
     cores = count_free_cores()
     remaining = iter(items)
     if in_threads or cores == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon:
-        yield from _map_in_threads(function, remaining, cores, ahead or cores * AHEAD)
+        yield from _map_in_threads(function, remaining, cores, ahead or cores * AHEAD, name)
         return
     length = len(items) if isinstance(items, Sized) else None
-    count, seconds, expected_seconds = 0, 0.0, 0.0
-    while not count or expected_seconds < LEAST_SECONDS:
-        size = PROBE * cores if count else PROBE
+    done, seconds, expected_seconds = 0, 0.0, 0.0
+
+    def compute_with_time(item: Item) -> tuple[Result, float]:
+        start = time.perf_counter()
+        return function(item), time.perf_counter() - start
+
+    while not done or expected_seconds < LEAST_SECONDS:
+        size = PROBE * cores if done else PROBE
         if not (first := list(islice(remaining, min(size, ahead or size)))):
             return
-        start = time.perf_counter()
-        results = list(_map_in_threads(function, iter(first), cores, len(first)))
-        seconds += time.perf_counter() - start
-        count += len(first)
-        expected_seconds = seconds * (STREAM_FACTOR if length is None else (length - count) / count)
-        yield from results
+        for result, duration in _map_in_threads(compute_with_time, iter(first), cores, len(first), name):
+            seconds += duration / cores
+            yield result
+        done += len(first)
+        expected_seconds = seconds * (STREAM_FACTOR if length is None else (length - done) / done)
     chunks = cores * AHEAD if ahead is None else max(2 * cores, -(-ahead // CHUNK))
     try:
-        yield from _map_in_processes(function, remaining, cores, chunks)
+        yield from _map_in_processes(function, remaining, cores, chunks, name=name)
+    except _ReaderStuckError as error:
+        raise PylorusError(
+            f"{name(error.args[0])}: reading it gave no result for {TICK * TICKS_TO_ERROR / 60:.0f} minutes. Does the "
+            "disk or the network drive answer? If other files on it can be read, this one makes its decoder hang: "
+            "leave it out."
+        ) from None
     except _ReaderKilledError as error:
         raise PylorusError(
             f"A process that was reading files was killed, at {name(error.args[0])} or one of the next "
@@ -315,10 +349,10 @@ def compute_in_processes(function: Callable[[Item], Result], items: Sequence[Ite
         function: Takes long for one item; its results are passed between processes. It must not need a GPU.
         items: What to call the function with, one item at a time.
     """
-    count = min(count_free_cores(), len(items))
-    if count > 1 and sys.platform == "linux":
+    processes = min(count_free_cores(), len(items))
+    if processes > 1 and sys.platform == "linux":
         with suppress(_ReaderKilledError):  # then this process computes them
-            return list(_map_in_processes(function, iter(items), count, count, chunk_size=1))
+            return list(_map_in_processes(function, iter(items), processes, processes, chunk_size=1))
     return [function(item) for item in items]
 
 
@@ -334,16 +368,25 @@ def get_concurrent_jobs() -> int:
 
 
 def _map_in_threads(
-    function: Callable[[Item], Result], items: Iterator[Item], count: int, ahead: int
+    function: Callable[[Item], Result],
+    items: Iterator[Item],
+    threads: int,
+    ahead: int,
+    name: Callable[[Item], object],
 ) -> Iterator[Result]:
     submitted: deque[Future[Result]] = deque(maxlen=ahead + 1)
 
     def submit(item: Item) -> "Future[Result]":
-        submitted.append(_get_threads(count).submit(function, item))
+        submitted.append(_get_threads(threads).submit(function, item))
         return submitted[-1]
 
+    def get_result(item: Item, future: "Future[Result]") -> Result:
+        if not wait([future], TICK * TICKS_TO_WARNING).done:  # a thread can't be stopped
+            _warn_of_slow_item(item, name)
+        return future.result()
+
     try:
-        yield from _compute_ahead(submit, items, ahead)
+        yield from _compute_ahead(submit, get_result, items, ahead)
     finally:
         wait([future for future in submitted if not future.cancel()])
 
@@ -363,51 +406,110 @@ if hasattr(os, "register_at_fork"):
 
 
 def _map_in_processes(
-    function: Callable[[Item], Result], items: Iterator[Item], count: int, ahead: int, *, chunk_size: int = CHUNK
+    function: Callable[[Item], Result],
+    items: Iterator[Item],
+    processes: int,
+    ahead: int,
+    *,
+    chunk_size: int = CHUNK,
+    name: Callable[[Item], object] | None = None,
 ) -> Iterator[Result]:
+    """Yield the results in order; with `name`, an item without a result for long is a warning, and then an error."""
     chunks = iter(lambda: list(islice(items, chunk_size)), [])
+    progress, numbers, slots = mmap.mmap(-1, ahead), count(), deque[int]()
+
+    def submit(chunk: list[Item]) -> "Future[list[Result]]":
+        slots.append(next(numbers) % ahead)
+        progress[slots[-1]] = 0
+        try:
+            return pool.submit(_process_chunk, slots[-1], chunk)
+        except BrokenProcessPool as error:  # the chunk that is waited for says which items it happened at
+            broken: Future[list[Result]] = Future()
+            broken.set_exception(error)
+            return broken
+
+    def get_results(chunk: list[Item], future: "Future[list[Result]]") -> list[Result]:
+        slot = slots.popleft()
+        try:
+            if name is not None:
+                _wait_for_chunk(future, chunk, lambda: progress[slot], name)
+            return future.result()
+        except BrokenProcessPool:
+            raise _ReaderKilledError(chunk[0]) from None
+
     # Forked, as the workers of a DataLoader are: they start in milliseconds and need not import anything.
     context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # about threads: these processes use none
-        pool = ProcessPoolExecutor(count, context, _start_reader, (function,))
+        pool = ProcessPoolExecutor(processes, context, _start_reader, (function, progress))
+        is_stuck = False
         try:
-            for results in _compute_ahead(lambda chunk: pool.submit(_process_chunk, chunk), chunks, ahead):
+            for results in _compute_ahead(submit, get_results, chunks, ahead):
                 yield from results
-        except BaseException:  # nobody needs the results of the chunks that are being read
+        except BaseException as error:  # nobody needs the results of the chunks that are being read
+            is_stuck = isinstance(error, _ReaderStuckError)  # a process that waits for a disk may not end when killed
             for process in list((pool._processes or {}).values()):
                 process.kill()
             raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=not is_stuck, cancel_futures=True)
 
 
-def _compute_ahead(submit: Callable[[Item], "Future[Result]"], items: Iterator[Item], ahead: int) -> Iterator[Result]:
+def _compute_ahead(
+    submit: Callable[[Item], "Future[Result]"],
+    get_result: Callable[[Item, "Future[Result]"], Result],
+    items: Iterator[Item],
+    ahead: int,
+) -> Iterator[Result]:
     """Yield the results of submitted items in order, with `ahead` of them submitted in advance."""
     submitted = deque((item, submit(item)) for item in islice(items, ahead))
     while submitted:
-        first, future = submitted.popleft()
-        try:
-            result = future.result()
-            submitted.extend((item, submit(item)) for item in islice(items, 1))
-        except BrokenProcessPool:
-            assert isinstance(first, list)
-            raise _ReaderKilledError(first[0]) from None
+        result = get_result(*submitted.popleft())
+        submitted.extend((item, submit(item)) for item in islice(items, 1))
         yield result
 
 
-def _start_reader(function: Callable[[Any], Any]) -> None:
+def _wait_for_chunk(
+    future: "Future[list[Result]]",
+    chunk: Sequence[Item],
+    get_progress: Callable[[], int],
+    name: Callable[[Item], object],
+) -> None:
+    """Wait for the results of a chunk, as long as one item after the other is read.
+
+    Intervals are counted, not seconds: a run may be stopped with Ctrl-Z for hours, and the machine be suspended.
+    """
+    ticks, done = 0, 0
+    while not wait([future], TICK).done:
+        ticks, done = (ticks + 1 if get_progress() == done else 0), get_progress()
+        if ticks == TICKS_TO_WARNING:
+            _warn_of_slow_item(chunk[min(done, len(chunk) - 1)], name)
+        elif ticks >= TICKS_TO_ERROR:
+            raise _ReaderStuckError(chunk[min(done, len(chunk) - 1)])
+
+
+def _warn_of_slow_item(item: Item, name: Callable[[Item], object]) -> None:
+    log.warning("%s: reading it has given no result for %.0f s; still waiting", name(item), TICK * TICKS_TO_WARNING)
+
+
+def _start_reader(function: Callable[[Any], Any], progress: mmap.mmap) -> None:
     """Set up a process that reads: one thread, deaf to Ctrl-C, which its parent handles, and gone with its parent."""
-    global _function
+    global _function, _progress
     import cv2
 
-    _function = function
+    _function, _progress = function, progress
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(signal.SIGKILL)
+    keep_freed_memory()
 
 
-def _process_chunk(chunk: Sequence[Any]) -> list[Any]:
+def _process_chunk(slot: int, chunk: Sequence[Any]) -> list[Any]:
     assert _function is not None
-    return [_function(item) for item in chunk]
+    assert _progress is not None
+    results = []
+    for item in chunk:
+        results.append(_function(item))
+        _progress[slot] = len(results)
+    return results

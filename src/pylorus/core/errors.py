@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +44,52 @@ def format_suggestion(name: str, known: Iterable[str]) -> str:
         >>> format_suggestion("resnet5", ["vgg19", "resnet50"])
         ' Did you mean "resnet50"?'
     """
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    alike = [each for each in names if fold_name(each) == fold_name(name)]
+    nearest = alike or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f' Did you mean "{nearest[0]}"?' if nearest else ""
+
+
+def normalize_name(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC): a folder copied from a Mac has its accents decomposed.
+
+    Example:
+        >>> normalize_name("ulce\u0300re") == "ulc\u00e8re"
+        True
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def fold_name(name: str) -> str:
+    """Return what names have in common that only look alike: capitals, spaces, encodings and zeros do not count.
+
+    Example:
+        >>> fold_name("Gastric  Cancer") == fold_name("gastric_cancer"), fold_name("1.0") == fold_name("1")
+        (True, True)
+        >>> fold_name("HP-") == fold_name("HP")
+        False
+    """
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    plain = "".join(letter for letter in plain if unicodedata.category(letter) not in ("Cf", "Cc"))
+    plain = " ".join(plain.replace("_", " ").split())
+    if re.fullmatch(r"[+-]?\d{1,15}([.,]\d{1,15})?", plain):
+        return f"{float(plain.replace(',', '.')):g}"
+    return re.sub(r"(?<=\w)[ -]+(?=\w)", " ", plain)
+
+
+def find_look_alikes(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first two different names that only look alike; None if there are none.
+
+    Example:
+        >>> find_look_alikes(["ulcer", "cancer", "Ulcer"])
+        ('Ulcer', 'ulcer')
+    """
+    spellings: dict[str, str] = {}
+    for name in sorted(set(names)):
+        other = spellings.setdefault(fold_name(name), name)
+        if other != name:
+            return other, name
+    return None
 
 
 def format_name_list(names: Iterable[object], *, most: int = 10) -> str:

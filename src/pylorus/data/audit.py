@@ -5,23 +5,34 @@ patients. Files may be damaged, misnamed, rotated, of unusual size, or have tags
 have unbalanced classes, or patients in several splits or classes.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from posixpath import splitext
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pylorus import __version__
+from pylorus.core.errors import format_path
 from pylorus.core.formatting import format_count
-from pylorus.data.audit_findings import SEVERITIES, Finding, ImageSet, Item, Severity, Thresholds, sort_by_severity
+from pylorus.data.audit_findings import (
+    SEVERITIES,
+    Finding,
+    ImageSet,
+    Item,
+    Severity,
+    Thresholds,
+    check_class_names,
+    report_ignored_files,
+    sort_by_severity,
+)
 from pylorus.data.audit_image_checks import FieldSample, check_fields, check_image_quality
 from pylorus.data.catalog import compute_sample_id
-from pylorus.data.decode import POLICY_VERSION
+from pylorus.data.decode import DECODER_VERSION
 from pylorus.data.fact_store import Facts, extract_fact_column
 from pylorus.data.image_measures import FORMAT_SUFFIXES
 from pylorus.data.leakage import Copies, NearCopy, find_copies
@@ -118,7 +129,7 @@ def convert_audit_to_json(result: Audit, *, names: bool) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "pylorus": __version__,
-        "decoder": POLICY_VERSION,
+        "decoder": DECODER_VERSION,
         "root": str(result.images.root) if names else None,
         "named": names,
         "grouped": result.images.grouped,
@@ -129,6 +140,10 @@ def convert_audit_to_json(result: Audit, *, names: bool) -> dict[str, Any]:
             str(name): {str(part) or "all": int(count) for part, count in row.items()}
             for name, row in result.sizes.iterrows()
         },
+        "ignored": [
+            {"path": format_path(each.path), "reason": each.reason} if names else {"reason": each.reason}
+            for each in result.images.ignored
+        ],
         "thresholds": asdict(result.thresholds),
         "findings": [
             {
@@ -311,50 +326,55 @@ def _report_uncompared_images(copies: Copies) -> list[Finding]:
 
 
 USUAL_MODES = ("RGB",)
+_FILE_COLUMNS = ("problem", "format", "mode", "width", "height", "orientation", "personal")
+"""Facts that the checks of single files need."""
 
 
 def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds) -> list[Finding]:
     """Return findings about single files; see the module docstring."""
-    column = partial(extract_fact_column, facts)
-    problems = column("problem")
+    columns = {name: extract_fact_column(facts, name) for name in _FILE_COLUMNS}
+    problems = columns["problem"]
     is_readable = problems == ""
     unreadable: list[Item] = []
     for index in np.flatnonzero(~is_readable):
         reason, _, content = problems[index].partition(": it begins with ")
         unreadable.append(Item((int(index),), reason, content=f"it begins with {content}" if content else ""))
-    shorter, longer = np.minimum(column("width"), column("height")), np.maximum(column("width"), column("height"))
-    suffixes = np.array([splitext(path)[1].lower() for path in images.table["path"]], dtype=object)
+    shorter, longer = np.minimum(columns["width"], columns["height"]), np.maximum(columns["width"], columns["height"])
+    paths = images.table["path"].to_numpy(dtype=object)
+    columns["suffix"] = suffixes = np.array([splitext(path)[1].lower() for path in paths], dtype=object)
     is_usual = np.zeros(len(suffixes), np.bool_)
-    for name in set(column("format")):
-        is_usual |= (column("format") == name) & (
+    for name in set(columns["format"]):
+        is_usual |= (columns["format"] == name) & (
             np.isin(suffixes, FORMAT_SUFFIXES[name]) if name in FORMAT_SUFFIXES else True
         )
     selected = {
         "suffix": ~is_usual,
-        "mode": ~np.isin(column("mode"), ("", *USUAL_MODES)),
+        "mode": ~np.isin(columns["mode"], ("", *USUAL_MODES)),
         "tiny": shorter < thresholds.shortest,
         "huge": longer > thresholds.longest,
         "aspect": longer > thresholds.aspect * shorter,
-        "exif": column("orientation") != 1,
-        "tags": column("personal") != "",
+        "exif": columns["orientation"] != 1,
+        "tags": columns["personal"] != "",
     }
     findings = [_build_unreadable_finding(unreadable)]
     for name, is_concerned in selected.items():
         items = [
-            Item((int(index),), _format_file_detail(name, facts[int(index)], suffixes[index]))
-            for index in np.flatnonzero(is_concerned & is_readable)
+            Item((index,), _format_file_detail(name, columns, index))
+            for index in np.flatnonzero(is_concerned & is_readable).tolist()
         ]
         findings.append(_build_file_finding(name, items, _FINDING_TEXTS[name]))
     return [finding for finding in findings if finding.items]
 
 
-def _format_file_detail(name: str, facts: Facts, suffix: str) -> str:
+def _format_file_detail(name: str, columns: Mapping[str, NDArray[Any]], index: int) -> str:
     """Return the detail of a file's problem; `name` is a key of `_FINDING_TEXTS`."""
     if name == "suffix":
-        return f"contains {facts.format}, named {suffix}"
+        return f"contains {columns['format'][index]}, named {columns['suffix'][index]}"
     if name in ("tiny", "huge", "aspect"):
-        return f"{facts.width} × {facts.height} pixels"
-    return {"mode": facts.mode, "exif": f"orientation {facts.orientation}", "tags": facts.personal}[name]
+        return f"{columns['width'][index]} × {columns['height'][index]} pixels"
+    if name == "exif":
+        return f"orientation {columns['orientation'][index]}"
+    return str(columns["mode" if name == "mode" else "personal"][index])
 
 
 def _build_unreadable_finding(items: list[Item]) -> Finding:
@@ -426,7 +446,12 @@ def _build_file_finding(name: str, items: list[Item], template: tuple[str, Sever
 
 def check_classes_and_groups(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
     """Return findings about class imbalance and about groups."""
-    return [*_check_imbalance(images, thresholds), *_check_groups(images)]
+    return [
+        *_check_imbalance(images, thresholds),
+        *_check_groups(images),
+        *check_class_names(images),
+        *report_ignored_files(images),
+    ]
 
 
 def _check_imbalance(images: ImageSet, thresholds: Thresholds) -> list[Finding]:
@@ -505,14 +530,20 @@ def _format_image_count(items: list[Item]) -> str:
 
 def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:
     """Return groups with more than one value in a column, those with most images first."""
-    value_counts = table.groupby("group")[column].nunique()
-    spanning = table[table["group"].isin(value_counts.index[value_counts > 1])]
+    is_first = ~table[["group", column]].duplicated()
+    spanning = table.index[table["group"].isin(table["group"][is_first & table["group"].duplicated()])]
+    table = table.loc[spanning]
+    files, counts = defaultdict[str, list[int]](list), defaultdict[str, Counter[str]](Counter)
+    columns = (table[name].to_numpy(dtype=object) for name in ("group", column))
+    for index, group, value in zip(table.index.tolist(), *columns, strict=True):
+        files[group].append(index)
+        counts[group][value] += 1
     items = [
         Item(
-            tuple(int(index) for index in rows.index),
-            ", ".join(f"{count:,} {value}" for value, count in rows[column].value_counts().items()),
+            tuple(files[group]),
+            ", ".join(f"{number:,} {value}" for value, number in values.most_common()),
             group=str(group),
         )
-        for group, rows in spanning.groupby("group")
+        for group, values in counts.items()
     ]
     return sorted(items, key=lambda item: (-len(item.files), item.files))

@@ -1,4 +1,7 @@
-"""What an audit works on and reports: the image set, findings with severity, remedy and files, and leaks of a split."""
+"""What an audit works on and reports: the image set, findings with severity, remedy and files, and leaks of a split.
+
+The findings that need no facts of the files, about their names, are made here too.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,8 +16,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pylorus.core.errors import format_name_list
+from pylorus.core.errors import find_look_alikes, format_name_list, format_path
+from pylorus.core.formatting import format_count
 from pylorus.data.files import Root
+from pylorus.data.walk import IgnoredFile
 
 Severity: TypeAlias = Literal["leak", "error", "warning", "note"]
 
@@ -129,11 +134,13 @@ class ImageSet:
         table: One row per file: path, class, split (train, val, test or empty), group (empty if none was found);
             its index counts from 0.
         grouped: Whether groups are patients; else every image is its own group.
+        ignored: Files and folders below the root that are not used.
     """
 
     root: Root
     table: pd.DataFrame
     grouped: bool
+    ignored: Sequence[IgnoredFile] = ()
 
     @cached_property
     def has_split(self) -> bool:
@@ -149,6 +156,39 @@ class ImageSet:
         """Return the path, class, split or group of some files."""
         column = self._columns[name]
         return [column[index] for index in files]
+
+
+def check_class_names(images: ImageSet) -> list[Finding]:
+    """Return a finding about names of classes that only look alike."""
+    alike = find_look_alikes(images.table["class"])
+    if alike is None:
+        return []
+    return [
+        Finding(
+            "classes-look-alike",
+            "error",
+            f'The classes "{alike[0]}" and "{alike[1]}" differ only in capitals, spaces or the way in which they are '
+            "written.",
+            "If they are one class, give all images one spelling; else choose names that differ.",
+        )
+    ]
+
+
+def report_ignored_files(images: ImageSet) -> list[Finding]:
+    """Return a finding about files beside the images that may be images too; its cases have the path as content."""
+    ignored = [each for each in images.ignored if each.may_be_image]
+    if not ignored:
+        return []
+    count = format_count(len(ignored), "file or folder", "files or folders")
+    return [
+        Finding(
+            "ignored-images",
+            "warning",
+            f"{count} that may be {'an image is' if len(ignored) == 1 else 'images are'} not used.",
+            "See the reason of each. Save images of other formats as JPEG or PNG, and rename or remove the others.",
+            tuple(Item((), each.reason, content=format_path(each.path)) for each in ignored),
+        )
+    ]
 
 
 KINDS = {

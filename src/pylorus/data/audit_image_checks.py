@@ -3,7 +3,7 @@
 Quality: blurred or dark images, black borders, burned-in text. Fields: what `data.crop=auto` would crop from a sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +79,7 @@ def _check_sharpness_and_brightness(
     is_blurred = (blur_score >= thresholds.outlier) & has_reference & ~is_dark  # dark images have faint edges
     findings = []
     if is_blurred.any():
-        relative_sharpness = np.exp(sharpness - np.median(sharpness))
-        details = [f"sharpness {format_percent(value, digits=0)} % of the set's median" for value in relative_sharpness]
+        relative = np.exp(sharpness - np.median(sharpness))
         findings.append(
             Finding(
                 "blurred",
@@ -88,20 +87,28 @@ def _check_sharpness_and_brightness(
                 f"{format_count(int(is_blurred.sum()), 'image')} much less sharp than the others.",
                 "Inspect them: out of focus, motion blur or upscaled? A model can't learn from images that "
                 "don't show the finding.",
-                _build_items(indices, is_blurred, -blur_score, details),
+                _build_items(
+                    indices,
+                    is_blurred,
+                    -blur_score,
+                    lambda index: f"sharpness {format_percent(relative[index], digits=0)} % of the set's median",
+                ),
             )
         )
     if is_dark.any():
-        details = [
-            f"mean grey level {value:.0f}, the set's median is {np.median(brightness):.0f}" for value in brightness
-        ]
+        median = np.median(brightness)
         findings.append(
             Finding(
                 "dark",
                 "warning",
                 f"{format_count(int(is_dark.sum()), 'image')} much darker than the others.",
                 "Inspect them: was the light off, the lens covered, or the exposure wrong?",
-                _build_items(indices, is_dark, brightness, details),
+                _build_items(
+                    indices,
+                    is_dark,
+                    brightness,
+                    lambda index: f"mean grey level {brightness[index]:.0f}, the set's median is {median:.0f}",
+                ),
             )
         )
     return findings
@@ -117,7 +124,10 @@ def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_
             f"{format_count(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
             "data.crop=auto crops to the field of view; see below what it would crop.",
             _build_items(
-                indices, has_border, -border, [f"{format_percent(value, digits=0)} % of the frame" for value in border]
+                indices,
+                has_border,
+                -border,
+                lambda index: f"{format_percent(border[index], digits=0)} % of the frame",
             ),
         )
     ]
@@ -159,7 +169,6 @@ def find_repeated_text(facts: Sequence[Facts], indices: NDArray[np.int64], thres
 def _check_text(indices: NDArray[np.int64], rows: NDArray[np.int64], has_text: Mask) -> list[Finding]:
     if not has_text.any():
         return []
-    details = [f"{format_count(int(count), 'row')} of text" if count else "a few letters" for count in rows]
     return [
         Finding(
             "burned-in-text",
@@ -168,7 +177,12 @@ def _check_text(indices: NDArray[np.int64], rows: NDArray[np.int64], has_text: M
             "identify the patient or the device.",
             "Export without overlays, or set data.crop=auto, which covers them for the network (data.mask), and check "
             "what remains before you share images.",
-            _build_items(indices, has_text, -rows, details),
+            _build_items(
+                indices,
+                has_text,
+                -rows,
+                lambda index: f"{format_count(int(rows[index]), 'row')} of text" if rows[index] else "a few letters",
+            ),
         )
     ]
 
@@ -177,7 +191,6 @@ def _check_overlays(indices: NDArray[np.int64], covered: NDArray[np.float64]) ->
     is_covered = covered > 0
     if not is_covered.any():
         return []
-    details = [f"{format_percent(value)} % of the frame" for value in covered]
     return [
         Finding(
             "overlays",
@@ -187,7 +200,9 @@ def _check_overlays(indices: NDArray[np.int64], covered: NDArray[np.float64]) ->
             f"at most {format_percent(float(covered.max()))} %.",
             "It is the default with data.crop=auto. Inspect the images: what is covered is outlined in the sample of "
             "fields of view.",
-            _build_items(indices, is_covered, -covered, details),
+            _build_items(
+                indices, is_covered, -covered, lambda index: f"{format_percent(covered[index])} % of the frame"
+            ),
         )
     ]
 
@@ -216,10 +231,13 @@ def _check_shortcut(
 
 
 def _build_items(
-    indices: NDArray[np.int64], selected: Mask, rank: NDArray[np.generic], details: Sequence[str]
+    indices: NDArray[np.int64], selected: Mask, rank: NDArray[np.generic], format_detail: Callable[[int], str]
 ) -> tuple[Item, ...]:
+    """Build the occurrences at the selected positions of `indices`, those of the lowest rank first."""
     order = np.argsort(rank, kind="stable")
-    return tuple(Item((int(indices[index]),), details[index]) for index in order if selected[index])
+    order = order[selected[order]]
+    files = indices[order].tolist()
+    return tuple(Item((file,), format_detail(index)) for file, index in zip(files, order.tolist(), strict=True))
 
 
 IMAGES_PER_SHAPE = 8

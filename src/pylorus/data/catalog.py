@@ -20,22 +20,38 @@ import hashlib
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pylorus.core.errors import PylorusError, format_name_list, format_path, format_suggestion
+from pylorus.core.errors import (
+    PylorusError,
+    find_look_alikes,
+    format_name_list,
+    format_path,
+    format_suggestion,
+    normalize_name,
+)
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.dicom import read_patient_pseudonyms
-from pylorus.data.fact_store import FactTable
-from pylorus.data.files import SUFFIXES, Root
-from pylorus.data.image_facts import PreparedImages, load_or_compute_facts
+from pylorus.data.fact_store import FactTable, KnownFiles
+from pylorus.data.files import Root
+from pylorus.data.image_facts import PreparedImages, find_fact_folder, load_or_compute_facts
+from pylorus.data.walk import (
+    MAX_NAMED_FILES,
+    PROBLEM,
+    IgnoredFile,
+    IgnoredFiles,
+    list_class_images,
+    list_folders,
+)
 
 
 @dataclass(frozen=True)
@@ -106,19 +122,13 @@ def read_files(files: pd.DataFrame, root: Root, reading: ReadOptions) -> tuple[p
 def compute_sample_id(path: str, sha256: str) -> str:
     """Compute the id of an image: 16 hexadecimal digits from its path and its content.
 
-    It identifies the image where file names must not appear. It can't be computed from a guessed file name alone.
+    It identifies the image where file names must not appear. It can't be computed from a guessed file name alone. It
+    does not depend on the Unicode form of the path, which a copy to another system may change.
     """
-    return hashlib.sha256(os.fsencode(f"{path}\0{sha256}")).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(f"{normalize_name(path)}\0{sha256}")).hexdigest()[:16]
 
 
 log = logging.getLogger(__name__)
-
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""Accepted names of split folders, in lower case, and the split that each stands for."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,8 @@ class Catalog:
         facts: Facts of every file, including unreadable ones, in the order of their paths.
         fact_indices: Index into `facts` of each row, of shape (rows,).
         unreadable: Files that were left out: path, class, group, split and reason.
+        ignored: Files and folders below the root that are not used.
+        excluded: Number of images of each class that was left out on purpose.
     """
 
     root: Root
@@ -146,6 +158,8 @@ class Catalog:
     facts: FactTable
     fact_indices: NDArray[np.int64]
     unreadable: pd.DataFrame
+    ignored: Sequence[IgnoredFile] = ()
+    excluded: Mapping[str, int] = field(default_factory=dict)
 
     def copy_without_facts(self) -> "Catalog":
         """Return the same catalog without its facts, which take 1.3 GiB for a million files."""
@@ -157,17 +171,17 @@ def read_folders(
     *,
     classes: list[str] | None = None,
     short_names: list[str] | None = None,
+    exclude: list[str] | None = None,
     group: str | None = None,
     reading: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Catalog:
-    """Build the catalog of class folders: ROOT/CLASS/…, or ROOT/SPLIT/CLASS/… with train, test and optionally val.
-
-    Folders and files whose name begins with a dot are ignored. Images may be in subfolders of a class folder.
+    """Build the catalog of class folders; `list_class_images` says which structures they may have.
 
     Args:
         root: Folder of the image set.
         classes: Names of the class folders in the order of the labels; None: all folders found, sorted.
         short_names: One per class; None: the class names.
+        exclude: Names of class folders that are left out.
         group: Regular expression that matches the patient in the path relative to the root; None: each image is its
             own group.
         reading: Where facts are cached, and what to do with files that can't be read.
@@ -176,12 +190,111 @@ def read_folders(
         PylorusError: If the root, a class or an image is missing, unknown, empty or unreadable; the message names it.
     """
     check_root(root)
-    rows, folders_by_split = list_class_images(root)
-    class_names = _resolve_folder_classes(root, folders_by_split, classes)
+    ignored = IgnoredFiles()
+    is_known = None if reading.store is None else KnownFiles(find_fact_folder(reading.store), root).is_unchanged
+    rows, folders_by_split = list_class_images(root, ignored, exclude=exclude or (), is_known=is_known)
+    if reading.on_error == "fail":
+        check_all_listed(root, ignored, remedy="or leave them out with data.on_error=quarantine")
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
+    table, excluded = drop_excluded_classes(table, exclude, where=str(root))
+    present = {split: names - set(excluded) for split, names in folders_by_split.items()}
+    class_names = _resolve_folder_classes(root, present, classes)
     table["group"] = extract_groups(list(table["path"]), group)
-    grouped = group is not None
-    return build_catalog(table, root, class_names, short_names=short_names, grouped=grouped, reading=reading)
+    catalog = build_catalog(
+        table, root, class_names, short_names=short_names, grouped=group is not None, reading=reading
+    )
+    return dataclasses.replace(catalog, ignored=ignored.files, excluded=excluded)
+
+
+def check_all_listed(root: Path, ignored: IgnoredFiles, *, remedy: str = "") -> None:
+    """Check that the system let the walk through an image set list all folders, and open what may be an image.
+
+    Raises:
+        PylorusError: If it did not: images may be missing.
+    """
+    problems = [f"{format_path(each.path)}: {each.reason}" for each in ignored.files if each.reason.startswith(PROBLEM)]
+    if problems:
+        raise PylorusError(
+            f"{root}: it can't be seen whether images are missing:\n{format_name_list(problems)}\n"
+            f"Make them readable, {remedy and 'remove them, '}{remedy or 'or remove them'}."
+        )
+
+
+def format_exclusion(name: str) -> str:
+    """Return how to leave a class out, as it is typed in a shell.
+
+    Example:
+        >>> print(format_exclusion("basophil"), format_exclusion("left out"))
+        data.exclude=[basophil] "data.exclude=['left out']"
+    """
+    is_plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) and name.lower() not in (
+        "nan",
+        "null",
+        "true",
+        "false",
+    )
+    return f"data.exclude=[{name}]" if is_plain else f"\"data.exclude=['{name}']\""
+
+
+def drop_excluded_classes(
+    rows: pd.DataFrame, exclude: list[str] | None, *, where: str
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Drop the images of classes that `data.exclude` leaves out.
+
+    Args:
+        rows: One row per image, with the column class.
+        exclude: Names of classes.
+        where: Image set, for the message.
+
+    Returns:
+        The other rows, and the number of dropped ones of each class.
+
+    Raises:
+        PylorusError: If there is no such class.
+    """
+    if not exclude:
+        return rows, {}
+    labels = rows["class"]
+    counts = {name: int((labels == name).sum()) for name in map(normalize_name, exclude)}
+    for name, count in counts.items():
+        if not count:
+            found = sorted(set(labels))
+            raise PylorusError(
+                f'{where}: data.exclude names "{name}", but there are no images of such a class.'
+                f"{format_suggestion(name, found)} Found: {', '.join(found) or 'none'}."
+            )
+    return rows[~labels.isin(list(counts))].reset_index(drop=True), counts
+
+
+NO_VALUE = frozenset(("nan", "null", "<na>", "#n/a", "n/a", "nat", "#ref!", "#name?", "#value!"))
+"""What programs write where there is no value, in lower case."""
+
+
+def check_class_names(names: Iterable[str], configured: list[str] | None, *, where: str) -> None:
+    """Check that no two names of classes only look alike and none stands for a missing value.
+
+    Args:
+        names: Names of folders, or labels.
+        configured: `data.classes`: what stands there is a class, also if it is called "nan".
+        where: Folder or file, for the message.
+
+    Raises:
+        PylorusError: If there are such names; the message gives both spellings.
+    """
+    present = set(names)
+    alike = find_look_alikes(present)
+    if alike is not None:
+        first, second = map(_format_spelling, alike)
+        raise PylorusError(
+            f'{where}: classes "{first}" and "{second}" differ only in capitals, spaces or the way in which they are '
+            "written. If they are one class, give all images one spelling; else choose names that differ."
+        )
+    for name in sorted(present):
+        if name.lower() in NO_VALUE and name not in (configured or ()):
+            raise PylorusError(
+                f'{where}: found a class "{name}", which programs write where a label is missing. Leave it out with '
+                f"{format_exclusion(name)}, or name it in data.classes if it is a class."
+            )
 
 
 def check_root(root: Path) -> None:
@@ -235,55 +348,26 @@ def build_catalog(
     )
 
 
-def list_class_images(root: Path) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
-    """Return rows (path, class, split) and the class folders of each split ("" if there are no split folders).
-
-    No file is opened.
-
-    Raises:
-        PylorusError: If the folders don't have the expected structure; the message says what differs.
-    """
-    folders = _list_visible_folders(root)
-    splits = {folder: SPLIT_FOLDERS.get(folder.name.lower(), "") for folder in folders}
-    split_names = {split for split in splits.values() if split}
-    if split_names and not all(splits.values()):
-        other_folders = [folder.name for folder, split in splits.items() if not split]
-        raise PylorusError(
-            f"{root}: contains both split folders ({', '.join(sorted(split_names))}) and other folders:\n"
-            f"{format_name_list(other_folders)}\n"
-            "Expected either class folders only, or train, val and test folders that contain class folders."
-        )
-    if split_names and not {"train", "test"} <= split_names:
-        missing = " and ".join(sorted({"train", "test"} - split_names))
-        raise PylorusError(f"{root}: there is no folder {missing} next to {', '.join(sorted(split_names))}.")
-    if len(set(splits.values())) < len(folders) and split_names:
-        raise PylorusError(
-            f"{root}: several folders for the same split:\n{format_name_list(folder.name for folder in folders)}"
-        )
-    rows: list[tuple[str, str, str]] = []
-    folders_by_split: dict[str, set[str]] = {}
-    for folder_of_split, split in splits.items() if split_names else [(root, "")]:
-        stray = [path for path in folder_of_split.iterdir() if _is_image(path)]
-        if stray:
-            count = "1 image is" if len(stray) == 1 else f"{len(stray)} images are"
-            raise PylorusError(
-                f"{folder_of_split}: {count} outside the class folders:\n{format_name_list(sorted(stray))}"
-            )
-        for folder in _list_visible_folders(folder_of_split):
-            folders_by_split.setdefault(split, set()).add(folder.name)
-            prefix = folder.relative_to(root).as_posix()
-            rows += [(f"{prefix}/{path}", folder.name, split) for path in _list_images(folder)]
-        folders_by_split.setdefault(split, set())
-    return rows, folders_by_split
+def _format_spelling(name: str) -> str:
+    """Return a name with escapes for characters that look like others, such as spaces of another width."""
+    return "".join(
+        letter if letter.isprintable() and unicodedata.normalize("NFKC", letter) == letter else f"\\u{ord(letter):04x}"
+        for letter in name
+    )
 
 
 def _resolve_folder_classes(
     root: Path, folders_by_split: dict[str, set[str]], configured: list[str] | None
 ) -> tuple[str, ...]:
-    names = configured if configured is not None else sorted(set().union(*folders_by_split.values()))
+    every_name = set().union(*folders_by_split.values())
+    check_class_names(every_name, configured, where=str(root))
+    names = [normalize_name(name) for name in configured] if configured is not None else sorted(every_name)
     if len(names) < 2:
         count = "1 class folder" if len(names) == 1 else f"{len(names)} class folders"
-        raise PylorusError(f"{root}: found {count}, expected at least two, as in {root / 'CLASS' / 'image.jpg'}.")
+        raise PylorusError(
+            f"{root}: found {count}, expected at least two, as in {root / 'CLASS' / 'image.jpg'}."
+            f"{_format_inner_root(root, names)}"
+        )
     for split, present in folders_by_split.items():
         folder = root / split if split else root
         for missing in [name for name in names if name not in present]:
@@ -294,9 +378,19 @@ def _resolve_folder_classes(
         for unknown in sorted(present - set(names)):
             raise PylorusError(
                 f'{folder}: folder "{unknown}" is not among data.classes ({", ".join(names)}).'
-                f"{format_suggestion(unknown, names)} Move it elsewhere or add it to data.classes."
+                f"{format_suggestion(unknown, names)} Move it elsewhere, add it to data.classes, or leave it out with "
+                f"{format_exclusion(unknown)}."
             )
     return tuple(names)
+
+
+def _format_inner_root(root: Path, names: Sequence[str]) -> str:
+    """Return a sentence that names the only folder of a root, if that contains at least two folders itself."""
+    if len(names) == 1 and (root / names[0]).is_dir():
+        inner = list_folders(root / names[0], "", IgnoredFiles(), allow_images=True)
+        if len(inner) > 1:
+            return f" If its folders {', '.join(inner[:3])} … are the classes, type data.root={root / names[0]}."
+    return ""
 
 
 def extract_groups(paths: list[str], pattern: str | None) -> list[str]:
@@ -308,7 +402,7 @@ def extract_groups(paths: list[str], pattern: str | None) -> list[str]:
     if pattern is None:
         return paths
     expression = parse_group_pattern(pattern, key="data.group")
-    matches = [expression.search(path) for path in paths]
+    matches = [expression.search(normalize_name(path)) for path in paths]
     unmatched = [
         path for path, match in zip(paths, matches, strict=True) if match is None or not get_matched_group(match)
     ]
@@ -327,7 +421,7 @@ def parse_group_pattern(pattern: str, *, key: str) -> re.Pattern[str]:
         PylorusError: If the pattern is not a regular expression.
     """
     try:
-        return re.compile(pattern)
+        return re.compile(normalize_name(pattern))
     except re.error as error:
         raise PylorusError(f"{key}: {pattern!r} is not a regular expression: {error}.") from error
 
@@ -337,56 +431,8 @@ def get_matched_group(match: re.Match[str]) -> str:
     return str(match.group(1) or "") if match.re.groups else match.group(0)
 
 
-def _list_images(folder: Path) -> list[str]:
-    """Return the paths, relative to a class folder, of its images, including those in subfolders, sorted.
-
-    Raises:
-        PylorusError: If there is no image.
-    """
-    images: list[str] = []
-    ignored: list[str] = []
-    for path in _walk_files(str(folder)):
-        (images if path.lower().endswith(SUFFIXES) else ignored).append(path)
-    if ignored:
-        log.info(
-            "%s: ignored %d %s, such as %s",
-            folder,
-            len(ignored),
-            "file that is not an image" if len(ignored) == 1 else "files that are not images",
-            PurePath(min(ignored)).name,
-        )
-    if not images:
-        raise PylorusError(f"{folder}: there is no image in this class folder (expected {', '.join(SUFFIXES)}).")
-    return sorted(images)
-
-
-def _walk_files(folder: str, prefix: str = "") -> Iterator[str]:
-    """Yield the relative path, with / between folders, of each visible file; links to folders are not followed.
-
-    Path.rglob takes ten times as long, 40 µs a file.
-    """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():
-                yield prefix + entry.name
-            elif not entry.is_symlink():
-                yield from _walk_files(entry.path, f"{prefix}{entry.name}/")
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-
-
-def _list_visible_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-
-
 QUARANTINE_FILE = "quarantine.csv"
 COLUMNS = ["path", "class", "group", "split", "reason"]
-MAX_NAMED_FILES = 5
-"""Number of files named on the terminal."""
 
 
 def write_quarantine(unreadable: pd.DataFrame, folder: Path) -> None:

@@ -48,6 +48,7 @@ from pylorus.data.input_format import ImageWriter, InputFormat, load_or_decode_i
 from pylorus.data.leakage import find_copies
 from pylorus.data.shards import Shards
 from pylorus.data.split import split_catalog
+from pylorus.data.walk import log_ignored
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ COPIED_AT_ONCE = 256
 ARGUMENTS = {
     "data.root": "folder",
     "data.classes": "classes",
+    "data.exclude": "exclude",
     "data.group": "group",
     "data.val_fraction": "val_fraction",
     "data.test_fraction": "test_fraction",
@@ -68,6 +70,7 @@ ARGUMENTS = {
     "cache.folder": "cache",
     "Replace them, move them out of the class folders, or leave them out with data.on_error=quarantine, which lists "
     "them in quarantine.csv.": "Replace them, or move them out of the class folders.",
+    "remove them, or leave them out with data.on_error=quarantine.": "or remove them.",
 }
 """What the keys in messages are called in Python."""
 DEFAULT_FIT: Any = DataConfig.fit
@@ -115,6 +118,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     Attributes:
         classes: Names of the class folders, in label order.
+        ignored: Files and folders beside the images that are not used, with reasons.
         parts: Table of each split (train, val, test) with one row per image: path, label, group and more.
     """
 
@@ -126,6 +130,7 @@ class ImageDataModule(pl.LightningDataModule):
         model: str | None = None,
         image_size: Annotated[int, Ge(32)] | None = None,
         classes: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
         group: str | None = None,
         val_fraction: float = DataConfig.val_fraction,
         test_fraction: float = DataConfig.test_fraction,
@@ -149,6 +154,7 @@ class ImageDataModule(pl.LightningDataModule):
             model: Name of the timm model whose input size and interpolation the images get.
             image_size: Side of the images in pixels; None: the model's own.
             classes: Names of the class folders, in label order; None: those found, sorted by name.
+            exclude: Names of class folders to leave out.
             group: Regular expression that finds the patient in a path below the folder; None: each image is its own.
             val_fraction: Fraction of the training images used for validation, if there is no val folder.
             test_fraction: Fraction of the images used for testing, if there is no test folder.
@@ -193,9 +199,11 @@ class ImageDataModule(pl.LightningDataModule):
             catalog = read_folders(
                 root,
                 classes=None if classes is None else list(classes),
+                exclude=None if exclude is None else list(exclude),
                 group=group,
                 reading=ReadOptions(store=store, images=ImageWriter(form, cache_config)),
             )
+            log_ignored(catalog.ignored, listed_in="ImageDataModule.ignored")
             copies = find_copies(catalog.facts, Thresholds(), store=store)
             table = split_catalog(catalog, options, copies=copies).table
         self._set_table(
@@ -209,6 +217,7 @@ class ImageDataModule(pl.LightningDataModule):
             cache=cache_config,
         )
         self.classes: tuple[str, ...] = catalog.classes
+        self.ignored = tuple(catalog.ignored)
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, root: Root, form: InputFormat, **options: Unpack[LoadingOptions]) -> Self:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -355,23 +356,31 @@ class FileIndex:
 
     def __init__(self, folder: Path, root: Path, paths: Sequence[str]) -> None:
         absolute = os.path.abspath(root)  # noqa: PTH100 Path.resolve would follow links, which may change
-        self._path = folder / "files" / f"{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:24]}.npy"
-        self._now = np.zeros(len(paths), ENTRY)
-        is_settled = np.zeros(len(paths), np.bool_)
+        self._path = _find_index_file(folder, absolute)
+        keys, inodes, numbers = list[bytes](), list[int](), list[tuple[int, int, int]]()
         latest = time.time_ns() - SETTLED_NS
-        for index, path in enumerate(paths):
-            with suppress(OSError, ValueError):
-                status = os.stat(os.path.join(absolute, path))  # noqa: PTH116, PTH118 a Path for each file takes as long again
-                times = (status.st_mtime_ns, status.st_ctime_ns)
-                key = hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
-                self._now[index] = (np.frombuffer(key, "<u8"), status.st_size, times, status.st_ino, 0)
-                is_settled[index] = max(times) < latest
-        self._is_settled = is_settled
+        for path in paths:
+            try:
+                status = os.stat(f"{absolute}/{path}")  # noqa: PTH116 a Path for each file takes as long again
+            except (OSError, ValueError):
+                keys.append(bytes(16))
+                inodes.append(0)
+                numbers.append((0, 0, latest))
+                continue
+            keys.append(hashlib.blake2b(os.fsencode(path), digest_size=16).digest())
+            inodes.append(status.st_ino)
+            numbers.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        columns = np.array(numbers, dtype=np.int64).reshape(-1, 3)
+        self._now = np.zeros(len(paths), ENTRY)
+        self._now["path"] = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+        self._now["size"], self._now["times"] = columns[:, 0], columns[:, 1:]
+        self._now["inode"] = np.array(inodes, dtype=np.uint64)
+        self._is_settled = columns[:, 1:].max(axis=1) < latest
 
     def find_digests(self) -> NDArray[np.object_]:
         """Return the SHA-256 of each file in hexadecimal digits, empty where the file is unknown or has changed."""
         found = np.full(len(self._now), "", dtype=object)
-        earlier = self._load()
+        earlier = _load_entries(self._path)
         if not len(earlier):
             return found
         position = np.searchsorted(earlier["path"][:, 0], self._now["path"][:, 0])
@@ -389,7 +398,7 @@ class FileIndex:
         is_known = self._is_settled & (table.get_column("problem") == "") & (digests != "")
         entries = self._now[is_known]
         entries["sha256"] = np.frombuffer(bytes.fromhex("".join(digests[is_known])), np.uint8).reshape(-1, 32)
-        earlier = self._load()
+        earlier = _load_entries(self._path)
         others = earlier[~np.isin(earlier["path"][:, 0], entries["path"][:, 0])]
         entries = np.concatenate([others, entries])
         with suppress(OSError):  # `FactStore` has logged a warning about a folder that can't be written to
@@ -397,9 +406,45 @@ class FileIndex:
             with write_atomically(self._path) as temporary, temporary.open("wb") as file:
                 np.save(file, entries[np.argsort(entries["path"][:, 0], kind="stable")])
 
-    def _load(self) -> NDArray[np.void]:
+
+def _find_index_file(folder: Path, root: str) -> Path:
+    return folder / "files" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}.npy"
+
+
+def _load_entries(path: Path) -> NDArray[np.void]:
+    try:
+        entries = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return np.zeros(0, ENTRY)
+    return entries if entries.dtype == ENTRY and entries.ndim == 1 else np.zeros(0, ENTRY)
+
+
+class KnownFiles:
+    """The images of a root that an earlier pass has read: they need not be opened to see that they are images.
+
+    Args:
+        folder: Folder of the cache of facts.
+        root: The root of the paths.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._root = os.path.abspath(root)  # noqa: PTH100 as in `FileIndex`
+        self._path = _find_index_file(folder, self._root)
+
+    @cached_property
+    def _entries(self) -> dict[bytes, tuple[int, ...]]:
+        entries = _load_entries(self._path)
+        keys = entries["path"].tobytes()
+        states = np.column_stack([entries["size"], entries["times"], entries["inode"].astype(np.int64)]).tolist()
+        return {keys[16 * row : 16 * row + 16]: tuple(state) for row, state in enumerate(states)}
+
+    def is_unchanged(self, path: str) -> bool:
+        """Return whether a file is a readable image of an earlier pass and has the size and times that it had then."""
+        state = self._entries.get(hashlib.blake2b(os.fsencode(path), digest_size=16).digest())
+        if state is None:
+            return False
         try:
-            entries = np.load(self._path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return np.zeros(0, ENTRY)
-        return entries if entries.dtype == ENTRY and entries.ndim == 1 else np.zeros(0, ENTRY)
+            status = os.stat(os.path.join(self._root, path))  # noqa: PTH116, PTH118
+        except OSError:
+            return False
+        return state == (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)

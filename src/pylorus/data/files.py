@@ -20,7 +20,11 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from pylorus.core.errors import UnreadableImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".webp", ".dcm", ".dicom"),
+)
+"""A file with one of these is an image, or a damaged one. Of other files the content decides; see `walk.py`."""
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 RGB = NDArray[np.uint8]
 """An image of shape (height, width, 3)."""
@@ -93,6 +97,21 @@ def _check_regular_file(status: os.stat_result) -> None:
         raise UnreadableImageError(f"is {kind}, expected an image file")
     if status.st_size > MAX_BYTES:
         raise UnreadableImageError(f"has {status.st_size:,} bytes, over the limit of {MAX_BYTES:,}")
+
+
+def read_head(path: str) -> bytes:
+    """Read the first `HEAD_BYTES` bytes of a file, from which `identify_format` tells its format.
+
+    Raises:
+        UnreadableImageError: If it is a pipe or a device.
+        OSError: If it can't be read.
+    """
+    _check_regular_file(os.stat(path))  # noqa: PTH116
+    descriptor = os.open(path, _FLAGS)
+    try:
+        return os.read(descriptor, HEAD_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 MAX_SCANS = 200
@@ -191,6 +210,55 @@ def _check_png(content: bytes) -> None:
             return
         offset = end + 4
     raise UnreadableImageError("damaged: truncated: the PNG's end is missing")
+
+
+HEAD_BYTES = 160
+DECODED_FORMATS = frozenset((*FORMATS, "DICOM"))
+_SIGNATURES = (
+    (0, _JPEG, "JPEG"),
+    (0, _PNG, "PNG"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (128, b"DICM", "DICOM"),
+    (0, b"GIF8", "GIF"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"II+\0", "BigTIFF"),
+    (0, b"MM\0+", "BigTIFF"),
+    (0, b"II\xbc", "JPEG XR"),
+    (0, b"%PDF-", "PDF"),
+    (0, b"version https://git-lfs", "Git LFS pointer"),
+)
+
+
+def identify_format(head: bytes) -> str:
+    """Return the name of an image format by the first bytes of a file; empty if they are of none.
+
+    Args:
+        head: The first 160 bytes, or the whole file if it is shorter.
+
+    Example:
+        >>> identify_format(b"GIF89a"), identify_format(b"BM: a note")
+        ('GIF', '')
+    """
+    for offset, signature, name in _SIGNATURES:
+        if head.startswith(signature, offset):
+            return name
+    if is_webp(head):
+        return "WEBP"
+    # Two letters are no signature: the four reserved bytes are zero and the length of the next header is small.
+    if head[:2] == b"BM" and head[6:10] == bytes(4) and head[15:18] == bytes(3) and head[14:15] > b"\x0b":
+        return "BMP"
+    # DICOM without its preamble: the first element, of group 2 or 8, has a value representation of two capitals.
+    if head[:2] in (b"\x02\0", b"\x08\0") and head[3:4] == b"\0" and head[4:6].isalpha() and head[4:6].isupper():
+        return "DICOM"
+    return ""
 
 
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274

@@ -14,31 +14,42 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pylorus.core.distributed import map_items
-from pylorus.data.decode import POLICY_VERSION, UnreadableImageError, decode_image
+from pylorus.data.decode import DECODER_VERSION, UnreadableImageError, decode_image
 from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
 from pylorus.data.field_of_view import FINDER, find_field
+from pylorus.data.field_shape import FieldOfView
 from pylorus.data.files import RGB, Root, read_image_bytes
-from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_to_grey
+from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_image
 
 VERSION = f"4.{FINDER}"
 """Increment when the same file would give other facts; the field finder has a version of its own."""
-BLOCK = 256
-"""Files after which new facts and images are passed on to their caches: an interrupted pass loses little."""
+BLOCK = 128
+"""Files after which new facts and images are passed on to their caches: an interrupted pass loses little.
+
+Writing them must not take longer than the processes that read need for what they compute in advance.
+"""
 
 
 class PreparedImages(Protocol):
     """Where the network's input goes that a pass over the files computes as well."""
 
-    def prepare(self, image: RGB) -> RGB | None:
-        """Return an image as the network's input; None if it is not worth caching."""
+    def prepare(self, image: RGB, half: RGB | None, field: FieldOfView | None) -> RGB | None:
+        """Return an image as the network's input; None if it is not worth caching.
+
+        Args:
+            image: RGB, uint8 of shape (height, width, 3).
+            half: The image halved, if that is known already.
+            field: Its field of view, if that is known already.
+        """
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
-        """Save prepared images by the SHA-256 of their files' content."""
+        """Save prepared images by the SHA-256 of their files' content; it is called even if there are none."""
 
 
 def compute_facts(content: bytes) -> Facts:
@@ -46,7 +57,16 @@ def compute_facts(content: bytes) -> Facts:
     return analyze_content(content)[0]
 
 
-def analyze_content(content: bytes) -> tuple[Facts, RGB | None]:
+@dataclass(frozen=True)
+class DecodedImage:
+    """A decoded image, the same halved by averaging 2 × 2 pixels, if its facts were measured there, and its field."""
+
+    pixels: RGB
+    half: RGB | None
+    field: FieldOfView
+
+
+def analyze_content(content: bytes) -> tuple[Facts, DecodedImage | None]:
     """Compute the facts of a file's content; return them with the decoded image, None if it can't be decoded."""
     sha256, metadata = hashlib.sha256(content).hexdigest(), read_metadata(content)
     facts = Facts(
@@ -61,7 +81,8 @@ def analyze_content(content: bytes) -> tuple[Facts, RGB | None]:
     except UnreadableImageError as error:
         return dataclasses.replace(facts, problem=str(error)), None
     height, width = image.shape[:2]
-    grey, field = reduce_to_grey(image), find_field(image)
+    reduced, field = reduce_image(image), find_field(image)
+    grey = np.asarray(cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     measured = dataclasses.replace(
         facts,
         width=width,
@@ -71,9 +92,11 @@ def analyze_content(content: bytes) -> tuple[Facts, RGB | None]:
         field=field.outcome,
         visible=field.support,
         outside=1 - field.measure_area() / (height * width),
-        **dataclasses.asdict(measure_image(image, grey)),
+        **dataclasses.asdict(measure_image(image, reduced, grey)),
     )
-    return measured, image
+    return measured, DecodedImage(
+        image, reduced if (2 * len(reduced), 2 * reduced.shape[1]) == (height, width) else None, field
+    )
 
 
 def _hash_pixels(image: RGB, grey: NDArray[np.uint8]) -> str:
@@ -94,6 +117,11 @@ def _hash_pixels(image: RGB, grey: NDArray[np.uint8]) -> str:
 @lru_cache(maxsize=8)
 def _generate_weights(count: int) -> NDArray[np.uint64]:
     return np.random.default_rng(0).integers(0, 2**63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def find_fact_folder(store: Path) -> Path:
+    """Return the folder of a cache that holds the facts of this version, and the index of known files."""
+    return FactStore(store, version=f"{VERSION}-{DECODER_VERSION}").folder
 
 
 def load_or_compute_facts(
@@ -123,7 +151,7 @@ def load_or_compute_facts(
     if store is None:
         _read_new_files(_Reader(root, paths, frozenset(), images), range(len(paths)), table, None)
         return table
-    cache = FactStore(store, version=f"{VERSION}-{POLICY_VERSION}")
+    cache = FactStore(store, version=f"{VERSION}-{DECODER_VERSION}")
     files = FileIndex(cache.folder, root, paths) if digests is None and isinstance(root, Path) else None
     contents = np.full(len(paths), "", dtype=object)
     if digests is not None:
@@ -170,7 +198,9 @@ class _Reader:
         if digest.digest() in self.cached:
             return digest.hexdigest(), None
         facts, image = analyze_content(content)
-        return facts, self.images.prepare(image) if self.images is not None and image is not None else None
+        if self.images is None or image is None:
+            return facts, None
+        return facts, self.images.prepare(image.pixels, image.half, image.field)
 
 
 def _read_new_files(
@@ -195,7 +225,7 @@ def _read_new_files(
         if cache is not None and fresh:
             cache.add([facts for facts, _ in fresh.values()])
         prepared = {digest: image for digest, (_, image) in fresh.items() if image is not None}
-        if reader.images is not None and prepared:
+        if reader.images is not None:
             reader.images.save(list(prepared), list(prepared.values()))
         fresh.clear()
 

@@ -22,10 +22,10 @@ from pylorus.data.files import FORMATS, RGB
 from pylorus.data.overlays import Overlays, find_overlays
 
 FORMAT_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
     "MPO": (".jpg", ".jpeg"),
     "PNG": (".png",),
-    "BMP": (".bmp",),
+    "BMP": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
@@ -140,8 +140,8 @@ Thumbnails = NDArray[np.uint8]
 """Grey thumbnails of shape (images, side, side)."""
 
 
-def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
-    """Reduce an image by a whole factor, so that its longer side has at most `REDUCED_SIDE` pixels, and make it grey.
+def reduce_image(image: RGB) -> RGB:
+    """Reduce an image by a whole factor, so that its longer side has at most `REDUCED_SIDE` pixels.
 
     Averaging over whole pixels is fast: nothing measured here needs the full resolution.
 
@@ -149,17 +149,16 @@ def reduce_to_grey(image: RGB) -> NDArray[np.uint8]:
         image: RGB, uint8 of shape (height, width, 3).
 
     Returns:
-        Grey levels, uint8 of shape (height // factor, width // factor).
+        RGB, uint8 of shape (height // factor, width // factor, 3); the image itself if it is small.
     """
     factor = -(-max(image.shape) // REDUCED_SIDE)
     height, width = image.shape[:2]
-    reduced = image
-    if factor > 1 and min(height, width) >= factor:
-        # Further rows and columns that don't fill a whole block are left out.
-        whole = image[: height // factor * factor, : width // factor * factor]
-        size = (width // factor, height // factor)
-        reduced = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return np.asarray(cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    if factor == 1 or min(height, width) < factor:
+        return image
+    # Further rows and columns that don't fill a whole block are left out.
+    whole = image[: height // factor * factor, : width // factor * factor]
+    size = (width // factor, height // factor)
+    return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def compute_thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -438,15 +437,15 @@ class ImageMeasures:
     places: str
 
 
-def measure_image(image: RGB, grey: Grey) -> ImageMeasures:
-    """Measure an image of shape (height, width, 3); `grey` is the same, reduced by `reduce_to_grey`."""
+def measure_image(image: RGB, reduced: RGB, grey: Grey) -> ImageMeasures:
+    """Measure an image of shape (height, width, 3); `reduced` is the same after `reduce_image`, `grey` that in grey."""
     resized = _resize_to_limit(grey, MEASURED_SIDE)
     border = _find_edge_regions(resized <= MAX_BORDER_LEVEL)
     interior = cv2.erode((~border).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
     if not interior.any():
         interior = np.ones_like(border)
     laplacian = cv2.Laplacian(resized, cv2.CV_32F)
-    overlays = find_overlays(image)
+    overlays = find_overlays(image, reduced)
     return ImageMeasures(
         sharpness=float(laplacian[interior].var()),
         brightness=float(resized[interior].mean()),

@@ -1,12 +1,14 @@
 """Load files as the network's input: decoded, cropped and resized; cached if the frames are large."""
 
+import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import PIL
 from numpy.typing import NDArray
 
 from pylorus.cache.shards import Records
-from pylorus.cache.store import create_store, load_or_compute_records
+from pylorus.cache.store import RecordStore, create_store, load_or_compute_records
 from pylorus.config.checks import check_model_name
 from pylorus.config.schema import CacheConfig, Config
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
@@ -23,6 +25,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
 from pylorus.data.field_of_view import FINDER, crop_to_field, find_field
+from pylorus.data.field_shape import FieldOfView
 from pylorus.data.files import RGB, ImageLocation, Root
 from pylorus.data.first_field_finder import find_field_as_in_version_1
 from pylorus.data.overlays import cover_overlays, find_overlays
@@ -38,6 +41,8 @@ FORMATS_FILE = "input-formats.json"
 """File in the folder of all caches with the input format of each model that was trained."""
 KIND = "images"
 """Kind of these records in the cache."""
+FULL, LENGTH, FORM, SHARED_BYTES = 0, 1, 2, 258
+"""Bytes that an `ImageWriter` shares: whether there is no space, and the length and the JSON of the input format."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class InputFormat:
         interpolation: Interpolation of the resize.
         crop: none, or auto: crop to the endoscopic field of view; see `pylorus.data.field_of_view`.
         mask: none, or overlays: cover text and plates that the console draws; see `pylorus.data.overlays`.
+        policy: Version of the rules for decoding and resizing; see `pylorus.data.decode`.
         finder: Version of the field finder with which `crop=auto` crops; 1 in bundles of earlier releases.
     """
 
@@ -58,11 +64,12 @@ class InputFormat:
     interpolation: str
     crop: str = "none"
     mask: str = "none"
+    policy: int = POLICY_VERSION
     finder: int = FINDER
 
     def get_key(self) -> dict[str, object]:
         """Everything that the prepared image depends on besides the file's content, as plain values."""
-        return {**asdict(self), "policy": POLICY_VERSION, "pillow": PIL.__version__}
+        return {**asdict(self), "pillow": PIL.__version__}
 
     def load_image(self, path: ImageLocation) -> RGB:
         """Load the image in a file as uint8 of shape (size, size, 3).
@@ -72,16 +79,28 @@ class InputFormat:
         """
         return self.prepare_image(read_image(path))
 
-    def prepare_image(self, image: RGB) -> RGB:
-        """Mask, crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3)."""
+    def prepare_image(self, image: RGB, half: RGB | None = None, field: FieldOfView | None = None) -> RGB:
+        """Mask, crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3).
+
+        Args:
+            image: RGB, uint8 of shape (height, width, 3).
+            half: The image halved as `resize_image` does, if that is known already.
+            field: The field of view that `find_field` finds, if that is known already.
+        """
         # The field is found in the frame as it is: where its border is covered, it could be found less precisely.
-        find = find_field_as_in_version_1 if self.finder == 1 else find_field
-        field = find(image) if self.crop == "auto" else None
-        if self.mask == "overlays":
-            image = cover_overlays(image, find_overlays(image))
+        if self.crop == "none":
+            field = None
+        elif self.finder == 1:
+            field = find_field_as_in_version_1(image)
+        elif field is None:
+            field = find_field(image)
+        frame = cover_overlays(image, find_overlays(image, half)) if self.mask == "overlays" else image
         if field is not None:
-            image = crop_to_field(image, field)
-        return resize_image(image, size=self.size, how=self.fit, interpolation=self.interpolation)
+            frame = crop_to_field(frame, field)
+        half = half if frame is image else None
+        return resize_image(
+            frame, size=self.size, how=self.fit, interpolation=self.interpolation, policy=self.policy, half=half
+        )
 
     def load_images(self, paths: Sequence[ImageLocation]) -> NDArray[np.uint8]:
         """Load the images in several files as uint8 of shape (paths, size, size, 3).
@@ -103,25 +122,53 @@ def _is_in_worker() -> bool:
 class ImageWriter:
     """Saves the network's input of files that are decoded for another reason, so that they need not be decoded again.
 
+    Processes that are forked from this one prepare images, and this one saves them. In memory that they share, it says
+    that there is no more space for any, or which format they have if that is known only later.
+
     Args:
-        form: How a file becomes the network's input.
+        form: How a file becomes the network's input; None: not known yet.
         settings: What may be cached, and where.
+        find_form: Returns the format once it is known, None until then; it is asked whenever images may be saved.
     """
 
-    def __init__(self, form: InputFormat, settings: CacheConfig) -> None:
-        self._form, self._settings = form, settings
-        self._store = create_store(settings, kind=KIND, key=form.get_key(), record_bytes=form.size**2 * 3)
-        self._has_space = True
+    def __init__(
+        self,
+        form: InputFormat | None,
+        settings: CacheConfig,
+        *,
+        find_form: Callable[[], InputFormat | None] = lambda: None,
+    ) -> None:
+        self._form, self._settings, self._find_form = form, settings, find_form
+        self._shared = mmap(-1, SHARED_BYTES)
+        self._store: RecordStore | None = None
 
-    def prepare(self, image: RGB) -> RGB | None:
-        """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching."""
-        is_wanted = self._has_space and is_cached(image.shape[0] * image.shape[1], self._form, self._settings)
-        return self._form.prepare_image(image) if is_wanted else None
+    def prepare(self, image: RGB, half: RGB | None = None, field: FieldOfView | None = None) -> RGB | None:
+        """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching.
+
+        Args:
+            image: RGB, uint8 of shape (height, width, 3).
+            half: The image halved as `resize_image` does, if that is known already.
+            field: The field of view that `find_field` finds, if that is known already.
+        """
+        if self._form is None and self._shared[LENGTH]:
+            self._form = InputFormat(**json.loads(self._shared[FORM : FORM + self._shared[LENGTH]]))
+        if self._form is None or self._shared[FULL]:
+            return None
+        is_wanted = is_cached(image.shape[0] * image.shape[1], self._form, self._settings)
+        return self._form.prepare_image(image, half, field) if is_wanted else None
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
         """Save prepared images by the SHA-256 of their files' content, as long as there is space."""
-        if self._has_space:
-            self._has_space = self._store.save(digests, np.stack(images).reshape(len(images), -1))
+        if self._form is None and (form := self._find_form()) is not None:
+            self._form, content = form, json.dumps(asdict(form)).encode()
+            self._shared[FORM : FORM + len(content)] = content
+            self._shared[LENGTH] = len(content)
+        if self._form is None or not len(images) or self._shared[FULL]:
+            return
+        if self._store is None:
+            size = self._form.size**2 * 3
+            self._store = create_store(self._settings, kind=KIND, key=self._form.get_key(), record_bytes=size)
+        self._shared[FULL] = not self._store.save(digests, images)
 
 
 def is_cached(pixels: float, form: InputFormat, settings: CacheConfig, *, is_remote: bool = False) -> bool:

@@ -33,7 +33,7 @@ from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import create_private_folder, write_text
 from pylorus.data.audit_findings import Pair, Thresholds
 from pylorus.data.catalog import Catalog
-from pylorus.data.decode import POLICY_VERSION
+from pylorus.data.decode import DECODER_VERSION
 from pylorus.data.fact_store import Facts, extract_fact_column, extract_thumbnails
 from pylorus.data.image_facts import VERSION
 from pylorus.data.image_measures import (
@@ -143,7 +143,7 @@ def find_copies(facts: Sequence[Facts], thresholds: Thresholds, *, store: Path |
 
 def _compute_key(facts: Sequence[Facts], thresholds: Thresholds) -> str:
     """Hash what the copies depend on: the contents in their order, the thresholds and the versions of the code."""
-    versions = (CODE_VERSION, VERSION, POLICY_VERSION)
+    versions = (CODE_VERSION, VERSION, DECODER_VERSION)
     key = hashlib.sha256(json.dumps([*versions, asdict(thresholds)]).encode())
     problems = extract_fact_column(facts, "problem") != ""
     key.update("\n".join(np.where(problems, "", extract_fact_column(facts, "sha256"))).encode())

@@ -74,13 +74,14 @@ class Overlays:
         return mask
 
 
-def find_overlays(image: RGB) -> Overlays:
+def find_overlays(image: RGB, reduced: RGB | None = None) -> Overlays:
     """Find text and plates in a frame; deterministic.
 
     Args:
         image: RGB, uint8 of shape (height, width, 3).
+        reduced: The image reduced by `image_measures.reduce_image`, if that is known already: often the working copy.
     """
-    small, factor = _reduce(image)
+    small, factor = _reduce(image, reduced)
     text, doubtful = _find_text(small)
     limit = np.array([image.shape[1], image.shape[0]] * 2)
     scaled = (np.clip(boxes * factor, 0, limit) for boxes in (text, _find_plates(small), doubtful))
@@ -106,11 +107,13 @@ def cover_overlays(image: RGB, overlays: Overlays) -> RGB:
     return covered
 
 
-def _reduce(image: RGB) -> tuple[RGB, int]:
+def _reduce(image: RGB, reduced: RGB | None) -> tuple[RGB, int]:
     height, width = image.shape[:2]
     factor = -(-max(height, width) // WORKING_SIDE)
     if factor == 1 or min(height, width) < factor:
         return image, 1
+    if reduced is not None and reduced.shape[:2] == (height // factor, width // factor):
+        return reduced, factor
     whole = image[: height // factor * factor, : width // factor * factor]
     small = cv2.resize(whole, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
     return np.asarray(small, dtype=np.uint8), factor

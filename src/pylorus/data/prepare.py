@@ -31,6 +31,7 @@ from pylorus.data.split import (
     write_split,
 )
 from pylorus.data.synthetic import generate_image_set
+from pylorus.data.walk import log_ignored, write_ignored
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Pat
         "accepted_leaks": count_leaks(split.leaks),
         "joined_groups": split.joined,
         "left_out": count_unreadable(catalog.unreadable),
+        "excluded": dict(catalog.excluded),
     }
     write_json(folder / AUDIT_FILE, convert_audit_to_json(result, names=True) | accepted, indent=None)
     counts = [format_count(count, severity) for severity, count in result.counts.items() if count]
@@ -88,8 +90,8 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
         folder: The run's folder.
         form: How a file becomes the network's input, which is cached as the files are decoded; None: not yet known.
 
-    Writes catalog.parquet, split.csv, audit.json, quarantine.csv if files were left out, and config.yaml, completed
-    with the classes.
+    Writes catalog.parquet, split.csv, audit.json, quarantine.csv and ignored.csv if files were left
+    out, and config.yaml, completed with the classes.
 
     Returns:
         The images, and the configuration with what they determine: classes, short names, root and number of folds.
@@ -116,6 +118,10 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
         catalog.table.to_parquet(temporary, index=False)
     write_quarantine(catalog.unreadable, folder)
     log_unreadable(catalog)
+    write_ignored(catalog.ignored, folder)
+    log_ignored(catalog.ignored)
+    for name, count in catalog.excluded.items():
+        log.info('excluded %s of class "%s" (data.exclude)', format_count(count, "image"), name)
     log_fields(catalog, data)
     copies = find_copies(catalog.facts, Thresholds(), store=Path(config.cache.folder) / "facts")
     initial_split = read_initial_split(catalog.table, folder / "split.csv")

@@ -24,6 +24,7 @@ from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.files import MAX_BYTES, SUFFIXES, ImageLocation, Member
+from pylorus.data.walk import is_left_by_system
 
 STATE_KEYS = (
     "size",
@@ -338,6 +339,8 @@ def _iter_samples(shard: str, file: BinaryIO) -> Iterator[tuple[str, Sample]]:
     """Yield keys with their samples in the order of the shard, holding one sample at a time."""
     current, sample = "", Sample()
     for member, content in _iter_members(shard, file):
+        if is_left_by_system(member.name):
+            continue
         key, ending = split_member_path(member.name)
         if key != current:
             if sample.extensions:

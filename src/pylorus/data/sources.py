@@ -1,19 +1,10 @@
 """Read an image set that is listed in a manifest or packed in shards as a catalog, and pack one into shards.
 
-Columns of a manifest, a CSV or Parquet file with one row per image:
-
-=======  ==========================================================================================
-path     relative to data.root, or to the manifest's own folder; required
-label    name of the class; required
-group    the patient, or a stand-in for one; or data.group extracts it from the path
-split    train, val or test, in every row or in none
-others   stored under their names, for splits by a column and for subgroup tables: device, site, age …
-=======  ==========================================================================================
-
 Class folders and the shards that `pylorus pack` creates from them have the same paths, and therefore the same sample
 IDs, groups, splits, order and augmentations: a run gives the same result on either.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -21,6 +12,7 @@ import tarfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,26 +21,49 @@ import pandas as pd
 from pylorus.config.instantiation import get_target, instantiate
 from pylorus.config.schema import Config, DataConfig
 from pylorus.core.distributed import compute_seed
-from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path, format_suggestion
+from pylorus.core.errors import (
+    PylorusError,
+    UnreadableImageError,
+    format_name_list,
+    format_path,
+    format_suggestion,
+    normalize_name,
+)
 from pylorus.core.io import check_new_folder, write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.audit_findings import ImageSet
 from pylorus.data.catalog import (
     DEFAULT_READ_OPTIONS,
-    SPLIT_FOLDERS,
     Catalog,
     ReadOptions,
     build_catalog,
+    check_all_listed,
+    check_class_names,
+    drop_excluded_classes,
     extract_groups,
+    format_exclusion,
     get_matched_group,
-    list_class_images,
     parse_group_pattern,
     read_folders,
 )
 from pylorus.data.dicom import ensure_salt
-from pylorus.data.files import read_image_bytes
+from pylorus.data.files import HEAD_BYTES, SUFFIXES, identify_format, read_image_bytes
 from pylorus.data.input_format import ImageWriter, guess_input_format
+from pylorus.data.manifest import (
+    explain_missing_files,
+    read_manifest_rows,
+    warn_of_split_folders,
+    warn_of_unused_columns,
+)
 from pylorus.data.shards import Shards, find_shards, load_shard_index
+from pylorus.data.walk import (
+    IGNORED_FILE,
+    SPLIT_FOLDERS,
+    IgnoredFiles,
+    list_class_images,
+    log_ignored,
+    write_ignored,
+)
 
 
 def list_folder_files(root: Path, *, group: str | None = None) -> ImageSet:
@@ -62,7 +77,8 @@ def list_folder_files(root: Path, *, group: str | None = None) -> ImageSet:
         PylorusError: If the folders don't have this structure, or `group` is not a regular expression.
     """
     _check_folder(root)
-    rows, _ = list_class_images(root)
+    ignored = IgnoredFiles()
+    rows, _ = list_class_images(root, ignored)
     if not rows:
         raise PylorusError(
             f"{root}: found no class folder, expected images as in {root / 'CLASS' / 'image.jpg'} or "
@@ -78,7 +94,7 @@ def list_folder_files(root: Path, *, group: str | None = None) -> ImageSet:
             "group": [format_path(Path(name)) if name else "" for name in _match_groups(list(paths), group)],
         }
     )
-    return ImageSet(root, table, grouped=group is not None)
+    return ImageSet(root, table, grouped=group is not None, ignored=ignored.files)
 
 
 def list_manifest_files(manifest: Path, root: Path, *, group: str | None = None) -> ImageSet:
@@ -93,7 +109,7 @@ def list_manifest_files(manifest: Path, root: Path, *, group: str | None = None)
         PylorusError: If the manifest is not such a table, or `group` is not a regular expression.
     """
     _check_folder(root)
-    rows = read_manifest_rows(manifest)
+    rows = read_manifest_rows(manifest, root)
     table = rows[["path", "class", "split"]].reset_index(drop=True)
     has_groups = group is None and "group" in rows
     groups = list(rows["group"]) if has_groups else _match_groups(list(rows["path"]), group)
@@ -110,12 +126,8 @@ def _match_groups(paths: list[str], pattern: str | None) -> list[str]:
     if pattern is None:
         return paths
     expression = parse_group_pattern(pattern, key="--group")
-    matches = [expression.search(path) for path in paths]
+    matches = [expression.search(normalize_name(path)) for path in paths]
     return ["" if match is None else get_matched_group(match) for match in matches]
-
-
-REQUIRED_COLUMNS = ("path", "label")
-KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "group", "split")
 
 
 def read_manifest(
@@ -124,6 +136,7 @@ def read_manifest(
     root: Path | None = None,
     classes: list[str] | None = None,
     short_names: list[str] | None = None,
+    exclude: list[str] | None = None,
     group: str | None = None,
     reading: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Catalog:
@@ -134,25 +147,28 @@ def read_manifest(
         root: Folder that its paths are relative to; None: the manifest's own folder.
         classes: Names of the classes in the order of the labels; None: all labels found, sorted.
         short_names: One per class; None: the class names.
+        exclude: Names of classes that are left out.
         group: Regular expression that matches the patient in a path; None: the column group, if there is one.
         reading: Where facts are cached, and what to do with files that can't be read.
 
     Raises:
         PylorusError: If the manifest or an image is missing, unreadable or not as described above; it is named.
     """
-    table = read_manifest_rows(manifest)
     folder = root if root is not None else manifest.parent
+    table = read_manifest_rows(manifest, folder)
+    table, excluded = drop_excluded_classes(table, exclude, where=str(manifest))
     class_names = _resolve_manifest_classes(table["class"], classes, manifest)
-    missing = [path for path in table["path"] if not (folder / path).is_file()]
+    missing = list(table.loc[~table.pop("exists"), "path"])
     if missing and (reading.on_error == "fail" or len(missing) == len(table)):
-        raise PylorusError(
-            f"{manifest}: {len(missing)} of {len(table)} files do not exist below "
-            f"{folder}:\n{format_name_list(missing)}\nSet data.root to the folder that the paths are relative to."
-        )
+        raise PylorusError(explain_missing_files(missing, len(table), folder, manifest))
     grouped = group is not None or "group" in table
+    if not grouped:
+        warn_of_unused_columns(table, manifest)
+    warn_of_split_folders(table, manifest)
     if group is not None or not grouped:
         table["group"] = extract_groups(list(table["path"]), group)
-    return build_catalog(table, folder, class_names, short_names=short_names, grouped=grouped, reading=reading)
+    catalog = build_catalog(table, folder, class_names, short_names=short_names, grouped=grouped, reading=reading)
+    return dataclasses.replace(catalog, excluded=excluded)
 
 
 def write_source_table(rows: object, manifest: Path, *, root: Path | None) -> Path:
@@ -190,74 +206,17 @@ def write_source_table(rows: object, manifest: Path, *, root: Path | None) -> Pa
     return root
 
 
-def read_manifest_rows(manifest: Path) -> pd.DataFrame:
-    """Read the rows of a manifest: path, class, split, about/… and, if there is such a column, group. Opens no image.
-
-    Raises:
-        PylorusError: If the table itself is missing, unreadable or not as described above; the message names it.
-    """
-    rows = _read_manifest_table(manifest)
-    _check_manifest_columns(rows, manifest)
-    table = pd.DataFrame(
-        {"path": rows["path"], "class": rows["label"], "split": _parse_manifest_splits(rows, manifest)}
-    )
-    if "group" in rows:
-        table["group"] = rows["group"]
-    for name in rows.columns:
-        if name not in KNOWN_COLUMNS:
-            table[MANIFEST_PREFIX + name] = rows[name]
-    return table
-
-
-def _read_manifest_table(manifest: Path) -> pd.DataFrame:
-    """Read the file as a table of stripped text; empty cells become empty strings."""
-    if not manifest.is_file():
-        raise PylorusError(f"data.manifest: found {manifest}, expected an existing file.")
-    try:
-        if manifest.suffix.lower() == ".parquet":
-            table = pd.read_parquet(manifest)
-        elif manifest.suffix.lower() == ".csv":
-            table = pd.read_csv(manifest, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        else:
-            raise PylorusError(f"data.manifest: found {manifest.name}, expected a name that ends in .csv or .parquet.")
-    except (ValueError, OSError) as error:  # base classes of pandas' and pyarrow's errors
-        raise PylorusError(f"{manifest}: can't be read as a table: {error}") from error
-    as_text = table.astype(object).where(table.notna(), "").astype(str)
-    return pd.DataFrame({name: as_text[name].str.strip() for name in as_text.columns})
-
-
-def _check_manifest_columns(rows: pd.DataFrame, manifest: Path) -> None:
-    for name in REQUIRED_COLUMNS:
-        if name not in rows.columns:
-            raise PylorusError(
-                f'{manifest}: there is no column "{name}".'
-                f"{format_suggestion(name, [str(column) for column in rows.columns])} "
-                f"Found: {', '.join(map(str, rows.columns))}."
-            )
-    if rows.empty:
-        raise PylorusError(f"{manifest}: the table is empty, expected one row per image.")
-    for name in [name for name in KNOWN_COLUMNS if name in rows and name != "split"]:
-        empty = rows.index[rows[name] == ""]
-        if len(empty):
-            count = "1 row" if len(empty) == 1 else f"{len(empty)} rows"
-            # Row numbers are those of a spreadsheet, whose header is row 1.
-            raise PylorusError(f'{manifest}: column "{name}" is empty in {count}, first in row {empty[0] + 2}.')
-    duplicates = rows["path"][rows["path"].duplicated()]
-    if len(duplicates):
-        count = "1 path occurs" if duplicates.nunique() == 1 else f"{duplicates.nunique()} paths occur"
-        raise PylorusError(f"{manifest}: {count} in several rows:\n{format_name_list(duplicates.unique())}")
-
-
 def _resolve_manifest_classes(labels: pd.Series, configured: list[str] | None, manifest: Path) -> tuple[str, ...]:
     labels_found = sorted(set(labels))
-    names = configured if configured is not None else labels_found
+    check_class_names(labels_found, configured, where=str(manifest))
+    names = list(map(normalize_name, configured)) if configured is not None else labels_found
     if len(names) < 2:
         count = "1 class" if names else "no class"
         raise PylorusError(f'{manifest}: found {count} in column "label", expected at least two.')
     for unknown in [name for name in labels_found if name not in names]:
         raise PylorusError(
             f'{manifest}: label "{unknown}" is not among data.classes ({", ".join(names)}).'
-            f"{format_suggestion(unknown, names)}"
+            f"{format_suggestion(unknown, names)} To leave its images out, add {format_exclusion(unknown)}."
         )
     for missing in [name for name in names if name not in labels_found]:
         raise PylorusError(
@@ -267,28 +226,13 @@ def _resolve_manifest_classes(labels: pd.Series, configured: list[str] | None, m
     return tuple(names)
 
 
-def _parse_manifest_splits(rows: pd.DataFrame, manifest: Path) -> pd.Series:
-    if "split" not in rows or (rows["split"] == "").all():
-        return pd.Series("", index=rows.index)
-    splits = rows["split"].str.lower().map(SPLIT_FOLDERS)
-    unknown = rows["split"][splits.isna()]
-    if len(unknown):
-        raise PylorusError(
-            f'{manifest}: column "split" contains "{unknown.iloc[0]}" in row {unknown.index[0] + 2}, '
-            "expected train, val or test in every row, or in none."
-        )
-    missing = {"train", "test"} - set(splits)
-    if missing:
-        raise PylorusError(f'{manifest}: column "split" has no image in {" and ".join(sorted(missing))}.')
-    return splits
-
-
 def read_shard_catalog(
     root: str,
     *,
     index: Path,
     classes: list[str] | None = None,
     short_names: list[str] | None = None,
+    exclude: list[str] | None = None,
     group: str | None = None,
     reading: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Catalog:
@@ -299,6 +243,7 @@ def read_shard_catalog(
         index: Folder of cached indices: a shard with an index there is not read.
         classes: Class names in the order of the labels; None: those found, sorted.
         short_names: One per class; None: the class names.
+        exclude: Names of classes that are left out.
         group: Regular expression that extracts the patient from a member's path; None: the group given in the shards.
         reading: Which facts of the images are stored, and how unreadable images are handled.
 
@@ -314,7 +259,9 @@ def read_shard_catalog(
     rows = pd.concat([table.assign(shard=number) for number, table in enumerate(tables)], ignore_index=True)
     shard_names = [shard.name for shard in shards]
     _check_unique_paths(rows, shard_names)
-    rows["class"], class_names = _resolve_classes(rows, classes, shard_names)
+    rows["class"] = _name_labels(rows["label"], classes)
+    rows, excluded = drop_excluded_classes(rows, exclude, where=root)
+    class_names = _resolve_classes(rows, classes, shard_names)
     rows["split"] = _parse_splits(rows, shard_names)
     has_groups = group is not None or "group" in rows
     if group is not None or not has_groups:
@@ -327,9 +274,10 @@ def read_shard_catalog(
         rows[name] = rows[name].fillna("")
     catalog_rows = rows[["path", "class", "group", "split", "sha256", *metadata]]
     members = Shards(root, shards, rows[["path", "shard", "offset", "size", "sha256"]])
-    return build_catalog(
+    catalog = build_catalog(
         catalog_rows, members, class_names, short_names=short_names, grouped=has_groups, reading=reading
     )
+    return dataclasses.replace(catalog, excluded=excluded)
 
 
 def _find_first(is_wrong: pd.Series) -> int:
@@ -354,18 +302,20 @@ def _check_unique_paths(rows: pd.DataFrame, shard_names: list[str]) -> None:
         )
 
 
-def _resolve_classes(
-    rows: pd.DataFrame, configured: list[str] | None, shard_names: list[str]
-) -> tuple[pd.Series, tuple[str, ...]]:
-    """Resolve the class of each row, and all classes.
+def _name_labels(labels: pd.Series, configured: list[str] | None) -> pd.Series:
+    """Return the class of each label: a number in KEY.cls is an index into `data.classes` if these are given."""
+    labels = labels.map(normalize_name)
+    if configured is None:
+        return labels
+    return labels.replace(
+        {str(number): name for number, name in enumerate(configured) if str(number) not in configured}
+    )
 
-    A number in KEY.cls is an index into `data.classes` if these are given.
-    """
-    labels = rows["label"]
-    if configured is not None:
-        numbers = {str(number): name for number, name in enumerate(configured) if str(number) not in configured}
-        labels = labels.replace(numbers)
-    class_names = configured if configured is not None else sorted(set(labels))
+
+def _resolve_classes(rows: pd.DataFrame, configured: list[str] | None, shard_names: list[str]) -> tuple[str, ...]:
+    labels = rows["class"]
+    check_class_names(labels, configured, where=f"shard {shard_names[0]} …")
+    class_names = list(map(normalize_name, configured)) if configured is not None else sorted(set(labels))
     is_unknown = ~labels.isin(class_names)
     if is_unknown.any():
         label = str(labels.iloc[_find_first(is_unknown)])
@@ -378,7 +328,7 @@ def _resolve_classes(
             f"data.classes: found {', '.join(sorted(set(labels)))} in the shards, expected at least two classes"
             + (f", including {missing[0]}." if missing else ".")
         )
-    return labels, tuple(class_names)
+    return tuple(class_names)
 
 
 def _parse_splits(rows: pd.DataFrame, shard_names: list[str]) -> pd.Series:
@@ -399,7 +349,8 @@ def pack_shards(root: Path, output: Path, *, group: str | None = None, per_shard
     """Write images to shards; the same images give the same bytes, and no shard is left incomplete.
 
     Images are assigned to shards at random, so that each shard is a sample of all classes. Since a dot in a file's name
-    would end WebDataset's key, it is written as %2E.
+    would end WebDataset's key, it is written as %2E. Files beside the images that are not packed are listed in
+    ignored.csv.
 
     Args:
         root: Folder of class folders, or a manifest beside its images.
@@ -416,8 +367,8 @@ def pack_shards(root: Path, output: Path, *, group: str | None = None, per_shard
     if per_shard < 1:
         raise PylorusError(f"--per-shard: found {per_shard}, expected at least 1.")
     check_new_folder(output)
-    folder, rows = _read_rows(root, group)
-    members = _build_member_names(list(rows["path"]))
+    folder, rows, ignored = _read_rows(root, group)
+    members = _build_member_names(list(rows["path"]), folder)
     order = np.random.default_rng(compute_seed(0, "pack")).permutation(len(rows))
     written = []
     for number, start in enumerate(range(0, len(rows), per_shard)):
@@ -432,25 +383,30 @@ def pack_shards(root: Path, output: Path, *, group: str | None = None, per_shard
                     _build_metadata({str(name): value for name, value in row.items()}),
                 )
         written.append(path)
+    write_ignored(ignored.files, output)
+    log_ignored(ignored.files, listed_in=str(output / IGNORED_FILE))
     return written
 
 
-def _read_rows(root: Path, group: str | None) -> tuple[Path, pd.DataFrame]:
+def _read_rows(root: Path, group: str | None) -> tuple[Path, pd.DataFrame, IgnoredFiles]:
+    ignored = IgnoredFiles()
     if root.is_file():
         folder, rows = root.parent, read_manifest_rows(root)
     elif root.is_dir():
-        folder, rows = root, pd.DataFrame(list_class_images(root)[0], columns=["path", "class", "split"])
+        folder, rows = root, pd.DataFrame(list_class_images(root, ignored)[0], columns=["path", "class", "split"])
+        check_all_listed(root, ignored)
     else:
         raise PylorusError(f"{root}: expected a folder of class folders, or a manifest file.")
     if group is not None:
         rows["group"] = extract_groups(list(rows["path"]), group)
     if rows.empty:
         raise PylorusError(f"{root}: contains no images.")
-    return folder, rows.sort_values("path", ignore_index=True)
+    check_class_names(rows["class"], None, where=str(root))
+    return folder, rows.sort_values("path", ignore_index=True), ignored
 
 
-def _build_member_names(paths: list[str]) -> list[str]:
-    """Return the member name of each path.
+def _build_member_names(paths: list[str], folder: Path) -> list[str]:
+    """Return the member name of each path; a file without an image's suffix gets that of its content.
 
     Raises:
         PylorusError: If two paths would have the same key.
@@ -458,16 +414,26 @@ def _build_member_names(paths: list[str]) -> list[str]:
     keys: dict[str, str] = {}
     members = []
     for path in paths:
-        folder, slash, name = path.rpartition("/")
-        stem, dot, ending = name.rpartition(".")
-        key = folder + slash + stem.replace(".", "%2E")
+        parent, slash, name = path.rpartition("/")
+        stem, _, ending = name.rpartition(".")
+        if not name.lower().endswith(SUFFIXES):
+            stem, ending = name, _identify_ending(folder / path)
+        key = parent + slash + stem.replace(".", "%2E")
         if key in keys:
             raise PylorusError(
                 f"{format_path(path)} and {format_path(keys[key])} would share the key {format_path(key)}. Rename one."
             )
         keys[key] = path
-        members.append(key + dot + ending)
+        members.append(f"{key}.{ending}")
     return members
+
+
+def _identify_ending(path: Path) -> str:
+    try:
+        kind = identify_format(read_image_bytes(path)[:HEAD_BYTES])
+    except UnreadableImageError as error:
+        raise PylorusError(f"{format_path(path)}: {error}") from error
+    return {"JPEG": "jpg", "TIFF": "tif", "DICOM": "dcm"}.get(kind, kind.lower())
 
 
 def _build_metadata(row: Mapping[str, object]) -> dict[str, str]:
@@ -506,7 +472,7 @@ def read_run_catalog(
     """
     salt = ensure_salt(cache) if data.patients == "dicom" else None
     reading = ReadOptions(store=cache / "facts", on_error=data.on_error, verify=data.verify, images=images, salt=salt)
-    known = {"classes": data.classes, "short_names": data.short_names}
+    known = {"classes": data.classes, "short_names": data.short_names, "exclude": data.exclude}
     source = get_target(data)
     if source is not None:
         manifest = folder / "source.csv"
@@ -524,12 +490,13 @@ def read_run_catalog(
 def read_ahead(config: Config) -> None:
     """Read a run's files into the caches, so that the run finds them there; errors are left to the run."""
     data, cache = config.data, Path(config.cache.folder)
-    form = guess_input_format(config)
+    # The process that imports timm saves the format of a model that is trained for the first time.
+    images = ImageWriter(guess_input_format(config), config.cache, find_form=partial(guess_input_format, config))
     with suppress(PylorusError):
         read_run_catalog(
             data,
             Path(data.root) if data.root is not None else None,
             Path(),
             cache=cache,
-            images=ImageWriter(form, config.cache) if form is not None else None,
+            images=images,
         )

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from pylorus.config.schema import DataConfig
 from pylorus.core.distributed import compute_seed
-from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
+from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name
+from pylorus.core.formatting import format_count
 from pylorus.core.integrity import check_digest, write_digest
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.audit_findings import KINDS, Pair, Thresholds, count_leaks, find_leaks, format_leaks
-from pylorus.data.catalog import Catalog
+from pylorus.data.catalog import Catalog, format_exclusion
 from pylorus.data.leakage import (
     Copies,
     check_labels,
@@ -144,7 +145,8 @@ def _is_in_fold(table: pd.DataFrame, catalog: Catalog, data: DataConfig) -> NDAr
     if counts.min() < data.folds:
         raise PylorusError(
             f'data.folds: found {data.folds}, but class "{catalog.classes[int(counts.to_numpy().argmin())]}" has only '
-            f"{counts.min()} {_get_group_noun(catalog)}: expected at least one per fold."
+            f"{counts.min()} {_get_group_noun(catalog)}: expected at least one per fold. Add some, use fewer folds, or "
+            f"leave the class out with data.exclude."
         )
     seed = compute_seed(data.split_seed, "split", "folds") % (1 << 32)
     fold = stratified_folds(table["label"].to_numpy(), table["bundle"].to_numpy(), folds=data.folds, seed=seed)
@@ -159,10 +161,11 @@ def _draw_rows(
     counts = table.loc[train].groupby("label")["bundle"].nunique()
     needed = 3 if later else 2
     if counts.min() < needed:
+        noun = "patient" if catalog.grouped else "image"
         rarest = catalog.classes[int(counts.index.to_numpy()[counts.to_numpy().argmin()])]
         raise PylorusError(
-            f'class "{rarest}" has {counts.min()} {_get_group_noun(catalog)} to draw {part} from, expected at least '
-            f"{needed}. Add some, or define the split by folders train, val and test."
+            f'class "{rarest}" has {format_count(counts.min(), noun)} to draw {part} from, expected at least '
+            f"{needed}. {_explain_rare_class(catalog, rarest, needed)}"
         )
     rows = table.loc[train]
     drawn = draw_part(
@@ -173,6 +176,25 @@ def _draw_rows(
         seed=compute_seed(split_seed, "split", part) % (1 << 32),
     )
     table.loc[train[drawn], "split"] = part
+
+
+def _explain_rare_class(catalog: Catalog, name: str, needed: int) -> str:
+    """Say what to do about a class of too few patients, and what may be the cause."""
+    rows = catalog.table[catalog.table["label"] == catalog.classes.index(name)]
+    cause = ""
+    if catalog.grouped and len(rows) >= needed and rows["group"].nunique() < needed:
+        cause = (
+            f"All its {len(rows)} images count as {', '.join(sorted(set(rows['group'])))}: check that data.group "
+            "or the column group tells patients apart. "
+            if not catalog.hashed
+            else ""
+        )
+    splits = "training, validation and test" if needed == 3 else "training and test"
+    return (
+        f"{cause}One patient's images can't be in two splits, and each of {splits} needs the class. Add "
+        "some, or define the split by folders train, val and test. To go on without the class, type "
+        f"{format_exclusion(name)}; to make it part of another one, move its images there."
+    )
 
 
 def _check_split_classes(table: pd.DataFrame, classes: Sequence[str], data: DataConfig) -> None:
@@ -266,7 +288,7 @@ def read_initial_split(table: pd.DataFrame, path: Path) -> list[str] | None:
     Returns:
         train, val or test for each row; None if the run had not written its split yet.
     """
-    return list(_read_split_table(path).loc[table["path"], "split"]) if path.is_file() else None
+    return list(_read_split_table(path).loc[table["path"].map(normalize_name), "split"]) if path.is_file() else None
 
 
 def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
@@ -282,7 +304,7 @@ def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
     if not path.is_file():
         return
     initial = _read_split_table(path)
-    current = table.set_index("path")
+    current = table.set_index(table["path"].map(normalize_name))
     common = initial.index.intersection(current.index)
     differences = {
         "gone": initial.index.difference(current.index),
@@ -298,8 +320,10 @@ def check_images_unchanged(table: pd.DataFrame, path: Path) -> None:
 
 
 def _read_split_table(path: Path) -> pd.DataFrame:
+    """Read a split.csv by path, in Unicode's composed form: a copy to another system may change the form of names."""
     check_digest(path)
-    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.set_index(table["path"].map(normalize_name))
 
 
 def read_split_file(catalog: Catalog, path: Path) -> Sequence[str]:
@@ -310,11 +334,10 @@ def read_split_file(catalog: Catalog, path: Path) -> Sequence[str]:
             content.
     """
     try:
-        saved = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("path")
-        saved = saved[["class", "group", "split", "sha256"]]
+        saved = _read_split_table(path)[["class", "group", "split", "sha256"]]
     except (OSError, ValueError, KeyError) as error:
         raise PylorusError(f"data.split_file: can't read {path} as a split.csv of Pylorus: {error}") from error
-    table = catalog.table.set_index("path")
+    table = catalog.table.set_index(catalog.table["path"].map(normalize_name))
     for difference, paths in (
         ("missing from the file", table.index.difference(saved.index)),
         ("in the file but missing from the image set", saved.index.difference(table.index)),

@@ -22,8 +22,8 @@ from pylorus.data.field_of_view import FINDER
 from pylorus.data.input_format import resolve_mask
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
-from pylorus.deploy.bundle_files import CARD, DESCRIPTION, FILES, SUMS, UNLIKE, WEIGHTS, build_description
-from pylorus.deploy.card import render_model_card
+from pylorus.deploy.bundle_files import CARD, DESCRIPTION, FILES, LOOKS, SUMS, UNLIKE, WEIGHTS, build_description
+from pylorus.deploy.card import format_answered_images, render_model_card
 from pylorus.deploy.description import (
     FORMAT_VERSION,
     INTENDED_USE,
@@ -47,7 +47,20 @@ from pylorus.deploy.thresholds import (
 from pylorus.hardware.choices import get_batch_size, resolve_workers
 from pylorus.hardware.engine import Engine
 from pylorus.model.backbone import Backbone
-from pylorus.model.inference import compute_mean_directions, compute_unlikeness, select_feature_rows
+from pylorus.model.freeze import resolve_depth
+from pylorus.model.frozen_features import build_evaluator
+from pylorus.model.inference import (
+    AppearanceModel,
+    combine_distances,
+    compute_mean_directions,
+    compute_split_appearance,
+    compute_unlikeness,
+    fit_appearance,
+    fit_scales,
+    prepare_network,
+    select_feature_rows,
+    select_training_rows,
+)
 from pylorus.model.weights import compute_sha256
 from pylorus.report.results import calibrate_predictions
 from pylorus.runs.folder import PARTS, RunFolder, ShippedStage, score_stage, select_stage
@@ -95,8 +108,8 @@ def write_bundle(
     """Write the shipped stage of a run to its folder `model`; it contains no file names of images and no patients.
 
     Temperature, thresholds and performance come from the predictions of that stage's best epoch for validation and
-    test images, computed in the bundle's own arithmetic; the reference directions for out-of-distribution detection
-    are computed here from the training images.
+    test images, computed in the bundle's own arithmetic; the reference directions and the appearance for
+    out-of-distribution detection are computed here from the training images.
 
     Args:
         folder: Folder of a run whose stages are finished.
@@ -128,35 +141,63 @@ def write_bundle(
         loading=loading,
     )
     log.info("model    computing features of training images for out-of-distribution detection")
+    classes = len(images.catalog.classes)
+    stage_depth = resolve_depth(backbone.network, config.stages[shipped.name].learn)
+    with timeline.measure("evaluation"), prepare_network(backbone, engine.accelerator) as network:
+        evaluator = build_evaluator(network, datamodule, stage_depth, engine, config.cache)
+        directions = compute_mean_directions(evaluator, classes=classes)
+    by_feature = {part: compute_unlikeness(torch.from_numpy(stage.read_features(part)), directions) for part in PARTS}
     with timeline.measure("evaluation"):
-        directions = compute_mean_directions(backbone, datamodule, engine, classes=len(images.catalog.classes))
-    validation, test = (
-        compute_unlikeness(torch.from_numpy(stage.read_features(part)), directions).numpy().astype(np.float64)
-        for part in PARTS
-    )
-    distances = TrainingDistances(
-        training=len(select_feature_rows("train", len(datamodule.parts["train"]))),
-        validation=validation,
-        test=test,
-        test_rows=select_feature_rows("test", len(datamodule.parts["test"])),
-    )
+        appearance, distances = _measure_distances(datamodule, by_feature, classes=classes)
     with timeline.measure("evaluation"):
         description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
+    log.info("model    %s", format_answered_images(description.abstention))
     content = convert_to_plain(description)
     build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"
     (bundle / SUMS).unlink(missing_ok=True)  # without it the folder is not a bundle until all files are written
     _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
     _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
+    _save_tensors(bundle / LOOKS, appearance.tensors)
     write_json(bundle / DESCRIPTION, content)
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
     saved = read_predictions(folder.get_predictions_path(shipped.name, "test"), order=images.catalog.short_names)
     class_metrics = estimate_class_metrics(saved.predictions, config.metrics, stage.read_own_metrics())
     write_text(bundle / CARD, render_model_card(description, leaks=leaks, class_metrics=class_metrics))
-    write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in FILES))
+    write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in (*FILES, LOOKS)))
     for name in config.stages:
         folder.get_stage(name).delete_candidate()
     return shipped
+
+
+def _measure_distances(
+    datamodule: ImageDataModule, by_feature: Mapping[str, Tensor], *, classes: int
+) -> tuple[AppearanceModel, TrainingDistances]:
+    """Fit how the training images look, and compute the distances of validation and test images from them.
+
+    Args:
+        datamodule: The images, as the bundle reads them.
+        by_feature: Distances of features of the validation and test images whose features are saved, by split.
+        classes: Number of classes.
+    """
+    labels = datamodule.parts["train"]["label"].to_numpy(dtype=np.int64)
+    training_rows = select_training_rows(labels, classes=classes)
+    statistics = compute_split_appearance(datamodule, "train", training_rows)
+    appearance = fit_appearance(statistics, torch.from_numpy(labels[training_rows]), classes=classes)
+    rows = {part: select_feature_rows(len(datamodule.parts[part])) for part in PARTS}
+    by_appearance = {part: appearance(compute_split_appearance(datamodule, part, rows[part])) for part in PARTS}
+    appearance.scales = fit_scales(torch.stack([by_feature["val"], by_appearance["val"]], dim=1))
+    combined = {
+        part: combine_distances(by_feature[part], by_appearance[part], appearance.scales).numpy().astype(np.float64)
+        for part in PARTS
+    }
+    return appearance, TrainingDistances(
+        training=len(training_rows),
+        validation=combined["val"],
+        validation_rows=rows["val"],
+        test=combined["test"],
+        test_rows=rows["test"],
+    )
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -202,7 +243,7 @@ def _build_description(
         calibration=convert_calibration(calibration),
         decision=fit_decision(calibration, config.deploy, class_name=deciding),
         prediction_sets=fit_prediction_sets(calibration, config.deploy.prediction_sets),
-        abstention=fit_abstention(calibration, distances),
+        abstention=fit_abstention(calibration, distances, confidence=config.deploy.confidence),
         test=compute_classification_metrics(calibration.test),
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -10,7 +10,7 @@ from typing import Any
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import validate
-from pylorus.data.decode import POLICY_VERSION, RESAMPLING
+from pylorus.data.decode import POLICIES, RESAMPLING
 from pylorus.data.field_of_view import FINDER
 from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, parse_json
 from pylorus.model.backbone import check_model_arguments
@@ -24,7 +24,9 @@ WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
     "SHA256SUMS",
 )
 FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
-"""The files of a bundle, apart from the list of their hashes."""
+"""The files that every bundle has, apart from the list of their hashes."""
+LOOKS = "appearance.safetensors"
+"""How the training images look; a bundle from before this file detects unlike images by features alone."""
 MODEL = "model.onnx"
 """The file that an export has in place of the weights; see `pylorus.deploy.onnx`."""
 MAX_SUMS_BYTES = 65_536
@@ -193,11 +195,11 @@ def _check_input(settings: InputSpecification, where: str) -> None:
             raise PylorusError(
                 f"{where}: input.{key}: found {_format_few(numbers)}, expected three numbers above {low:g}."
             )
-    if settings.policy != POLICY_VERSION:
+    if settings.policy not in POLICIES:
         raise PylorusError(
             f"{where}: input.policy: found {settings.policy}, but this Pylorus reads images by policy "
-            f"{POLICY_VERSION}: probabilities would differ from those in training. Use the version of Pylorus that "
-            "`versions` names."
+            f"{' or '.join(map(str, POLICIES))}: probabilities would differ from those in training. Use the version of "
+            "Pylorus that `versions` names."
         )
 
 

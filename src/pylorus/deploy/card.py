@@ -2,10 +2,14 @@
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
-from pylorus.deploy.description import Description, IntervalEstimate, PredictionSets
+from pylorus.deploy.description import Abstention, Description, IntervalEstimate, PredictionSets
 from pylorus.evaluation.confusion import CLASS_METRICS
 from pylorus.evaluation.wording import format_guarantee_sentence
 from pylorus.runs.folder import explain_choice
@@ -137,11 +141,12 @@ def _render_input(description: Description) -> str:
     settings = description.input
     crop = "cropped to the endoscopic field of view, " if settings.crop == "auto" else ""
     mask = "text and plates of the console covered, " if settings.mask == "overlays" else ""
+    halving = "; frames at least four times as large are first halved" if settings.policy > 2 else ""
     means, deviations = (", ".join(f"{value:.4g}" for value in channels) for channels in (settings.mean, settings.std))
     return (
         f"Each image is decoded to upright 8-bit RGB, {mask}{crop}resized to a square of {settings.size} × "
-        f"{settings.size} pixels ({settings.fit}, {settings.interpolation}), divided by 255 and normalised with mean "
-        f"{means} and standard deviation {deviations}."
+        f"{settings.size} pixels ({settings.fit}, {settings.interpolation}{halving}), divided by 255 and normalised "
+        f"with mean {means} and standard deviation {deviations}."
     )
 
 
@@ -299,20 +304,67 @@ def format_set_size(size: IntervalEstimate) -> str:
     return f"{value} ({low} to {high})"
 
 
+def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> str:
+    """Format a prediction set for a table.
+
+    Args:
+        names: Short names of all classes.
+        members: Whether each class is in the set, of shape (classes,).
+
+    Example:
+        >>> format_prediction_set(["GC", "GU", "CG"], np.array([True, False, True]))
+        '{GC, CG}'
+        >>> format_prediction_set(["GC", "GU"], np.zeros(2, dtype=bool))
+        '{}'
+    """
+    return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
+
+
 def _render_abstention(description: Description) -> str:
     abstention, fixed_on = description.abstention, _get_fitting_images(description)
     return (
         "The model abstains in two cases:\n\n"
         f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
-        f"exceeds {format_number(abstention.unlike_above, 4)}. The threshold was set so that at most "
-        f"{format_percent(abstention.false_alarms)} % of the {fixed_on} are flagged as out-of-distribution; of the "
-        f"test images, {_format_estimate(abstention.unlike_test)} % are: the false-alarm rate.\n"
+        f"exceeds {format_number(abstention.unlike_above, 4)}. {_format_false_alarms(description)} Of the test images, "
+        f"{_format_estimate(abstention.unlike_test)} % are flagged: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
         f"{format_number(abstention.unsure_below, 4)}. The threshold was set so that at most "
         f"{format_percent(abstention.false_alarms)} % of the correctly classified {fixed_on} are flagged as "
         f"uncertain; of the correctly classified test images, {_format_estimate(abstention.unsure_test)} % are.\n\n"
         f"The model answers {_format_estimate(abstention.answered_test)} % of the test images; of these, "
         f"{_format_estimate(abstention.accuracy_answered)} % are classified correctly."
+    )
+
+
+def format_answered_images(abstention: Abstention) -> str:
+    """Return on how much of the test set the model answers and why it abstains on the rest, as a line of a log."""
+    shares = (abstention.answered_test, abstention.unlike_test, abstention.accuracy_answered)
+    answered, unlike, accuracy = (
+        "undefined" if each.value is None else f"{format_percent(each.value)} %" for each in shares
+    )
+    return (
+        f"answers {answered} of the test images (correct: {accuracy}); {unlike} are called unlike the training "
+        "images, the others are uncertain"
+    )
+
+
+def _format_false_alarms(description: Description) -> str:
+    """Return sentences on how many images of new patients the threshold for out-of-distribution images flags."""
+    abstention, fixed_on = description.abstention, _get_fitting_images(description)
+    guarantee, wanted = abstention.guarantee, format_percent(abstention.false_alarms)
+    if guarantee is None:
+        return f"The threshold was set so that at most {wanted} % of the {fixed_on} are flagged as out-of-distribution."
+    patients = "patients" if description.training.grouped else "images"
+    counted = f"{guarantee.patients:,} {patients}" if description.training.grouped else f"{guarantee.images:,} images"
+    confidence = format_percent(guarantee.confidence, digits=None)
+    if guarantee.proportion_reached <= abstention.false_alarms:
+        promise = f"With {confidence} % confidence, at most {wanted} % of the images of new patients are flagged"
+        return f"{promise}, if they are like the {fixed_on} ({counted}), on which it was fixed."
+    needed = f"; {wanted} % needs {guarantee.patients_needed:,} {patients}" if guarantee.patients_needed else ""
+    promise = f"at most {format_percent(guarantee.proportion_reached)} % of the images of new patients are flagged"
+    return (
+        f"The {fixed_on} ({counted}) guarantee with {confidence} % confidence only that {promise}{needed}. None of "
+        "them is flagged."
     )
 
 
@@ -367,4 +419,5 @@ def _render_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _format_markdown(name: str) -> str:
     """Escape a name for Markdown and HTML."""
     escaped = html.escape(name, quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*[]|#~" else letter for letter in escaped)
+    # Dollar signs are formulas on some sites; an underscore inside a word is no emphasis.
+    return re.sub(r"[\\`*\[\]|#~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", escaped)

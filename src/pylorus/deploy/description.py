@@ -9,8 +9,7 @@ from pydantic import ConfigDict, Field, with_config
 from pylorus.core.errors import PylorusError
 from pylorus.data.input_format import InputFormat
 from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
-from pylorus.evaluation.conformal import SetLimits
-from pylorus.evaluation.decisions import SensitivityThreshold
+from pylorus.evaluation.decisions import SensitivityThreshold, SetLimits
 from pylorus.runs.folder import ShippedStage
 
 
@@ -74,7 +73,7 @@ class InputSpecification:
         interpolation: Interpolation of the resize.
         mean: Value subtracted from each channel of pixels in [0, 1].
         std: Value by which each channel is then divided.
-        policy: Version of the decoding rules in `pylorus.data.decode`.
+        policy: Version of the rules for decoding and resizing in `pylorus.data.decode`.
         mask: none or overlays; see `pylorus.data.input_format`. Bundles from before it existed do not have it.
         finder: Version of the field finder that `crop` used; bundles from before there were several do not have it.
     """
@@ -92,7 +91,7 @@ class InputSpecification:
     @property
     def form(self) -> InputFormat:
         """The reader that turns files into pixels, in training and prediction alike."""
-        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask, self.finder)
+        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask, self.policy, self.finder)
 
 
 @dataclass(frozen=True)
@@ -278,6 +277,27 @@ class PredictionSets:
 
 
 @dataclass(frozen=True)
+class FalseAlarmGuarantee:
+    """What the threshold for out-of-distribution images guarantees for an image of a new patient.
+
+    Attributes:
+        confidence: The requested confidence, in (0, 1).
+        confidence_reached: The confidence with which the proportion of false alarms is at most the requested one.
+        proportion_reached: The lowest proportion of false alarms that is guaranteed at the requested confidence.
+        images: Number of validation images.
+        patients: Number of patients (groups) with these images.
+        patients_needed: How many patients the requested proportion needs; null if no number is sufficient.
+    """
+
+    confidence: Proportion
+    confidence_reached: Proportion
+    proportion_reached: Proportion
+    images: int
+    patients: int
+    patients_needed: int | None
+
+
+@dataclass(frozen=True)
 class Abstention:
     """When the model abstains.
 
@@ -291,6 +311,7 @@ class Abstention:
         unsure_test: Proportion of correctly classified test images flagged as uncertain.
         answered_test: Proportion of test images on which the model does not abstain.
         accuracy_answered: Accuracy on these.
+        guarantee: What the threshold for out-of-distribution images guarantees; null in an older bundle.
     """
 
     method: str
@@ -302,6 +323,13 @@ class Abstention:
     unsure_test: IntervalEstimate
     answered_test: IntervalEstimate
     accuracy_answered: IntervalEstimate
+    guarantee: FalseAlarmGuarantee | None = None
+
+    @property
+    def promised_false_alarms(self) -> float:
+        """The proportion of images like the validation images that are called out-of-distribution at most."""
+        reached = 0.0 if self.guarantee is None else self.guarantee.proportion_reached
+        return max(self.false_alarms, reached)
 
 
 @dataclass(frozen=True)

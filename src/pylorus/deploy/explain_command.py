@@ -221,7 +221,7 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
         _explain_all(bundle, method, group, samples, maps_folder, options, results)
     if not results.rows:
         raise PylorusError(
-            "found no image in the inputs; in a folder, only files with the suffix of an image format count."
+            "found no image in the inputs; in a folder, files that are images by suffix or content count."
         )
     sanity = _run_sanity_check(bundle, results) if options.sanity else None
     _write_record(bundle, method, results, sanity, maps_folder, stage)

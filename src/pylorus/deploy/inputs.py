@@ -1,17 +1,21 @@
 """Write a table that does not fit in memory: in parts beside the output file, merged once it is complete."""
 
+import csv
+import dataclasses
 import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,11 +23,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
+from pylorus.core.errors import PylorusError, UnreadableImageError, fold_name, format_path, normalize_name
+from pylorus.core.formatting import format_count
 from pylorus.core.integrity import lock_folder
 from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.data.decode import MAX_PIXELS
-from pylorus.data.files import RGB, SUFFIXES
+from pylorus.data.files import RGB
+from pylorus.data.walk import MAX_SORTED_FILES, PROBLEM, IgnoredFile, IgnoredFiles, log_ignored, walk_images
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
 
@@ -65,10 +71,6 @@ def decode_frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
         video.release()
 
 
-MAX_SORTED_FILES = 10_000
-"""A folder with more files is read in the order of the file system: sorting would need all names in memory."""
-
-
 @dataclass(frozen=True, eq=False)
 class Item:
     """One image to predict.
@@ -106,11 +108,17 @@ class Sources:
         inputs: The inputs as the user gave them; or decoded images, uint8 RGB of shape (height, width, 3).
         classes: Names of folders for each class, in the order of the labels; a class may have several.
         frames_every: Seconds between two frames of a video; None to accept no videos.
+        on_ignored: Called with each file in a folder that is not used; its path begins with that of the folder. None:
+            those that may be images are logged.
+        evaluate: Whether a folder that only looks like that of a class is an error; otherwise it is noted.
     """
 
     inputs: tuple[str | RGB, ...]
     classes: Sequence[tuple[str, ...]]
     frames_every: float | None
+    on_ignored: Callable[[IgnoredFile], None] | None = None
+    evaluate: bool = False
+    _reported: set[str] = field(default_factory=set)
 
     def check_inputs(self) -> None:
         """Check that all inputs exist, before anything is computed.
@@ -172,27 +180,39 @@ class Sources:
         path = Path(user_input)
         for match in [path] if path.exists() else _sort_if_few(_find_matches(user_input)):
             if match.is_dir():
-                yield from self._iter_folder(match, match)
+                yield from self._iter_folder(match)
             else:
                 yield match, None, ""
 
-    def _iter_folder(self, folder: Path, root: Path) -> Iterator[tuple[Path, Path, str]]:
+    def _iter_folder(self, folder: Path) -> Iterator[tuple[Path, Path, str]]:
+        problems: list[tuple[Path, Path, str]] = []
+        collected: list[IgnoredFile] = []
+
+        def receive(ignored: IgnoredFile) -> None:
+            if ignored.reason.startswith(PROBLEM):
+                problems.append((folder / ignored.path, folder, ignored.reason))
+            elif self.on_ignored is not None:
+                self.on_ignored(dataclasses.replace(ignored, path=f"{folder}/{ignored.path}"))
+            elif ignored.may_be_image:
+                collected.append(ignored)
+
+        videos = VIDEO_SUFFIXES if self.frames_every else ()
         try:
-            with os.scandir(folder) as entries:
-                named = (Path(entry.path) for entry in entries if not entry.name.startswith("."))
-                for path in _sort_if_few(named):
-                    # A link to a folder may be circular and is not followed; a link to a file is read like the file.
-                    if path.is_dir() and not path.is_symlink():
-                        yield from self._iter_folder(path, root)
-                    elif path.suffix.lower() in SUFFIXES or (
-                        self.frames_every and path.suffix.lower() in VIDEO_SUFFIXES
-                    ):
-                        yield path, root, ""
+            for path in walk_images(str(folder), IgnoredFiles(receive), suffixes=videos):
+                yield from problems
+                problems.clear()
+                yield folder / path, folder, ""
         except OSError as error:
-            yield folder, root, error.strerror or str(error)
+            yield folder, folder, error.strerror or str(error)
+        yield from problems
+        log_ignored(collected, listed_in="")
 
     def _iter_file(self, path: Path, root: Path | None) -> Iterator[Item]:
-        name, label = format_path(path), None if root is None else self._find_label(path.relative_to(root))
+        name, label = format_path(path), None
+        if root is not None:
+            label = self._find_label(path.relative_to(root))
+            if label is None:
+                self._report_look_alikes(path.relative_to(root).parent)
         if path.suffix.lower() not in VIDEO_SUFFIXES or self.frames_every is None:
             yield Item(name, path, label)
             return
@@ -206,9 +226,24 @@ class Sources:
         """Return the class of the nearest folder that is named after one."""
         for part in reversed(path.parts[:-1]):
             for label, names in enumerate(self.classes):
-                if part in names:
+                if normalize_name(part) in map(normalize_name, names):
                     return label
         return None
+
+    def _report_look_alikes(self, folder: Path) -> None:
+        """Report folders whose names only look like that of a class: their images have no label.
+
+        Raises:
+            PylorusError: If an evaluation is required, so that labels are.
+        """
+        for part in set(folder.parts) - self._reported:
+            self._reported.add(part)
+            alike = [name for names in self.classes for name in names if fold_name(name) == fold_name(part)]
+            if alike:
+                text = f'a folder is called "{format_path(part)}", which only looks like the class "{alike[0]}"'
+                if self.evaluate:
+                    raise PylorusError(f"--evaluate: {text}. Rename the folder.")
+                print(f"note: {text}: its images have no label. Rename it to evaluate them.", file=sys.stderr)
 
 
 def _sort_outer_first(paths: Sequence[str]) -> list[str]:
@@ -226,16 +261,13 @@ def _find_matches(pattern: str) -> Iterator[Path]:
 
 def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
     remaining = iter(paths)
-    first = list(islice(remaining, MAX_SORTED_FILES))
-    next_path = next(remaining, None)
-    if next_path is None:
-        yield from sorted(first)
-    else:
-        yield from chain(first, [next_path], remaining)
+    first = list(islice(remaining, MAX_SORTED_FILES + 1))
+    yield from chain(first, remaining) if len(first) > MAX_SORTED_FILES else sorted(first)
 
 
 FORMATS = (".csv", ".parquet", ".json")
 RECORD_SUFFIX = ".about.json"
+IGNORED_SUFFIX = ".ignored.csv"
 
 
 class CompactKeySet:
@@ -277,6 +309,7 @@ class ResumableTable:
         self.request = {**self._of_rows, **json.loads(json.dumps(also))}
         self.folder = output.with_name(f".{output.name}.parts")
         self.about = output.with_name(output.name + RECORD_SUFFIX)
+        self.ignored = output.with_name(output.name + IGNORED_SUFFIX)
         self._written, self._complete = 0, False
 
     def load_record(self) -> dict[str, object] | None:
@@ -316,6 +349,31 @@ class ResumableTable:
                 if self._complete or not self.list_parts():
                     shutil.rmtree(self.folder)
 
+    @contextmanager
+    def list_ignored(self, sources: Sources) -> Iterator[Sources]:
+        """Write the files that are not used beside the parts while the sources are read, each time from the start."""
+        with (self.folder / "ignored.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("path", "reason", "may_be_image"))
+
+            def write(ignored: IgnoredFile) -> None:
+                writer.writerow((format_path(ignored.path), ignored.reason, "yes" if ignored.may_be_image else "no"))
+
+            yield dataclasses.replace(sources, on_ignored=write)
+
+    def _move_ignored(self) -> dict[str, int]:
+        """Put the list of files that are not used beside the output, and count them."""
+        path = self.folder / "ignored.csv"
+        self.ignored.unlink(missing_ok=True)
+        if not path.is_file():
+            return {}
+        with path.open(encoding="utf-8", newline="") as file:
+            counts = Counter(row[2] for row in csv.reader(file))
+        if not counts["yes"] + counts["no"]:
+            return {}
+        path.replace(self.ignored)
+        return {"ignored": counts["yes"] + counts["no"], "ignored_images": counts["yes"]}
+
     def list_parts(self) -> list[Path]:
         """Return the files of the parts, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
@@ -339,8 +397,8 @@ class ResumableTable:
             table.to_parquet(temporary, index=False)
         self._written += 1
 
-    def merge_parts(self, record: Mapping[str, object], *, columns: Sequence[str]) -> None:
-        """Merge the parts into the output file; they are deleted once it is written.
+    def merge_parts(self, record: Mapping[str, object], *, columns: Sequence[str]) -> dict[str, object]:
+        """Merge the parts into the output file and return its record; they are deleted once it is written.
 
         Args:
             record: What to write to the .about.json beside the request.
@@ -348,8 +406,10 @@ class ResumableTable:
         """
         with write_atomically(self.output) as temporary:
             _WRITERS[self.output.suffix.lower()](temporary, (table[list(columns)] for table in self.iter_tables()))
-        write_json(self.about, {"request": self.request, **record})
+        complete_record = {"request": self.request, **record, **self._move_ignored()}
+        write_json(self.about, complete_record)
         self._complete = True
+        return complete_record
 
     def read_first_error(self) -> str:
         """Return the first file of a complete table that can't be read, and why."""
@@ -367,6 +427,17 @@ class ResumableTable:
                 f"{path}: already exists, from another request (different: {', '.join(differing)}). "
                 "Delete it, or choose another --output."
             )
+
+
+def format_ignored(record: Mapping[str, Any]) -> list[str]:
+    """Return the line of a summary about files in folders that are not used, if there are any."""
+    if not record.get("ignored"):
+        return []
+    notable = record["ignored_images"]
+    may_be = f", of which {notable:,} may be {'an image' if notable == 1 else 'images'}" if notable else ""
+    verb = "is" if record["ignored"] == 1 else "are"
+    count = format_count(record["ignored"], "other file or folder", "other files or folders")
+    return [f"{count} {verb} not used{may_be} (OUTPUT{IGNORED_SUFFIX} lists them with reasons)"]
 
 
 @contextmanager
@@ -432,4 +503,4 @@ _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json
 
 
 def _hash_key(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "big")

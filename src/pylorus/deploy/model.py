@@ -19,6 +19,7 @@ from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import (
     DESCRIPTION,
+    LOOKS,
     MAX_DESCRIPTION_BYTES,
     UNLIKE,
     WEIGHTS,
@@ -27,9 +28,15 @@ from pylorus.deploy.bundle_files import (
 )
 from pylorus.deploy.description import Description
 from pylorus.evaluation.calibration import probabilities_of_logits
-from pylorus.evaluation.conformal import prediction_sets
+from pylorus.evaluation.decisions import prediction_sets
 from pylorus.model.backbone import call_factory, create_network, is_timm_model
-from pylorus.model.inference import BundleClassifier, NetworkOutput, move_to_device
+from pylorus.model.inference import (
+    APPEARANCE_LENGTH,
+    AppearanceModel,
+    BundleClassifier,
+    NetworkOutput,
+    move_to_device,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +181,7 @@ def load_bundle(
         mean=description.input.mean,
         std=description.input.std,
         directions=_load_directions(folder / UNLIKE, len(description.classes)),
+        appearance=_load_appearance(folder / LOOKS, len(description.classes)) if LOOKS in sums else None,
     )
     bundle = Bundle(folder, description, sums, classifier.to(target), target, network)
     verify_inference(bundle, folder / WEIGHTS)
@@ -291,6 +299,17 @@ def _load_directions(path: Path, classes: int) -> Tensor:
     if not torch.allclose(directions.norm(dim=1), torch.ones(len(directions)), atol=1e-3):
         raise PylorusError(f'{path}: the rows of "{DIRECTIONS}" are not unit vectors.')
     return directions
+
+
+def _load_appearance(path: Path, classes: int) -> AppearanceModel:
+    tensors, length = _load_tensors(path), APPEARANCE_LENGTH
+    expected = {"center": (length,), "whitening": (length, length), "means": (classes, length), "scales": (2, 2)}
+    shapes = {name[:50]: tuple(tensor.shape) for name, tensor in list(tensors.items())[:5]}
+    if shapes != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise PylorusError(f"{path}: found {shapes}, expected float32 of {expected}.")
+    if not (tensors["scales"][1] > 0).all():
+        raise PylorusError(f'{path}: the second row of "scales" is not positive.')
+    return AppearanceModel(**tensors)
 
 
 def verify_inference(model: InferenceModel, weights: Path) -> None:

@@ -282,10 +282,16 @@ def format_input_description(description: Description) -> str:
     field = (
         "cropped to the endoscopic field of view (pylorus.data.field_of_view), " if input_format.crop == "auto" else ""
     )
+    halving = (
+        "; first halved by averaging 2 × 2 pixels, rounded half up, while both sides are at least four times as long "
+        "as needed"
+        if input_format.policy > 2
+        else ""
+    )
     return (
         f"{IMAGE}: uint8 RGB of shape (n, {size}, {size}, 3), n >= 1. Before the graph: "
         f"decoded with its EXIF orientation applied, {mask}{field}{methods[input_format.fit]} "
-        f"({input_format.interpolation} with antialiasing, as Pillow does). The graph itself does the rest: "
+        f"({input_format.interpolation} with antialiasing, as Pillow does{halving}). The graph itself does the rest: "
         "(value / 255 - mean) / std."
     )
 

@@ -20,28 +20,29 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pylorus.core.distributed import map_items
-from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
+from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion, normalize_name
 from pylorus.core.formatting import format_count, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.files import RGB
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import SUMS
-from pylorus.deploy.card import format_set_size, format_threshold_guarantee
+from pylorus.deploy.card import format_prediction_set, format_set_size, format_threshold_guarantee
 from pylorus.deploy.description import Description, IntervalEstimate
-from pylorus.deploy.inputs import Item, ResumableTable, Sources, print_resume_hint
+from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored, print_resume_hint
 from pylorus.deploy.model import InferenceModel, load_bundle
 from pylorus.deploy.onnx import is_export, load_export
 from pylorus.deploy.thresholds import (
+    assess_unlike_images,
     compute_classification_metrics,
     compute_set_metrics,
     convert_estimate,
     estimate_proportion,
+    format_unlike_images,
 )
 from pylorus.evaluation.calibration import estimate_calibration
-from pylorus.evaluation.conformal import prediction_sets
 from pylorus.evaluation.confusion import confusion_matrix
-from pylorus.evaluation.decisions import operating_point
+from pylorus.evaluation.decisions import operating_point, prediction_sets
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.ranking import ranking_of_predictions
@@ -55,7 +56,7 @@ PART_ROWS, PART_SECONDS = 2000, 60.0
 BATCHES_AHEAD = 3
 """Number of batches that are read ahead while the network computes."""
 TEXT_COLUMNS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
-NO_IMAGES = "There are no images in the inputs. In a folder, only files with the suffix of an image format are used."
+NO_IMAGES = "There are no images in the inputs. In a folder, files that are images by suffix or content are used."
 FIRST_CODE, MAX_COUNTED = 2, 100
 """Exit code: 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2: errors."""
 
@@ -108,7 +109,8 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     else:
         sources.check_inputs()
         with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
-            _predict_remaining(bundle, sources, parts, options, stop)
+            with parts.list_ignored(sources) as listed:
+                _predict_remaining(bundle, listed, parts, options, stop)
             record = _finalize_output(bundle, parts, options)
     print(f"{format_prediction_summary(record, bundle.description)}\n\npredictions: {output}")
     unreadable = int(str(record["unreadable"]))
@@ -155,7 +157,8 @@ def _build_sources(description: Description, inputs: Sequence[str | RGB], option
             f'--class: found "{options.class_name}", which has no threshold.'
             f"{format_suggestion(options.class_name, short_names)} Expected one of {', '.join(short_names)}."
         )
-    return Sources(tuple(inputs), tuple(zip(description.classes, short_names, strict=True)), options.frames_every)
+    names = tuple(zip(description.classes, short_names, strict=True))
+    return Sources(tuple(inputs), names, options.frames_every, evaluate=options.evaluate)
 
 
 def _check_evaluation(description: Description, options: PredictOptions, *, labelled: int) -> None:
@@ -202,8 +205,10 @@ def _predict_remaining(
 def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: PredictOptions) -> dict[str, object]:
     """Merge the parts into the output file and return the record of the prediction."""
     images = unreadable = labelled = evaluable = 0
+    unlike: list[NDArray[np.bool_]] = []
     for table in parts.iter_tables():
         images += len(table)
+        unlike.append(table["why"][table["error"] == ""].to_numpy() == "unlike")
         unreadable += int((table["error"] != "").sum())
         labelled += int((table["true"] != "").sum())
         evaluable += int(((table["true"] != "") & (table["error"] == "")).sum())
@@ -213,9 +218,10 @@ def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: Pre
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
     if evaluable or (labelled and options.evaluate):
         record["evaluation"] = evaluate_predictions(parts.iter_tables(), bundle.description, options)
+    elif images > unreadable:  # with labels, the evaluation tests it, by patient
+        record["unlike_images"] = assess_unlike_images(np.concatenate(unlike), None, bundle.description.abstention)
     columns = _select_columns(next(parts.iter_tables()), options, is_labelled=bool(labelled))
-    parts.merge_parts(record, columns=columns)
-    return {"request": parts.request, **record}
+    return parts.merge_parts(record, columns=columns)
 
 
 def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOptions) -> dict[str, object]:
@@ -308,22 +314,6 @@ def _predict_rows(
     return table.astype({name: "str" for name in TEXT_COLUMNS if name in table})
 
 
-def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> str:
-    """Format a prediction set for a table.
-
-    Args:
-        names: Short names of all classes.
-        members: Whether each class is in the set, of shape (classes,).
-
-    Example:
-        >>> format_prediction_set(["GC", "GU", "CG"], np.array([True, False, True]))
-        '{GC, CG}'
-        >>> format_prediction_set(["GC", "GU"], np.zeros(2, dtype=bool))
-        '{}'
-    """
-    return f"{{{', '.join(name for name, member in zip(names, members, strict=True) if member)}}}"
-
-
 def load_model(folder: Path, device: str = "auto", *, network: Callable[..., Any] | None = None) -> InferenceModel:
     """Load a bundle or an export.
 
@@ -393,6 +383,7 @@ def evaluate_predictions(
         "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
         **_compute_further_metrics(predictions),
         "unlike": convert_to_plain(estimate_proportion(why == "unlike", groups)),
+        "unlike_images": assess_unlike_images(why == "unlike", groups, description.abstention),
         "unsure": convert_to_plain(estimate_proportion(why == "unsure", groups)),
         "answered": convert_to_plain(estimate_proportion(why == "", groups)),
         "accuracy_answered": convert_to_plain(estimate_proportion(predictions.correct, groups, among=why == "")),
@@ -477,12 +468,9 @@ def _collect_known_images(
 
 def _extract_groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
     finder = parse_group_pattern(pattern, key="--group")
-    groups = []
-    for path in paths:
-        match = finder.search(path)
-        if match is None or not get_matched_group(match):
-            raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {path}.")
-        groups.append(get_matched_group(match))
+    groups = [get_matched_group(match) if (match := finder.search(normalize_name(path))) else "" for path in paths]
+    if "" in groups:
+        raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {list(paths)[groups.index('')]}.")
     return groups
 
 
@@ -503,9 +491,12 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
     lines = [
         f"images: {record['images']:,}, unreadable: {record['unreadable']:,} (the column `error` gives the reasons)"
     ]
+    lines += format_ignored(record)
     evaluation = record.get("evaluation")
+    tested = (record if evaluation is None else evaluation).get("unlike_images")
+    lines += [] if tested is None else [format_unlike_images(tested)]
     if evaluation is None:
-        return lines[0]
+        return "\n".join(lines)
 
     def format_estimate(estimate: Mapping[str, float | None]) -> str:
         numbers = IntervalEstimate(**estimate).__dict__.values()

@@ -3,16 +3,19 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.config.schema import DeployConfig
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.formatting import format_percent
 from pylorus.deploy.description import (
     Abstention,
     ClassificationMetrics,
     Decision,
+    FalseAlarmGuarantee,
     Guarantee,
     IntervalEstimate,
     OperatingMetrics,
@@ -21,19 +24,26 @@ from pylorus.deploy.description import (
 )
 from pylorus.deploy.description import Calibration as SaidCalibration
 from pylorus.evaluation.auroc import auroc
-from pylorus.evaluation.conformal import count_patients_needed_for_sets, fit_set_limits, prediction_sets
 from pylorus.evaluation.confusion import compute_class_metric, confusion_matrix, select_class_metrics
-from pylorus.evaluation.decisions import ROUNDING, operating_point, patients_needed, threshold_at_sensitivity
+from pylorus.evaluation.decisions import (
+    ROUNDING,
+    count_patients_needed_for_sets,
+    fit_set_limits,
+    operating_point,
+    patients_needed,
+    prediction_sets,
+    threshold_at_sensitivity,
+)
 from pylorus.evaluation.index_intervals import (
     clustered_wilson,
     estimate_class_metric,
     proportions_of_predictions,
     wilson,
 )
-from pylorus.evaluation.influence import estimate_mean_over_groups
+from pylorus.evaluation.influence import compute_confidence_below, compute_group_means, estimate_mean_over_groups
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
-from pylorus.model.inference import UNLIKENESS
+from pylorus.model.inference import LARGER_UNLIKENESS
 from pylorus.report.results import Calibration
 
 FALSE_ALARMS = 0.05
@@ -42,17 +52,19 @@ FALSE_ALARMS = 0.05
 
 @dataclass(frozen=True, eq=False)
 class TrainingDistances:
-    """Distances of validation and test images from the training images; see `pylorus.model.inference.UNLIKENESS`.
+    """Distances of validation and test images from the training images; see `LARGER_UNLIKENESS`.
 
     Attributes:
         training: Number of training images that they were compared with.
         validation: Distances of shape (validation images,), in [0, 2].
+        validation_rows: Row of each of these validation images in the saved predictions.
         test: Distances of shape (test images,), in [0, 2].
         test_rows: Row of each of these test images in the saved predictions of test images.
     """
 
     training: int
     validation: NDArray[np.float64]
+    validation_rows: NDArray[np.int64]
     test: NDArray[np.float64]
     test_rows: NDArray[np.int64]
 
@@ -167,14 +179,25 @@ def convert_calibration(calibration: Calibration) -> SaidCalibration:
     )
 
 
-def fit_abstention(calibration: Calibration, unlikeness: TrainingDistances) -> Abstention:
+def fit_abstention(calibration: Calibration, unlikeness: TrainingDistances, *, confidence: float) -> Abstention:
     """Fix the two thresholds for abstention on validation images, and measure them on the test images.
 
-    Out-of-distribution: a distance above that of 95 % of the validation images. Uncertain: a calibrated probability of
+    Out-of-distribution: a distance that, with the given confidence, at most 5 % of the images of new patients exceed;
+    a one-sided tolerance bound over patients (see `threshold_at_sensitivity`). With too few patients it is the largest
+    distance of a validation image, and the result states what that guarantees. Uncertain: a calibrated probability of
     the most probable class below that of 95 % of the correctly classified validation images.
     """
     validation, test = calibration.validation, calibration.test
-    unlike_above = float(np.quantile(unlikeness.validation, 1 - FALSE_ALARMS, method="higher")) + ROUNDING
+    clusters = None if validation.clusters is None else validation.clusters[unlikeness.validation_rows]
+    bound = threshold_at_sensitivity(
+        np.ones(len(unlikeness.validation), dtype=np.bool_),
+        2 - unlikeness.validation,
+        clusters,
+        sensitivity=1 - FALSE_ALARMS,
+        confidence=confidence,
+        margin=ROUNDING,
+    )
+    unlike_above = 2 - bound.threshold
     confidences = validation.probabilities.max(axis=1)[validation.correct]
     unsure_below = float(np.quantile(confidences, FALSE_ALARMS, method="lower")) if len(confidences) else 0.0
     unsure_below = max(0.0, unsure_below - ROUNDING)
@@ -185,7 +208,7 @@ def fit_abstention(calibration: Calibration, unlikeness: TrainingDistances) -> A
     is_uncertain = test.probabilities.max(axis=1)[rows] < unsure_below
     correct, answered = test.correct[rows], ~(is_unlike | is_uncertain)
     return Abstention(
-        method=UNLIKENESS,
+        method=LARGER_UNLIKENESS,
         unlike_above=unlike_above,
         unsure_below=unsure_below,
         false_alarms=FALSE_ALARMS,
@@ -194,6 +217,62 @@ def fit_abstention(calibration: Calibration, unlikeness: TrainingDistances) -> A
         unsure_test=estimate_proportion(is_uncertain, groups, among=correct),
         answered_test=estimate_proportion(answered, groups),
         accuracy_answered=estimate_proportion(correct, groups, among=answered),
+        guarantee=FalseAlarmGuarantee(
+            confidence=bound.confidence,
+            confidence_reached=bound.confidence_reached,
+            proportion_reached=1 - bound.sensitivity_reached,
+            images=bound.images,
+            patients=bound.patients,
+            patients_needed=bound.patients_needed,
+        ),
+    )
+
+
+UNUSUAL = 0.01
+"""A set of images is called foreign if so many or more would be unlike the training images with at most this chance."""
+
+
+def assess_unlike_images(
+    is_unlike: NDArray[np.bool_], groups: NDArray[np.generic] | None, abstention: Abstention
+) -> dict[str, Any]:
+    """Test whether more images of a set are out-of-distribution than of images like the validation images.
+
+    The test is exact: binomial with one image per patient. With several, the patients' proportions take the place of
+    single images (see `pylorus.evaluation.intervals`).
+
+    Args:
+        is_unlike: Whether each image was called out-of-distribution, of shape (n,), n >= 1.
+        groups: The patient of each image, of shape (n,); None if each image is its own.
+        abstention: The bundle's abstention, with the proportion that it promises.
+
+    Returns:
+        As plain values: the number of images and of those that are unlike, the promised proportion, p, and whether the
+        set is foreign to the model.
+    """
+    likes = 1 - compute_group_means(is_unlike.astype(np.float64), groups)
+    promised = abstention.promised_false_alarms
+    p = 1 - compute_confidence_below(likes, 1 - promised)
+    return {
+        "images": len(is_unlike),
+        "unlike": int(is_unlike.sum()),
+        "promised": promised,
+        "p": float(np.clip(p, 0, 1)),
+        "foreign": bool(p <= UNUSUAL),
+    }
+
+
+def format_unlike_images(tested: Mapping[str, Any]) -> str:
+    """Format the result of `assess_unlike_images` as a sentence."""
+    share = (
+        f"{tested['unlike']:,} of {tested['images']:,} images ({format_percent(tested['unlike'] / tested['images'])} %)"
+    )
+    promised = f"{format_percent(tested['promised'])} %"
+    if not tested["foreign"]:
+        return f"unlike the training images: {share}; of images like those of training at most {promised} are expected"
+    p = "p < 0.001" if tested["p"] < 0.001 else f"p = {tested['p']:.3f}"
+    return (
+        f"FOREIGN to the model: {share} are unlike the training images, where of images like those at most {promised} "
+        f"are expected ({p}). Its results were measured on other images and may not hold for these."
     )
 
 

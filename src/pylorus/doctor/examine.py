@@ -21,11 +21,20 @@ from typing import IO, TextIO
 from pylorus import __version__
 from pylorus.core.formatting import format_count
 from pylorus.doctor.machine import MEMORY_AND_DISK as SPACE
-from pylorus.doctor.machine import Check, State, check_space, get_worst_state, run_guarded
+from pylorus.doctor.machine import check_space
 from pylorus.doctor.packages import EXTRAS as EXTRAS
 from pylorus.doctor.packages import LOADING as LOADING
 from pylorus.doctor.packages import PACKAGES as PACKAGES
-from pylorus.doctor.packages import check_extras, check_loading, check_network, check_packages
+from pylorus.doctor.packages import (
+    Check,
+    State,
+    check_extras,
+    check_loading,
+    check_network,
+    check_packages,
+    get_worst_state,
+    run_guarded,
+)
 
 COLOURS = {State.GOOD: "32", State.WARNING: "33", State.WRONG: "31"}
 """ANSI color codes: green, yellow, red."""

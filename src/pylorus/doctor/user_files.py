@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pylorus.config.schema import CONF
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes, format_count
-from pylorus.data.catalog import list_class_images
 from pylorus.data.decode import UnreadableImageError, read_image
-from pylorus.doctor.machine import Check, State
+from pylorus.data.walk import list_class_images
+from pylorus.doctor.packages import Check, State
 from pylorus.report.figure_style import DEFAULT_FONT, find_cjk_font_file, is_in_default_font
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from .comparison import holm as holm
 from .comparison import mcnemar as mcnemar
 from .comparison import paired_differences as paired_differences
 from .comparison import sign_flip_test as sign_flip_test
-from .conformal import fit_set_limits as fit_set_limits
-from .conformal import prediction_sets as prediction_sets
 from .confusion import class_indices as class_indices
 from .confusion import confusion_matrix as confusion_matrix
 from .confusion import overall_indices as overall_indices
 from .decisions import area_under_risk_coverage as area_under_risk_coverage
+from .decisions import fit_set_limits as fit_set_limits
 from .decisions import net_benefit as net_benefit
 from .decisions import operating_point as operating_point
 from .decisions import patients_needed as patients_needed
+from .decisions import prediction_sets as prediction_sets
 from .decisions import risk_coverage as risk_coverage
 from .decisions import threshold_at_sensitivity as threshold_at_sensitivity
 from .index_intervals import clustered_wilson as clustered_wilson

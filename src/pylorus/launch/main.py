@@ -54,9 +54,10 @@ from pylorus.launch.sweep import (
     interrupted,
     run_job_process,
     setup_sweep_process,
+    start_reading,
 )
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import BackgroundTask, Timeline, ensure_uninterrupted, exit_process, handle_signals
+from pylorus.runs.process import Timeline, ensure_uninterrupted, exit_process, handle_signals
 
 CHANGEABLE_KEYS = (
     "report",
@@ -304,22 +305,12 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
     """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
-    reading = None
-    if "torch" not in sys.modules and sys.platform == "linux" and folder.read_status()["state"] != "finished":
-        reading = BackgroundTask(_read_ahead, folder.config)
+    reading = start_reading(folder) if folder.read_status()["state"] != "finished" else None
     try:
         import_training().run(folder, reading, timeline)
     finally:
         if reading is not None:
             reading.stop()
-
-
-def _read_ahead(path: Path) -> None:
-    config = load_config(path)  # in this process: composing it again would delay the import
-    if config.data.kind in ("folders", "manifest"):
-        from pylorus.data.sources import read_ahead
-
-        read_ahead(config)
 
 
 def _list_own_sources(sources: Any) -> list[str]:

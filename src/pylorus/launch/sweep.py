@@ -35,6 +35,7 @@ from pylorus.runs.process import (
     JOB_STOP_SIGNAL,
     JOB_STOP_TIMEOUT,
     STOP_SIGNALS,
+    BackgroundTask,
     ForkedProcess,
     ensure_uninterrupted,
     pause_garbage_collection,
@@ -55,8 +56,11 @@ def run_job_process(folder: RunFolder) -> None:
         PylorusError: If the job failed.
     """
     with reserve_gpus(count_job_gpus(load_config(folder.config).trainer)) as gpus:
-        job = None
+        job, reading = None, start_reading(folder) if _is_forking() else None
         try:
+            if reading is not None:
+                prepare_jobs()
+                reading.wait()  # the job finds the images in the caches
             # The job holds the locks too: it may outlive this process if that is killed.
             job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: "1"}, gpus.locks)
             code = job.wait()
@@ -67,6 +71,9 @@ def run_job_process(folder: RunFolder) -> None:
             if (status := folder.read_status())["state"] == "starting":  # the job had not yet written its own status
                 write_json(folder.path / STATUS, {**status, "state": "interrupted"}, sealed=True)
             raise
+        finally:
+            if reading is not None:
+                reading.stop()
     if code == INTERRUPTED:
         interrupted.append(folder.path)
         raise KeyboardInterrupt
@@ -90,6 +97,25 @@ def _start_job(
     return ForkedProcess(run_job, environment=environment, pass_fds=locks)
 
 
+def start_reading(folder: RunFolder) -> BackgroundTask | None:
+    """Start to read the images of a prepared folder into the caches while this process imports torch.
+
+    Returns:
+        The process that reads; None if nothing is left to import, or the system can't fork.
+    """
+    if "torch" in sys.modules or sys.platform != "linux":
+        return None
+    return BackgroundTask(_read_ahead, folder.config)
+
+
+def _read_ahead(path: Path) -> None:
+    config = load_config(path)  # in this process: composing it again would delay the import
+    if config.data.kind in ("folders", "manifest"):
+        from pylorus.data.sources import read_ahead
+
+        read_ahead(config)
+
+
 def import_training() -> ModuleType:
     """Return the module `pylorus.launch.train`; the first call takes seconds."""
     if "pylorus.launch.train" not in sys.modules:
@@ -103,11 +129,15 @@ def prepare_jobs() -> bool:
 
     Ray and submitit have threads of their own in it, and each job of theirs a new process.
     """
-    if sys.platform != "linux" or {"ray", "submitit"} & set(sys.modules):
+    if not _is_forking():
         return False
     with ensure_uninterrupted():  # an incomplete module would remain
         import_training()
     return not sys.modules["torch"].cuda.is_initialized()  # CUDA works only in the process that initialized it
+
+
+def _is_forking() -> bool:
+    return sys.platform == "linux" and not {"ray", "submitit"} & set(sys.modules)
 
 
 def _stop_job(job: "subprocess.Popen[bytes] | ForkedProcess") -> None:

@@ -9,8 +9,9 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -31,7 +32,8 @@ from pylorus.data.dataset import Draw, ImageBatches, SharedLoader, return_batch
 from pylorus.data.device_augmentation import send_array
 from pylorus.hardware.engine import Engine
 from pylorus.model.freeze import Depth
-from pylorus.model.frozen_prefix import CutNetwork, cut_network
+from pylorus.model.frozen_prefix import CannotCutError, CutNetwork, cut_network
+from pylorus.model.inference import Evaluator, NormalizingNetwork, RowOutputs, pool_features
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class FrozenPrefix:
         depth: What is trained.
         engine: Device and precision to compute with.
         image_size: Side of the input in pixels.
+        cut: The network if it has been split at this depth already.
 
     Attributes:
         cut: The network in its two parts.
@@ -99,14 +102,20 @@ class FrozenPrefix:
         UncuttableError: If the network can't be split at this depth; the message says why.
     """
 
-    def __init__(self, classifier: ClassifierProtocol, depth: Depth, engine: Engine, *, image_size: int) -> None:
+    def __init__(
+        self,
+        classifier: ClassifierProtocol,
+        depth: Depth,
+        engine: Engine,
+        *,
+        image_size: int,
+        cut: CutNetwork | None = None,
+    ) -> None:
         self._classifier, self._engine = classifier, engine
         classifier.to(engine.accelerator)
-        sample = torch.randint(
-            256, (2, 3, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
+        sample = generate_sample(image_size)
         with engine.use_precision():
-            self.cut: CutNetwork = cut_network(
+            self.cut = cut or cut_network(
                 classifier.network, depth, classifier.normalize_images(sample.to(engine.accelerator))
             )
         self.fields = tuple(_detect_layout(tensor) for tensor in self.compute_features(sample))
@@ -124,7 +133,7 @@ class FrozenPrefix:
             "mean": self._classifier.mean.flatten().tolist(),
             "std": self._classifier.std.flatten().tolist(),
             "accelerator": self._engine.accelerator,
-            "precision": self._engine.precision,
+            "precision": _describe_precision(self._engine),
             "torch": torch.__version__,
             "timm": timm.__version__,
         }
@@ -152,6 +161,18 @@ class FrozenPrefix:
         return tuple(field.decode_tensor(part) for field, part in zip(self.fields, parts, strict=True))
 
 
+def generate_sample(image_size: int) -> Tensor:
+    """Generate two random images, uint8 of shape (2, 3, image_size, image_size), on which a split is verified."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (2, 3, image_size, image_size), dtype=torch.uint8, generator=generator)
+
+
+def _describe_precision(engine: Engine) -> str:
+    """Describe the arithmetic: on a GPU, evaluation computes in 32 bits without TF32, and training with it."""
+    is_full = engine.precision == "32" and torch.get_float32_matmul_precision() == "highest"
+    return "32 without TF32" if is_full and engine.accelerator != "cpu" else engine.precision
+
+
 def _detect_layout(tensor: Tensor) -> TensorLayout:
     channels_last = (
         tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
@@ -164,7 +185,7 @@ log = logging.getLogger(__name__)
 COPIED_AT_ONCE = 1024
 """Records that are copied to a device at a time."""
 PARTS = ("train", "val")
-"""Splits used in training; test images always run through the complete network, in 32 bits."""
+"""Splits used in training."""
 
 
 class FeatureBatch(NamedTuple):
@@ -355,3 +376,115 @@ def _build_record_names(image_data: ImageBatches, split: str, draws: Sequence[Dr
         else f"{hashes[draw.row]}/{policy_digest}/{dataset.get_augmentation_seed(draw.row, draw.view):x}"
         for draw in draws
     ]
+
+
+class FrozenPrefixEvaluator(Evaluator):
+    """Computes a network's output from features of its frozen prefix, which are cached in the 32 bits of evaluation.
+
+    Another stage or run with the same prefix, such as the next job of a sweep, finds them; so does this one if it was
+    trained in 32 bits.
+
+    Args:
+        network: The network, prepared by `prepare_network`.
+        image_data: The images.
+        prefix: Its frozen prefix, in 32 bits.
+        settings: What may be cached, and where.
+    """
+
+    def __init__(
+        self, network: NormalizingNetwork, image_data: ImageBatches, prefix: FrozenPrefix, settings: CacheConfig
+    ) -> None:
+        super().__init__(network, image_data)
+        self._prefix, self._settings = prefix, settings
+
+    def compute_outputs(
+        self, split: str, rows: NDArray[np.int64], *, advance: Callable[[int], object] = int
+    ) -> Iterator[RowOutputs]:
+        """Compute the output for some images of a split; see `Evaluator`."""
+        image_data, draws = self.image_data, [Draw(int(row), None) for row in rows]
+        records = load_or_compute_records(
+            self._settings,
+            _build_record_names(image_data, split, draws),
+            partial(self._compute_records, split, draws, advance),
+            kind="features",
+            key={**self._prefix.build_cache_key(), "input": image_data.form.get_key()},
+            record_bytes=self._prefix.record_bytes,
+            processes=image_data.processes,
+        )
+        if records is None:
+            yield from super().compute_outputs(split, rows, advance=advance)
+            return
+        positions = {draw.row: position for position, draw in enumerate(draws)}
+        for batch in self.build_batches(rows):
+            block = torch.from_numpy(records.read_rows([positions[draw.row] for draw in batch]))
+            logits, features = self.run_suffix(block)
+            yield RowOutputs(torch.tensor([draw.row for draw in batch]), logits.cpu(), features.cpu())
+
+    def run_suffix(self, records: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute logits and penultimate features from records, uint8 of shape (n, record_bytes)."""
+        penultimate: list[Tensor] = []
+        layer: nn.Module = self.network.network.get_classifier()  # type: ignore[operator,assignment]
+        hook = layer.register_forward_pre_hook(lambda _, arguments: penultimate.append(arguments[0]))
+        try:
+            with torch.inference_mode():
+                features = self._prefix.decode_records(records.to(self.network.mean.device))
+                logits = self._prefix.cut.run_suffix(features)
+        finally:
+            hook.remove()
+        return logits.float(), pool_features(penultimate[-1])
+
+    def is_exact(self) -> bool:
+        """Return whether the output is that of the whole network, for two random images."""
+        sample = generate_sample(self.image_data.form.size)
+        with torch.inference_mode():
+            expected = self.network.forward_with_features(sample.to(self.network.mean.device))
+        try:
+            outputs = self.run_suffix(torch.from_numpy(self._prefix.compute_records(sample)))
+        except (AttributeError, IndexError):  # several last layers, or none that is called as a module
+            return False
+        return all(
+            output.shape == whole.shape and torch.allclose(output, whole, rtol=1e-5, atol=1e-6, equal_nan=True)
+            for output, whole in zip(outputs, expected, strict=True)
+        )
+
+    def _compute_records(
+        self, split: str, draws: list[Draw], advance: Callable[[int], object], missing: Sequence[int]
+    ) -> Iterator[NDArray[np.uint8]]:
+        size = max(1, 2 * self.image_data.batch_size // self.image_data.processes.count)
+        batches = [[draws[index] for index in missing[start : start + size]] for start in range(0, len(missing), size)]
+        self.image_data.get_dataset(split)  # all processes decode together, including one with nothing to compute
+        for batch in self.image_data.build_batch_loader(split, batches):
+            yield self._prefix.compute_records(batch.image)
+            advance(len(batch.row))
+
+
+def build_evaluator(
+    network: NormalizingNetwork,
+    image_data: ImageBatches,
+    depth: Depth,
+    engine: Engine,
+    settings: CacheConfig,
+    *,
+    cut: CutNetwork | None = None,
+) -> Evaluator:
+    """Build what computes a network's output: from cached features if that is worthwhile, else from the images.
+
+    Args:
+        network: The network, prepared by `prepare_network`.
+        image_data: The images.
+        depth: What the stage trained: the rest of the network is its frozen prefix.
+        engine: The compute engine of the run.
+        settings: What may be cached, and where.
+        cut: The network if it has been split at this depth already.
+    """
+    plain, image_size = Evaluator(network, image_data), image_data.form.size
+    if not settings.prefix or not depth.frozen:
+        return plain
+    try:
+        prefix = FrozenPrefix(network, depth, replace(engine, precision="32"), image_size=image_size, cut=cut)
+    except CannotCutError:
+        return plain
+    if prefix.record_bytes > 3 * image_size**2:  # they would take more space than the images
+        return plain
+    evaluator = FrozenPrefixEvaluator(network, image_data, prefix, settings)
+    return plain if any(image_data.processes.reduce_any(not evaluator.is_exact())) else evaluator

@@ -231,6 +231,9 @@ def _print_findings(result: Audit, output: Path, *, names: bool) -> None:
     """Print the findings, each with what to do and its first cases."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{format_count(len(result.samples), 'file')}, of which {result.readable:,} can be read as images")
+    if result.images.ignored:
+        ignored = format_count(len(result.images.ignored), "other file or folder", "other files and folders")
+        console.print(f"{ignored} beside them, which audit.json lists with reasons")
     groups = {} if names else build_group_aliases(result)
     for finding in result.findings:
         console.print(f"\n[{COLOURS[finding.severity]}]{finding.severity}[/]: {escape(finding.sentence)}")
@@ -240,7 +243,8 @@ def _print_findings(result: Audit, output: Path, *, names: bool) -> None:
             files = " · ".join(picture.name for picture in case.pictures)
             if len(item.files) > PRINTED_FILES:
                 files += f" and {format_count(len(item.files) - PRINTED_FILES, 'more file')}"
-            console.print(f"    {files}{f' ({case.detail})' if case.detail else ''}", markup=False)
+            detail = f" ({case.detail})" if files and case.detail else case.detail
+            console.print(f"    {files}{detail}", markup=False)
         if len(finding.items) > PRINTED_CASES:
             console.print(f"    and {len(finding.items) - PRINTED_CASES:,} more: see {AUDIT_PAGE}")
         console.print(f"  {finding.remedy}", markup=False)

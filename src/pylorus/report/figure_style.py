@@ -1,8 +1,8 @@
 """Style, text and panels of the figures, and their export to SVG and PNG.
 
 Series differ in color, line style and marker. All text is plain: dollar signs in class names are no formulas.
-Characters that matplotlib's default font lacks, as in Chinese class names, are drawn in a font of the system; where
-none has them, letters stand for them, which the caption explains. Long names are wrapped by their measured width.
+Characters that matplotlib's default font lacks, as in Chinese class names, are drawn in a system font; where none has
+them, letters stand for them, which the caption explains. Long names are wrapped by their measured width.
 """
 
 import io
@@ -112,7 +112,7 @@ def prepare_text(figure: Figure, label: Callable[[str], str] | None = None) -> N
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
-        plain = replace_undrawable(text.get_text(), label)
+        plain = _set_reading_direction(replace_undrawable(text.get_text(), label))
         if plain != text.get_text():
             text.set_text(plain)
     for axes in figure.axes:
@@ -122,6 +122,18 @@ def prepare_text(figure: Figure, label: Callable[[str], str] | None = None) -> N
             if any(find_undrawable(tick) for tick in ticks):
                 axis.set_ticks(axis.get_ticklocs(), [replace_undrawable(tick, label) for tick in ticks])
     set_figure_fonts(figure)
+
+
+LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"
+
+
+def _set_reading_direction(text: str) -> str:
+    """Keep a sentence in order that contains Arabic or Hebrew names: it would be read from the right otherwise."""
+    lines = text.split("\n")
+    has_right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
+    if not has_right_to_left or lines[0].startswith(LEFT_TO_RIGHT):
+        return text
+    return "\n".join(LEFT_TO_RIGHT + line for line in lines)
 
 
 def replace_undrawable(text: str, label: Callable[[str], str] | None = None) -> str:
@@ -299,7 +311,7 @@ def wrap_text(text: str, width: float, size: float, *, bold: bool = False) -> st
     lines = []
     for paragraph in text.split("\n"):
         line = ""
-        for token in re.findall(r"[^\s_.\-]*[\s_.\-]+|[^\s_.\-]+", paragraph):
+        for token in re.findall(r"[_.\-]*[^\s_.\-]+[_.\-]*\s*|\S+\s*|\s+", paragraph):
             for part in _split_token(token, width, size, bold=bold):
                 if line and measure_text((line + part).rstrip(), size, bold=bold) > width:
                     lines.append(line.rstrip())

@@ -1,7 +1,7 @@
-"""The worst errors: the misclassified test images on which the model was most confident; the parts of a section.
+"""The worst errors, for a failure analysis: the misclassified test images on which the model was most confident.
 
 Reports that may show images get thumbnails of them and the heat maps that `pylorus explain` saved; no other part of the
-report reads images.
+report reads images. They and all other parts are the items of sections, which are defined at the end.
 """
 
 import base64
@@ -206,54 +206,6 @@ class Misclassification:
     missed_by: int
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Thumbnails of misclassified images, in order."""
-
-    shown: tuple[tuple[Misclassification, Thumbnail], ...]
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentences, each in its own paragraph or, if `is_list`, as items of a list."""
-
-    texts: tuple[str, ...]
-    is_list: bool = False
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Preformatted text, such as the content of a file."""
-
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class FileOnly:
-    """A table that is written to files but not shown on the page."""
-
-    table: Table
-
-
-Item: TypeAlias = Table | Drawing | Sentences | Pictures | Listing | FileOnly
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of the page.
-
-    Attributes:
-        key: Anchor of the section in the page.
-        title: Heading.
-        items: Content, in order; a section without items is omitted.
-    """
-
-    key: str
-    title: str
-    items: tuple[Item, ...]
-
-
 def find_worst_mistakes(result: Result, peers: Sequence[Result]) -> tuple[Misclassification, ...]:
     """Return the misclassified images of one result, most confident first, at most `MAX_MISTAKES`.
 
@@ -336,3 +288,51 @@ def _build_mistake_cells(result: Result, mistake: Misclassification, peers: int,
         cells += [str(row["path"]), str(row["group"])]
     cells += [mistake.true, mistake.predicted, Number(100 * mistake.certainty), Number(100 * mistake.true_probability)]
     return [*cells, mistake.missed_by] if peers > 1 else cells
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences, each in its own paragraph or, if `is_list`, as items of a list."""
+
+    texts: tuple[str, ...]
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Thumbnails of misclassified images, in order."""
+
+    shown: tuple[tuple[Misclassification, Thumbnail], ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Preformatted text, such as the content of a file."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FileOnly:
+    """A table that is written to files but not shown on the page."""
+
+    table: Table
+
+
+Item: TypeAlias = Table | Drawing | Sentences | Pictures | Listing | FileOnly
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Attributes:
+        key: Anchor of the section in the page.
+        title: Heading.
+        items: Content, in order; a section without items is omitted.
+    """
+
+    key: str
+    title: str
+    items: tuple[Item, ...]

@@ -415,6 +415,10 @@ def format_audit_sentences(run: SavedRun) -> tuple[str, ...]:
         sentences.append(
             f"{format_count(excluded, 'file')} could not be read and {verb} excluded (data.on_error=quarantine)."
         )
+    for name, count in run.audit.get("excluded", {}).items():
+        sentences.append(
+            f'The {format_count(count, "image")} of class "{name}" were left out on purpose (data.exclude).'
+        )
     if not run.audit.get("findings"):
         sentences.append("The audit found nothing else.")
     return tuple(sentences)

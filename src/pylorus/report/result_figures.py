@@ -31,6 +31,7 @@ from pylorus.report.figure_style import (
     get_line_style,
     get_replicate_style,
     measure_text,
+    replace_undrawable,
     report_style,
     split_into_panels,
     wrap_text,
@@ -104,7 +105,9 @@ def plot_confusion_matrices(results: Sequence[Result]) -> list[Drawing]:
 def plot_confusion_matrix(predictions: Predictions, *, title: str) -> Figure:
     """Plot the confusion matrix of one set of predictions, in the style of the report."""
     counts = confusion_matrix(predictions.true, predictions.predicted, predictions.classes)
-    figure = _plot_panels([[(title, predictions.class_names, counts)]])
+    # No caption could explain letters.
+    names = [replace_undrawable(name) for name in predictions.class_names]
+    figure = _plot_panels([[(title, names, counts)]])
     figure.set_dpi(SCREEN_DPI)
     return figure
 

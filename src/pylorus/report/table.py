@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -298,11 +299,15 @@ def format_csv(table: Table) -> str:
     return file.getvalue()
 
 
+MARKDOWN = re.compile(r"[|$*`]|(?<!\w)_|_(?!\w)|<(?=[A-Za-z/!?])")
+"""What Markdown would take for columns, formulas, emphasis or HTML in the name of a class."""
+
+
 def format_markdown(table: Table) -> str:
     """Format a table as aligned Markdown that is also readable as plain text, with caption above and notes below."""
     header = [_format_flat_title(column) for column in table.columns]
     body = [[format_cell(cell) for cell in row.cells] for row in table.rows]
-    lines = [[cell.replace("|", r"\|") for cell in line] for line in [header, *body]]
+    lines = [[MARKDOWN.sub(r"\\\g<0>", cell) for cell in line] for line in [header, *body]]
     widths = [max(3, *(len(line[index]) for line in lines)) for index in range(len(header))]
     aligned = [
         [

@@ -25,7 +25,7 @@ from pylorus.core.privacy import redact_value
 from pylorus.data.dataset import ImageBatches
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
-from pylorus.report.figure_style import create_figure, report_style, wrap_text
+from pylorus.report.figure_style import create_figure, replace_undrawable, report_style, wrap_text
 from pylorus.report.result_figures import plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import SavedPredictions
@@ -318,7 +318,7 @@ def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) ->
     )
     for axes, row, image in zip(panels, rows, images, strict=False):
         axes.imshow(image)
-        title = wrap_text(f"{true[row]}, predicted as {predicted[row]}", 1.85, 8)
+        title = wrap_text(replace_undrawable(f"{true[row]}, predicted as {predicted[row]}"), 1.85, 8)
         axes.set_title(title, fontsize=8, fontweight="normal", loc="center")
     for axes in figure.axes:
         axes.set_axis_off()

@@ -29,9 +29,9 @@ from pylorus.hardware.engine import Engine, FullBatchForward
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth
-from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix
+from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix, build_evaluator
 from pylorus.model.frozen_prefix import CannotCutError
-from pylorus.model.inference import SplitOutputs, compute_split_outputs
+from pylorus.model.inference import Evaluator, SplitOutputs, compute_split_outputs, prepare_network
 from pylorus.model.losses import build_loss, build_optimizer
 from pylorus.model.metrics import build_metrics
 from pylorus.runs.folder import PARTS, StageFolder
@@ -176,7 +176,12 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
             _train(classifier, image_data, run, stage_folder, speed)
     with run.timeline.measure("evaluation"):
         _load_best_weights(classifier, stage_folder)
-        _predict(plan, run, stage_folder, image_data)
+        with prepare_network(run.backbone, run.engine.accelerator) as network:
+            stage_depth = resolve_depth(run.backbone.network, plan.config.learn)
+            evaluator = build_evaluator(
+                network, image_data, stage_depth, run.engine, run.config.cache, cut=classifier.cut
+            )
+            _predict(plan, run, stage_folder, image_data, evaluator)
     if run.processes.is_first:
         stage_folder.delete_training_state()  # remains if a run was killed right after training
         speed.write_speed(stage_folder.path / "speed.json")
@@ -208,15 +213,16 @@ def _train(
     fit_stage(trainer, classifier, data, stage_folder, run)
 
 
-def _predict(plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: ImageDataModule) -> None:
+def _predict(
+    plan: StagePlan, run: Run, stage_folder: StageFolder, image_data: ImageDataModule, evaluator: Evaluator
+) -> None:
     """Save the network's predictions for validation and test; if both are the same images, compute them once."""
     outputs: dict[str, SplitOutputs] = {}
     for split in PARTS:
         if split == "test" and run.images.validation == "test":
             outputs[split] = outputs["val"]
         else:
-            progress = run.config.trainer.progress
-            outputs[split] = compute_split_outputs(run.backbone, image_data, split, run.engine, progress=progress)
+            outputs[split] = compute_split_outputs(evaluator, split, progress=run.config.trainer.progress)
         table = build_prediction_table(
             image_data.parts[split], outputs[split].logits, names=run.images.catalog.short_names, split=split
         )
@@ -369,7 +375,8 @@ def log_stage_table(
 
 def _render_text(table: Table) -> str:
     """Render a table as text, the same on a terminal and in a file."""
-    console = Console(width=140, color_system=None, force_terminal=False)
+    # Names of classes are no markup.
+    console = Console(width=140, color_system=None, force_terminal=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
