@@ -59,8 +59,8 @@ MIN_CORE = 0.4
 MIN_THRESHOLD, MAX_THRESHOLD = 5.0, 20.0
 """Grey levels by which a pixel differs at least from the ground, with the least and the most noise."""
 MAX_EDGE_POINTS = 400
-REACH = 8
-"""Pixels of the working copy examined on each side of an edge."""
+REACH, OUTER_REACH = 8, 4
+"""Pixels of the working copy examined inside and outside of the region's contour, which lies where the edge ends."""
 MAX_EDGE_WIDTH = 5.0
 """Maximum width in pixels of the working copy over which an edge falls from 80 % to 20 %; shadows fall more slowly."""
 MIN_CONTRAST = 7
@@ -250,7 +250,7 @@ def find_edge(copy: WorkingCopy) -> tuple[Plane, Plane]:
     normals /= np.maximum(np.hypot(normals[:, :1], normals[:, 1:]), 1e-6)
     if ((contour - contour.mean(axis=0)) * normals).sum() < 0:
         normals = -normals  # outwards
-    offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
+    offsets = np.arange(-REACH, OUTER_REACH + 1, dtype=np.float32)
     places = contour[:, None] + normals[:, None] * offsets[:, None]
     profiles = cv2.remap(
         copy.difference, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
@@ -267,7 +267,7 @@ def _find_half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
         Whether each profile is sharp, and where it crosses the level halfway between field and ground, in pixels
         from the profile's centre; each of shape (points,).
     """
-    inside, outside = profiles[:, : REACH - 4].mean(axis=1), profiles[:, -4:].min(axis=1)
+    inside, outside = profiles[:, : REACH - 4].mean(axis=1), profiles[:, -3:].min(axis=1)
     contrast = inside - outside
     high, half, low = (_find_last_crossing(profiles, outside + share * contrast) for share in (0.8, 0.5, 0.2))
     sharp = (low - high <= MAX_EDGE_WIDTH) & (contrast >= MIN_CONTRAST) & (outside <= threshold)
