@@ -21,7 +21,8 @@ import numpy as np
 
 from pylorus.core.distributed import count_free_cores
 from pylorus.data.decode import read_image
-from pylorus.data.field_of_view import FieldOfView, find_field
+from pylorus.data.field_of_view import find_field
+from pylorus.data.field_shape import FieldOfView
 from tests.data.device_frames import LAYOUTS, Mask, Pixels, draw_frame
 from tests.data.test_field_of_view import LEAST_OVERLAP, found_pixels, overlap
 

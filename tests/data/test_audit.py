@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from pylorus.data.sources import list_folder_files, list_manifest_files
 from pylorus.data.synthetic import generate_image_set
 from pylorus.report.audit_page import audit_folder
 
+from .device_frames import draw_frame
 from .planted import Planted, plant
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "bloodcells"
@@ -137,6 +139,34 @@ def test_a_class_identifiable_by_its_overlay_is_reported(tmp_path):
     result = audited(tmp_path / "set", r"patient_\d+")
     [finding] = [each for each in result.findings if each.code == "text-tells-the-class"]
     assert "gastric_ulcer 100 %" in finding.sentence
+
+
+def test_a_few_letters_are_text_if_other_images_have_them_at_the_same_place(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        frame = draw_frame("whole", 5 * index, device=0, longest=640).image.copy()
+        frame = np.ascontiguousarray(cv2.resize(frame, (640, 480)))
+        if index < 18:  # three letters: in a single image too few to be certain
+            place = (24 + int(rng.integers(0, 6)), 120 + int(rng.integers(0, 6)))
+            cv2.putText(frame, "A5:", place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
+        (tmp_path / "set" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame).save(tmp_path / "set" / "ab"[index % 2] / f"{index:02}.png")
+    found = found_in(audited(tmp_path / "set"))
+    with_letters = {(f"{'ab'[index % 2]}/{index:02}.png",) for index in range(18)}
+    assert len(found["burned-in-text"] & with_letters) >= 15
+    assert len(found["burned-in-text"] - with_letters) <= 1
+
+
+def test_the_audit_says_what_masking_would_cover(tmp_path):
+    for index in range(4):
+        frame = draw_frame("octagon, cropped, scope map", 5 * index, longest=640).image
+        (tmp_path / "set" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame).save(tmp_path / "set" / "ab"[index % 2] / f"{index}.png")
+    result = audited(tmp_path / "set")
+    [finding] = [each for each in result.findings if each.code == "overlays"]
+    assert "in 4 images of 4" in finding.sentence
+    assert all(field.covered > 0.05 for field in result.fields)
+    assert any("overlays cover" in item.detail for each in result.findings for item in each.items)
 
 
 def test_a_manifest_lists_files_that_are_gone(class_folders, tmp_path):

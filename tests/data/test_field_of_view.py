@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pylorus.data.decode import read_image
-from pylorus.data.field_of_view import FieldOfView, crop_to_field, find_field
+from pylorus.data.field_of_view import crop_to_field, find_field
+from pylorus.data.field_shape import FieldOfView
 from pylorus.data.synthetic import CLASSES, generate_frame
 from tests.data.device_frames import LAYOUTS, draw_frame
 from tests.data.synthetic_frames import SHAPES, Mask, drawn_frame

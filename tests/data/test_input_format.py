@@ -1,12 +1,17 @@
 """A file as the network's input."""
 
+from functools import partial
+
 import numpy as np
+import pytest
 from PIL import Image
 
+from pylorus.config.schema import CONF
 from pylorus.data.decode import resize_image
-from pylorus.data.field_of_view import FINDER, crop_to_field
+from pylorus.data.field_of_view import FINDER, crop_to_field, find_field
 from pylorus.data.first_field_finder import find_field_as_in_version_1
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import InputFormat, guess_input_format, resolve_input_format
+from pylorus.data.overlays import cover_overlays, find_overlays
 from pylorus.data.synthetic import generate_frame
 from tests.data.device_frames import draw_frame
 
@@ -46,3 +51,42 @@ def test_a_bundle_of_an_earlier_release_crops_as_in_its_training():
     )
     assert not np.array_equal(old.prepare_image(image), new.prepare_image(image))
     assert old.get_key() != new.get_key()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm"))
+@pytest.mark.parametrize("image_size", [None, 96])
+def test_the_format_of_a_shipped_model_is_known_without_timm(compose_config, tmp_path, model, image_size):
+    size = "null" if image_size is None else image_size
+    config = compose_config(f"model={model}", f"data.image_size={size}", f"cache.folder={tmp_path}")
+    expected = resolve_input_format(
+        config.model.name,
+        image_size=image_size,
+        fit=config.data.fit,
+        crop=config.data.crop,
+        mask=config.data.mask,
+    )
+    assert guess_input_format(config) == expected
+
+
+def test_overlays_are_masked_with_the_crop_unless_told_otherwise():
+    resolve = partial(resolve_input_format, None, image_size=64, fit="pad")
+    assert [resolve(crop=crop).mask for crop in ("none", "auto")] == ["none", "overlays"]
+    assert [resolve(crop="none", mask="overlays").mask, resolve(crop="auto", mask="none").mask] == ["overlays", "none"]
+
+
+def test_masked_images_have_their_own_cache_entries_and_no_text():
+    frame = draw_frame("whole with text", 0)
+    plain, masked = (InputFormat(512, "pad", "bilinear", mask=mask) for mask in ("none", "overlays"))
+    assert plain.get_key() != masked.get_key()
+    expected = plain.prepare_image(cover_overlays(frame.image, find_overlays(frame.image)))
+    assert np.array_equal(masked.prepare_image(frame.image), expected)
+    assert not np.array_equal(plain.prepare_image(frame.image), expected)
+
+
+def test_the_field_is_found_in_the_frame_before_it_is_masked():
+    frame = draw_frame("octagon, cropped, scope map", 5)
+    field = find_field(frame.image)
+    masked = cover_overlays(frame.image, find_overlays(frame.image))
+    expected = resize_image(crop_to_field(masked, field), size=256, how="pad", interpolation="bilinear")
+    assert np.array_equal(InputFormat(256, "pad", "bilinear", "auto", "overlays").prepare_image(frame.image), expected)

@@ -252,6 +252,16 @@ def test_a_bundle_of_format_1_is_read_and_guarantees_nothing(bundle_folder, edit
     assert expected.sets is not None
 
 
+def test_a_bundle_from_before_masks_existed_covers_nothing(bundle_folder, edit_model_json):
+    def remove_mask(content):
+        del content["input"]["mask"]
+
+    old = load_bundle(edit_model_json(remove_mask))
+    assert old.description.input.form.mask == "none"
+    with pytest.raises(PylorusError, match='input.mask: found "text", expected one of none, overlays'):
+        load_bundle(edit_model_json(lambda content: content["input"].update(mask="text")))
+
+
 @pytest.mark.parametrize("key", ["arguments", "weights", "input", "training", "versions", ""])
 def test_a_target_in_a_bundle_is_never_honoured(bundle_copy, write_hashes, tmp_path, key):
     mark = tmp_path / "mark"

@@ -13,6 +13,7 @@ Text inside the field remains; text that crosses the border is cut off at the bo
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,7 @@ MIN_CONTRAST = 7
 Plane = NDArray[np.floating]
 Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Value = TypeVar("Value", np.uint8, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
     return WorkingCopy(np.asarray(padded), threshold, tuple(colours), region)
 
 
-def _extract_rim(values: Grey, width: int) -> Grey:
+def _extract_rim(values: NDArray[Value], width: int) -> NDArray[Value]:
     """Return the pixels along the four sides as an array of shape (pixels, ...)."""
     between = values[width:-width]
     strips = values[:width], values[-width:], between[:, :width], between[:, -width:]
@@ -189,7 +191,7 @@ def _measure_difference(small: RGB, colours: list[NDArray[np.float32]]) -> Grey:
 
     nearest: Grey | None = None
     for colour in colours:
-        red, green, blue = cv2.split(cv2.absdiff(small, (*colour.tolist(), 0.0)))
+        red, green, blue = cv2.split(cv2.absdiff(small, np.array([*colour, 0.0], dtype=np.float64)))
         distance = np.asarray(cv2.max(red, cv2.max(green, blue)), dtype=np.uint8)
         nearest = distance if nearest is None else np.asarray(cv2.min(nearest, distance), dtype=np.uint8)
     assert nearest is not None

@@ -20,14 +20,24 @@ from pylorus.data.files import RGB
 
 WORKING_SIDE = 1000
 """The working copy is reduced by a whole factor to at most this many pixels on its longer side."""
+MIN_SIDE = 48
+"""Shorter side in pixels below which nothing is searched for: letters would have a few pixels only."""
 STROKE = 9
 """Strokes of letters are thinner than this many pixels of the working copy."""
 CONTRAST = 36
 """Grey levels by which a stroke is brighter than its surroundings."""
-MIN_HEIGHT, MAX_HEIGHT = 4, 48
-"""Heights of letters in pixels of the working copy."""
+MIN_HEIGHT, MAX_HEIGHT = 4, 24
+"""Heights of letters in pixels of the working copy and of its half; so the largest have 48 of the former."""
+MAX_WIDTH = 16
+"""Greatest width of a shape in heights: letters of a line may touch, but a line along the frame's side is longer."""
+MAX_STEPS = 3
+"""Times that a row that is text is extended at its ends by the shapes next to it."""
 MIN_ASPECT = 1.2
 """Least ratio of a row's width to its height."""
+MAX_SPECKS, NOT_TEXT = 0.7, -9.0
+"""Shapes around a row, per square of a letter's height, above which it is not text, and the score that it then has."""
+MIN_STROKES = 0.4
+"""Strokes per height of a letter from which a row may be text by itself."""
 CERTAIN, DOUBTFUL, POSSIBLE = 3.0, -1.0, -3.5
 """Scores from which a row is text by itself, if other frames have text there too, and close to a row that is text."""
 MIN_PLATE = 0.01
@@ -81,6 +91,8 @@ def find_overlays(image: RGB, reduced: RGB | None = None) -> Overlays:
         image: RGB, uint8 of shape (height, width, 3).
         reduced: The image reduced by `image_measures.reduce_image`, if that is known already: often the working copy.
     """
+    if min(image.shape[:2]) < MIN_SIDE:
+        return Overlays(_NO_BOXES, _NO_BOXES, _NO_BOXES)
     small, factor = _reduce(image, reduced)
     text, doubtful = _find_text(small)
     limit = np.array([image.shape[1], image.shape[0]] * 2)
@@ -110,7 +122,7 @@ def cover_overlays(image: RGB, overlays: Overlays) -> RGB:
 def _reduce(image: RGB, reduced: RGB | None) -> tuple[RGB, int]:
     height, width = image.shape[:2]
     factor = -(-max(height, width) // WORKING_SIDE)
-    if factor == 1 or min(height, width) < factor:
+    if factor == 1:
         return image, 1
     if reduced is not None and reduced.shape[:2] == (height // factor, width // factor):
         return reduced, factor
@@ -124,18 +136,16 @@ def _reduce(image: RGB, reduced: RGB | None) -> tuple[RGB, int]:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Bright thin shapes: boxes as left, top, right, bottom, and integral images of strokes and of their beginnings."""
+    """Bright thin shapes: boxes as left, top, right, bottom, and a plane in which strokes are 1 and all else is 0."""
 
     boxes: Boxes
-    ink: NDArray[np.int32]
-    starts: NDArray[np.int32]
+    strokes: Plane
 
 
 def _find_text(small: RGB) -> tuple[Boxes, Boxes]:
     """Return the boxes of rows that are text, and of those that may be, in pixels of the working copy."""
-    _, green, blue = cv2.split(small)
-    # White, yellow, green and cyan letters stand out most where mucosa is darkest.
-    plane = cv2.addWeighted(green, 0.5, blue, 0.5, 0)
+    # White, yellow, green and cyan letters stand out most where mucosa is darkest: in green and blue.
+    plane = cv2.transform(small, np.array([[0.0, 0.5, 0.5]]))
     half = cv2.resize(plane, (max(1, plane.shape[1] // 2), max(1, plane.shape[0] // 2)), interpolation=cv2.INTER_AREA)
     fine, coarse = (_find_shapes(np.asarray(level, dtype=np.uint8)) for level in (plane, half))
     (fine_rows, fine_scores), (coarse_rows, coarse_scores) = _find_rows(fine), _find_rows(coarse)
@@ -153,18 +163,16 @@ def _find_shapes(plane: Plane) -> _Shapes:
     strokes = cv2.threshold(tophat, CONTRAST, 1, cv2.THRESH_BINARY)[1]
     contours, hierarchy = cv2.findContours(strokes, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     # Not only the outermost: a line around the whole frame contains all others.
-    outer = [contours[index] for index in np.flatnonzero(hierarchy[0, :, 3] < 0)] if contours else []
+    outer = [contours[index] for index in np.flatnonzero(hierarchy[0, :, 3] < 0).tolist()] if contours else []
     boxes = np.array([cv2.boundingRect(contour) for contour in outer], dtype=np.int64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    starts = strokes.copy()
-    starts[:, 1:] = cv2.subtract(strokes[:, 1:], strokes[:, :-1])
-    return _Shapes(boxes, cv2.integral(strokes), cv2.integral(starts))
+    return _Shapes(boxes, np.asarray(strokes, dtype=np.uint8))
 
 
 def _find_rows(shapes: _Shapes) -> tuple[Boxes, NDArray[np.float64]]:
     """Join neighbours of similar height at one level to rows; return the boxes of wide rows, and their scores."""
     width, height = shapes.boxes[:, 2] - shapes.boxes[:, 0], shapes.boxes[:, 3] - shapes.boxes[:, 1]
-    letters = shapes.boxes[(height >= MIN_HEIGHT) & (height <= MAX_HEIGHT) & (width <= 8 * height)]
+    letters = shapes.boxes[(height >= MIN_HEIGHT) & (height <= MAX_HEIGHT) & (width <= MAX_WIDTH * height)]
     letters = letters[np.argsort(letters[:, 0], kind="stable")]
     if not len(letters):
         return _NO_BOXES, np.zeros(0)
@@ -179,7 +187,27 @@ def _find_rows(shapes: _Shapes) -> tuple[Boxes, NDArray[np.float64]]:
     is_even = (counts >= 4) & (height >= 6) & (uneven <= np.maximum(1, height // 14))
     wide = np.flatnonzero(rows[:, 2] - rows[:, 0] >= MIN_ASPECT * height)
     scores = np.array([_score_row(rows[index], shapes) for index in wide], dtype=np.float64)
-    return rows[wide], scores + 4 * is_even[wide]
+    rows, scores = rows[wide], scores + 4 * is_even[wide]
+    scores[_count_specks(rows, scores, shapes.boxes) > MAX_SPECKS] = NOT_TEXT
+    return rows, scores
+
+
+def _count_specks(rows: Boxes, scores: NDArray[np.float64], shapes: Boxes) -> NDArray[np.float64]:
+    """Count the shapes around each row that are in no row, per square of a letter's height.
+
+    Around text is little else; rows by chance lie in glittering or strongly sharpened mucosa.
+    """
+    x, y = (shapes[:, 0] + shapes[:, 2]) / 2, (shapes[:, 1] + shapes[:, 3]) / 2
+
+    def contain(boxes: Boxes, margin: NDArray[np.floating]) -> Mask:
+        left, top, right, bottom = (boxes + margin[:, None] * np.array([-1, -1, 1, 1])).T[..., None]
+        return np.asarray((x >= left) & (x <= right) & (y >= top) & (y <= bottom))
+
+    likely = rows[scores >= 0]
+    is_alone = ~contain(likely, np.full(len(likely), 2.0)).any(axis=0)
+    width, height = rows[:, 2] - rows[:, 0], rows[:, 3] - rows[:, 1]
+    around = contain(rows, 1.5 * height) & is_alone
+    return np.asarray(around.sum(axis=1) * height**2 / ((width + 3 * height) * 4 * height - width * height))
 
 
 def _label_rows(letters: Boxes) -> NDArray[np.int64]:
@@ -219,28 +247,25 @@ def _score_row(box: Boxes, shapes: _Shapes) -> float:
     """
     left, top, right, bottom = box.tolist()
     height, width = bottom - top, right - left
-    ink, starts = (
-        np.diff(plane[top : bottom + 1, right] - plane[top : bottom + 1, left]) for plane in (shapes.ink, shapes.starts)
-    )
+    pixels = shapes.strokes[top:bottom, left:right]
+    starts = pixels[:, 0] + (pixels[:, 1:] > pixels[:, :-1]).sum(axis=1)  # of strokes on each line
     aspect, strokes = width / height, starts.sum() / height
-    variation = math.sqrt(max(0.0, (starts * starts).sum() / height - strokes * strokes)) / max(strokes, 0.1)
-    density = 12 * ink.sum() / (height * width)
-    return float(
-        8 * math.log(aspect)
-        + 8 * math.log(strokes / aspect + 0.05)
-        + density
-        + 5 * variation
-        - 2.5 * math.log(height)
-        - 11
-    )
+    variation = math.sqrt(max(0.0, starts @ starts / height - strokes * strokes)) / max(strokes, 0.1)
+    density = 12 * cv2.countNonZero(pixels) / (height * width)
+    score = 8 * math.log(aspect) + 8 * math.log(strokes / aspect + 0.05) + density + 5 * variation
+    score -= 2.5 * math.log(height) + 11
+    # Dashes are text only beside letters: the edge of a field and noise along a side look the same.
+    return float(min(score, CERTAIN - 1) if strokes < MIN_STROKES * aspect else score)
 
 
 def _accept_rows(rows: Boxes, scores: NDArray[np.float64]) -> Mask:
     """Accept certain rows, and step by step those close to them that have letters of similar height."""
     accepted = scores >= CERTAIN
-    possible = scores >= POSSIBLE
     left, top, right, bottom = rows.T
     height = bottom - top
+    # Step by step, heights could drift far from those of the rows that are certain.
+    is_similar = 10 * np.abs(height[:, None] - height[accepted]) <= 3 * height[accepted] + 10
+    possible = (scores >= POSSIBLE) & is_similar.any(axis=1)
     lower, higher = np.minimum(height[:, None], height), np.maximum(height[:, None], height)
     apart_x = np.maximum(left[:, None] - right, left - right[:, None])
     apart_y = np.maximum(top[:, None] - bottom, top - bottom[:, None])
@@ -248,11 +273,14 @@ def _accept_rows(rows: Boxes, scores: NDArray[np.float64]) -> Mask:
     is_aligned = (np.abs(left[:, None] - left) <= 0.6 * lower + 1) & (apart_y <= 10 * lower)
     is_level = (np.abs(bottom[:, None] - bottom) <= 0.2 * lower + 1) & (apart_x <= 12 * lower)
     close = (higher <= 1.45 * lower + 1) & (is_below | is_aligned | is_level)
+    certain = accepted
     while True:
         wider = accepted | (possible & close[:, accepted].any(axis=1))
         if (wider == accepted).all():
-            return np.asarray(accepted)
+            break
         accepted = wider
+    # If far more rows are only possible, the frame is full of shapes that form rows by chance.
+    return np.asarray(accepted if accepted.sum() <= 6 * certain.sum() + 6 else certain)
 
 
 def _widen(rows: Boxes, shapes: Boxes) -> Boxes:
@@ -262,11 +290,11 @@ def _widen(rows: Boxes, shapes: Boxes) -> Boxes:
     for row in rows:
         height = int(row[3] - row[1])
         beside = shapes[
-            (top >= row[1] - 0.5 * height) & (bottom <= row[3] + 0.5 * height) & (right - left <= 8 * height)
+            (top >= row[1] - 0.3 * height) & (bottom <= row[3] + 0.3 * height) & (right - left <= 8 * height)
         ]
         box = row
-        while True:
-            touched = beside[(beside[:, 0] <= box[2] + 1.5 * height) & (beside[:, 2] >= box[0] - 1.5 * height)]
+        for _ in range(MAX_STEPS):
+            touched = beside[(beside[:, 0] <= box[2] + height) & (beside[:, 2] >= box[0] - height)]
             wider = np.concatenate(
                 [
                     np.minimum(box[:2], touched[:, :2].min(axis=0, initial=1 << 30)),
@@ -286,14 +314,13 @@ def _widen(rows: Boxes, shapes: Boxes) -> Boxes:
 
 def _find_plates(small: RGB) -> Boxes:
     """Return the boxes of rectangles of one flat colour that is more green or blue than red, with straight sides."""
-    if min(small.shape[:2]) < 64:
-        return _NO_BOXES
     step = max(1, max(small.shape) // PLATE_SIDE)
     tiny = np.ascontiguousarray(small[::step, ::step])
     red, green, blue = cv2.split(tiny)
     plates: list[Box] = []
     for this, other in ((green, blue), (blue, green)):
-        foreign = np.asarray((cv2.subtract(this, red) > FOREIGN) & (this >= other)).view(np.uint8)
+        is_foreign = (cv2.subtract(this, red) > FOREIGN) & (cv2.subtract(other, this) < FOREIGN)
+        foreign = np.asarray(is_foreign).view(np.uint8)
         if cv2.countNonZero(foreign) < MIN_PLATE * foreign.size:
             continue
         closed = cv2.morphologyEx(foreign, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
@@ -305,7 +332,7 @@ def _find_plates(small: RGB) -> Boxes:
             if area >= 0.85 * width * height and _is_plate(tiny, foreign, (left, top, left + width, top + height))
         ]
     margin = np.array([-1, -1, 1, 1])
-    return (np.array(plates, dtype=np.int64).reshape(-1, 4) + margin) * step
+    return np.asarray((np.array(plates, dtype=np.int64).reshape(-1, 4) + margin) * step)
 
 
 def _is_plate(tiny: RGB, foreign: Plane, box: Box) -> bool:
@@ -349,7 +376,7 @@ def _fill_from_surroundings(image: RGB, text: Boxes) -> None:
     is_text = np.zeros(around.shape[:2], dtype=np.uint8)
     for left, top, right, bottom in (text - np.tile(begin, 2)) // step:
         is_text[max(0, top - 1) : bottom + 2, max(0, left - 1) : right + 2] = 1
-    filled = cv2.blur(_pull_and_push(around.astype(np.float32), 1 - is_text.astype(np.float32)), (3, 3))
+    filled = cv2.blur(_pull_and_push(around.astype(np.float32), (is_text == 0).astype(np.float32)), (3, 3))
     enlarged = cv2.resize(filled.astype(np.uint8), None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
     offset = low - begin
     cut = enlarged[offset[1] : offset[1] + region.shape[0], offset[0] : offset[0] + region.shape[1]]

@@ -11,7 +11,7 @@ import pandas as pd
 from pylorus.config.checks import save_config
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.errors import PylorusError, format_name_list, format_path
-from pylorus.core.formatting import format_count
+from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet, Thresholds, count_leaks
@@ -142,11 +142,9 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
 def log_fields(catalog: Catalog, data: DataConfig) -> None:
     """Log in how many images a field of view was found and overlays are masked; warn if no field is found in most."""
     mask, count = resolve_mask(data.mask, crop=data.crop), len(catalog.table)
-    masked = int(np.count_nonzero(catalog.facts.get_column("covered")[catalog.fact_indices] > 0))
-    overlays = f"overlays masked in {masked:,}"
     if data.crop != "auto":
         if mask == "overlays":
-            log.info("fields   %s of %s images (data.mask=overlays)", overlays, f"{count:,}")
+            log.info("mask     %s of %s images", _format_masked(catalog), f"{count:,}")
         return
     outcomes = catalog.facts.get_column("field")[catalog.fact_indices].astype(np.str_)
     whole, unclear = np.flatnonzero(outcomes == WHOLE), np.flatnonzero(outcomes == UNCLEAR)
@@ -155,7 +153,7 @@ def log_fields(catalog: Catalog, data: DataConfig) -> None:
         "fields   field of view found in %s of %s images%s",
         f"{count - missing:,}",
         f"{count:,}",
-        f", {overlays}" if mask == "overlays" else "",
+        f", {_format_masked(catalog)}" if mask == "overlays" else "",
     )
     if 2 * missing > count:
         examples = [format_path(Path(catalog.table["path"].iloc[index])) for index in [*unclear, *whole][:MAX_EXAMPLES]]
@@ -199,6 +197,14 @@ def _generate_images(root: Path, drawn: SyntheticConfig) -> None:
         images_per_patient=drawn.images_per_patient,
         overlay=drawn.overlay,
     )
+
+
+def _format_masked(catalog: Catalog) -> str:
+    """Say in how many images overlays are masked, and how much of a frame."""
+    covered = catalog.facts.get_column("covered")[catalog.fact_indices]
+    masked = covered[covered > 0]
+    share = f" ({format_percent(float(np.median(masked)))} % of the frame in the median)" if len(masked) else ""
+    return f"overlays masked in {len(masked):,}{share}"
 
 
 def _log_images(images: RunImages) -> None:

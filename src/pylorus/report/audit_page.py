@@ -21,7 +21,8 @@ from pylorus.core.io import write_json, write_text
 from pylorus.data.audit import Audit, audit, build_group_aliases, convert_audit_to_json
 from pylorus.data.audit_findings import Finding, Item, Severity, Thresholds
 from pylorus.data.audit_image_checks import load_image_if_readable, sample_fields
-from pylorus.data.field_of_view import FieldOfView, find_field
+from pylorus.data.field_of_view import find_field
+from pylorus.data.field_shape import FieldOfView
 from pylorus.data.files import RGB
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.leakage import find_copies
