@@ -299,6 +299,8 @@ FULL_AREA = 0.995
 FILLS_FRAME = "the field of view fills the frame"
 MAX_LAG = 0.3
 """A shape that explains fewer points than the best by this proportion of all points is not considered."""
+CAUTION = 0.9
+"""Proportion of the border that has to be visible in addition, for each proportion of the picture that is cut off."""
 MAX_CUT = 0.2
 """Maximum proportion of the region that a shape may cut off: an inset that touches the field, or text."""
 
@@ -392,7 +394,7 @@ def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Sha
     reason = None
     if area < MIN_AREA:
         reason = f"the best shape covers only {format_percent(area, digits=0)} % of the frame"
-    elif evidence.visible < MIN_SUPPORT:
+    elif evidence.visible < MIN_SUPPORT + CAUTION * evidence.cut:
         reason = f"the edge shows only {visible} % of the best shape's border"
     elif evidence.cut > MAX_CUT:
         reason = f"the best shape would cut off {cut} % of the picture"

@@ -129,6 +129,12 @@ class RoundedBox:
         """Always `rounded rectangle`."""
         return "rounded rectangle"
 
+    @property
+    def is_nearly_disc(self) -> bool:
+        """Whether hardly any straight side is left."""
+        left, top, right, bottom = self.box
+        return self.radius > 0.42 * min(right - left, bottom - top)
+
     def compute_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point."""
         left, top, right, bottom = self.box
@@ -275,10 +281,15 @@ def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> lis
         for index in order[counts[order] >= 0.6 * counts.max()]:
             box = _convert_box(boxes[index])
             shapes += [*_fit_cut_boxes(points, normals, box), _fit_rounded_box(points, box)]
-    if shapes and max(count_border_points(shape, points) for shape in shapes) >= CERTAIN * len(points):
+    boxlike = [shape for shape in shapes if not (isinstance(shape, RoundedBox) and shape.is_nearly_disc)]
+    if boxlike and max(count_border_points(shape, points) for shape in boxlike) >= CERTAIN * len(points):
         return shapes  # a disc would be cut on all sides to explain as many
     disc = _fit_disc(points, lines, size)
-    return shapes if disc is None else [*shapes, disc]
+    if disc is None:
+        return shapes
+    if count_border_points(disc, points) >= CERTAIN * len(points):
+        shapes = boxlike  # four quarter circles are a disc
+    return [*shapes, disc]
 
 
 def count_border_points(shape: Shape, points: Points) -> int:
