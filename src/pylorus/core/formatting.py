@@ -6,12 +6,11 @@ Decimals are rounded, a negative number has a real minus sign, and an undefined 
 
 import codecs
 import math
+import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import SupportsFloat
 
 DASH = "–"
@@ -195,9 +194,7 @@ def expand_words(words: Sequence[str]) -> list[str]:
             where = f"{option}: " if option else ""
             print(f'error: {where}found an empty word. Is the variable set, if you wrote "$NAME"?', file=sys.stderr)
             sys.exit(2)
-        with suppress(RuntimeError):  # nobody has such a home folder, so it is the name of a file
-            value = str(Path(value).expanduser()) if value.startswith("~") else value
-        expanded.append(f"{option}{equals}{value}")
+        expanded.append(f"{option}{equals}{os.path.expanduser(value)}")  # noqa: PTH111 statistics import this module
     return expanded
 
 

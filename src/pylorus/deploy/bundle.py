@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config.checks import list_loss_details
-from pylorus.config.schema import AugmentConfig, Config
+from pylorus.config.schema import AugmentConfig, Config, list_loss_details
 from pylorus.core.integrity import write_digest
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
