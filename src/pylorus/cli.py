@@ -12,6 +12,7 @@ from typing import Any
 
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
+from pylorus.core.formatting import expand_words, format_command, setup_terminal
 from pylorus.core.io import handle_closed_pipe
 
 
@@ -257,9 +258,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "stored.",
     )
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
-    command.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
-    )
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     command.add_argument("--port", type=int, default=7860, help="TCP port; 0 for any free one (default: 7860)")
     command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password, on one line")
     command.add_argument("--without-password", action="store_true", help="let everybody in the network use it")
@@ -415,9 +414,7 @@ def _add_draw(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.add_argument("--size", type=int, default=256, help="side of the square images, in pixels")
     command.add_argument("--images-per-patient", type=int, default=2, help="images per patient")
     command.add_argument("--seed", type=int, default=0, help="the same seed generates the same images")
-    command.add_argument(
-        "--overlay", action="store_true", help="add burned-in text to the images, as endoscopy consoles do"
-    )
+    command.add_argument("--overlay", action="store_true", help="add burned-in text, as endoscopy consoles do")
     command.set_defaults(act=_run_draw)
 
 
@@ -433,7 +430,9 @@ def _run_draw(arguments: argparse.Namespace) -> None:
         overlay=arguments.overlay,
     )
     print(f"Wrote {count} images to {arguments.folder}. To train on them:")
-    print(f"  {TRAIN_COMMAND} data=folders data.root={arguments.folder} data.group='patient_\\d+'")
+    print(
+        f"  {TRAIN_COMMAND} data=folders {format_command([f'data.root={arguments.folder}'])} data.group='patient_\\d+'"
+    )
 
 
 def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -508,21 +507,22 @@ def _run_pack(arguments: argparse.Namespace) -> None:
     shards = pack_shards(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
     count = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
     print(f"Wrote {count} to {arguments.output}. To train on them:")
-    print(f"  {TRAIN_COMMAND} data=shards data.root={arguments.output}")
+    print(f"  {TRAIN_COMMAND} data=shards {format_command([f'data.root={arguments.output}'])}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the command; errors that a user can fix are printed without a traceback."""
     words = sys.argv[1:] if arguments is None else arguments
+    setup_terminal()
     with handle_closed_pipe():
         if words[:1] == ["-sc"]:
             _complete_words(words)
             return
-        options = build_parser().parse_args(words)
-        if options.act is _run_train:
-            _run_train(options)  # prints its errors itself
+        if words[:1] == ["train"]:
+            _run_train(argparse.Namespace(words=words[1:]))  # prints its errors itself
             return
         try:
+            options = build_parser().parse_args(expand_words(words))
             options.act(options)
         except BrokenPipeError:
             raise

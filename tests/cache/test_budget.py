@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pylorus.cache import eviction, shards
-from pylorus.cache.eviction import sum_file_sizes
-from pylorus.cache.store import DoesNotFitError
+from pylorus.cache import shards
+from pylorus.cache import store as store_module
+from pylorus.cache.store import DoesNotFitError, sum_file_sizes
 from tests.cache.records import SIZE, Computation, fill, process, right, some, store
 
 MEMORY = 1 << 20
@@ -158,7 +158,7 @@ def test_records_that_fit_neither_disk_nor_memory_are_an_error_with_the_key(tmp_
 
 
 def test_a_full_disk_is_not_written_to(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(eviction.shutil, "disk_usage", lambda root: SimpleNamespace(total=0, free=15 * SIZE))
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda root: SimpleNamespace(total=0, free=15 * SIZE))
     names = some(20)
     assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=MEMORY).computed == 20
     assert "has only 14.6 KiB available" in caplog.text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from pylorus.cache import eviction
+from pylorus.cache import store as store_module
 from tests.cache.records import Computation, process, right, some, store, wait_until
 
 
@@ -37,7 +37,7 @@ print(len(computation.asked), records.computed, records.kept, (records.read_rows
 
 
 def test_a_waiting_run_says_so_and_then_reads_all_records(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "POLL_SECONDS", 0.05)
     caplog.set_level(logging.INFO)
     names, told = some(6), threading.Event()
     slow = Computation(names, before=lambda first: told.wait(20))
@@ -58,8 +58,8 @@ def test_a_waiting_run_says_so_and_then_reads_all_records(tmp_path, monkeypatch,
 
 
 def test_waiting_for_a_hung_lock_holder_times_out(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(eviction, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(store_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.3)
     lock_file(tmp_path).parent.mkdir()
     names = some(6)
     with FileLock(lock_file(tmp_path)):
@@ -71,8 +71,8 @@ def test_waiting_for_a_hung_lock_holder_times_out(tmp_path, monkeypatch, caplog)
 
 
 def test_waiting_continues_while_the_lock_holder_makes_progress(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(eviction, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(eviction, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(store_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.5)
     folder, names = store(tmp_path).folder, some(6)
     lock_file(tmp_path).parent.mkdir()
     folder.mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_a_disk_without_locks_still_stores_records(tmp_path, monkeypatch, caplog
     def refuse(*words, **more):
         raise error
 
-    monkeypatch.setattr(eviction.FileLock, "acquire", refuse)
+    monkeypatch.setattr(store_module.FileLock, "acquire", refuse)
     names = some(6)
     assert store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0).computed == 6
     assert store(tmp_path, key="b").load_or_compute(names, Computation(names), memory_bytes=0).computed == 6

@@ -1,6 +1,8 @@
 """One generated file of every format that the decoder supports."""
 
 import io
+import struct
+import zlib
 from functools import cache
 from typing import Any
 
@@ -53,8 +55,6 @@ def _entry(tag: int, count: int, value: int) -> bytes:
 
 def interlaced_png() -> bytes:
     """A grey PNG in the seven passes of Adam7, which Pillow does not write."""
-    import zlib
-
     grey = picture()[:, :, 0]
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     lines = [b"\0" + row.tobytes() for top, left, down, right in passes for row in grey[top::down, left::right]]
@@ -64,12 +64,54 @@ def interlaced_png() -> bytes:
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG of these chunks, with right checksums."""
-    import zlib
-
     parts = [
         len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def write_tiff(levels: np.ndarray, bits: int, photometric: int, order: str, *extra: tuple[int, int, int]) -> bytes:
+    """An uncompressed grey TIFF of these stored values; `order`: < or >; `extra`: tag, type (3 or 4) and value."""
+    rows = [_pack_row(row, bits, order) for row in levels]
+    height, width = levels.shape
+    tags = [
+        *((256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 0)),
+        *((277, 3, 1), (278, 4, height), (279, 4, sum(map(len, rows)))),
+        *extra,
+    ]
+    behind = 8 + 2 + 12 * len(tags) + 4
+    entries = b""
+    for tag, kind, value in sorted(tags):
+        stored = struct.pack(
+            order + ("I" if kind == 4 else "HH"), *([behind if tag == 273 else value] + [0] * (kind == 3))
+        )
+        entries += struct.pack(order + "HHI", tag, kind, 1) + stored
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
+    return start + entries + bytes(4) + b"".join(rows)
+
+
+def _pack_row(row: np.ndarray, bits: int, order: str) -> bytes:
+    if bits == 16:
+        return row.astype(f"{order}u2").tobytes()
+    text = "".join(format(int(value), f"0{bits}b") for value in row)
+    return int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big")
+
+
+def encode_grey_png(values: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
+    height, width = values.shape
+    header = struct.pack(">II5B", width, height, 16, 0, 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+
+
+def drop_preamble(content: bytes) -> bytes:
+    return content[132:]
+
+
+def drop_meta(content: bytes) -> bytes:
+    """Without preamble, prefix and file meta information: the data set alone."""
+    length = int.from_bytes(content[140:144], "little")
+    return content[144 + length :]
 
 
 def dicom(pixels: np.ndarray | bytes, kind: str, *, syntax: str = "1.2.840.10008.1.2.1", **changes: Any) -> bytes:
@@ -111,6 +153,8 @@ def samples() -> dict[str, bytes]:
     image = Image.fromarray(picture())
     grey, palette, clear = image.convert("L"), image.quantize(16), image.copy()
     clear.putalpha(grey)
+    empty, values = image.copy(), picture()[:, :, 0].astype(int)
+    empty.putalpha(0)
     exif = Image.Exif()
     exif[0x0112] = 6
     found = {
@@ -138,6 +182,12 @@ def samples() -> dict[str, bytes]:
         "tiff tiles": tiled_tiff(),
         "tiff 16 bits": deep(".tiff"),
         "tiff 16 bits alpha": deep(".tiff", 4),
+        "tiff white is zero": write_tiff(65535 - values * 257, 16, 0, ">"),
+        "tiff 12 bits": write_tiff(values * 16, 12, 1, "<"),
+        "tiff 12 bits in 16": write_tiff(values * 16, 16, 0, "<", (281, 3, 4095)),
+        "png 12 bits in 16": encode_grey_png(values * 16),
+        "png 10 bits in 16": encode_grey_png(values * 4, (b"sBIT", b"\x0a")),
+        "png empty alpha": encoded(empty, "PNG"),
         "webp": encoded(image, "WEBP"),
         "webp lossless": encoded(image, "WEBP", lossless=True),
         "webp alpha": encoded(clear, "WEBP"),
@@ -161,6 +211,9 @@ def dicom_samples() -> dict[str, bytes]:
         "dicom ybr 422": dicom(halved, "YBR_FULL_422", Columns=WIDTH, SamplesPerPixel=3),
         "dicom grey": dicom(grey, "MONOCHROME2"),
         "dicom grey 16 bits": dicom(grey.astype(np.uint16) * 16, "MONOCHROME2", BitsStored=12, HighBit=11),
+        "dicom monochrome1": dicom(grey, "MONOCHROME1", PixelPaddingValue=0, WindowCenter=128, WindowWidth=256),
+        "dicom without preamble": drop_preamble(dicom(picture(), "RGB")),
+        "dicom without meta": drop_meta(dicom(picture(), "RGB", syntax="1.2.840.10008.1.2")),
         "dicom palette": dicom(np.asarray(image.quantize(16)), "PALETTE COLOR", **_palette()),
         "dicom jpeg": dicom(encoded(image, "JPEG", quality=95), "YBR_FULL_422", syntax=baseline),
         "dicom jpeg 2000": dicom(encoded(image, "JPEG2000", no_jp2=True), "RGB", syntax=lossless),

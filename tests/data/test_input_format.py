@@ -3,11 +3,13 @@
 from functools import partial
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from pylorus.config.schema import CONF
 from pylorus.data.decode import resize_image
 from pylorus.data.field_of_view import crop_to_field, find_field
-from pylorus.data.input_format import InputFormat, resolve_input_format
+from pylorus.data.input_format import InputFormat, guess_input_format, resolve_input_format
 from pylorus.data.overlays import cover_overlays, find_overlays
 from pylorus.data.synthetic import generate_frame
 from tests.data.device_frames import draw_frame
@@ -60,3 +62,15 @@ def test_the_field_is_found_in_the_frame_before_it_is_masked():
     masked = cover_overlays(frame.image, find_overlays(frame.image))
     expected = resize_image(crop_to_field(masked, field), size=256, how="pad", interpolation="bilinear")
     assert np.array_equal(InputFormat(256, "pad", "bilinear", "auto", "overlays").prepare_image(frame.image), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm"))
+@pytest.mark.parametrize("image_size", [None, 96])
+def test_the_format_of_a_shipped_model_is_known_without_timm(compose_config, tmp_path, model, image_size):
+    size = "null" if image_size is None else image_size
+    config = compose_config(f"model={model}", f"data.image_size={size}", f"cache.folder={tmp_path}")
+    expected = resolve_input_format(
+        config.model.name, image_size=image_size, fit=config.data.fit, crop=config.data.crop, mask=config.data.mask
+    )
+    assert guess_input_format(config) == expected

@@ -1,5 +1,6 @@
 """Copies stay in one split if Pylorus makes it, are refused if the split is given, and reported if accepted."""
 
+import io
 import re
 import shutil
 
@@ -10,9 +11,12 @@ from PIL import Image
 
 from pylorus.config.schema import DataConfig
 from pylorus.core.errors import PylorusError
+from pylorus.data.audit import audit
 from pylorus.data.audit_findings import Thresholds, count_leaks
 from pylorus.data.catalog import read_folders
-from pylorus.data.leakage import Copies, collect_copy_pairs, find_copies, merge_linked_groups
+from pylorus.data.image_facts import compute_facts, load_or_compute_facts
+from pylorus.data.leakage import Copies, DescriptorCells, collect_copy_pairs, find_copies, merge_linked_groups
+from pylorus.data.sources import list_folder_files
 from pylorus.data.split import split_catalog
 from pylorus.data.synthetic import generate_frame
 
@@ -158,3 +162,66 @@ def test_the_copies_of_a_known_set_are_found_in_the_cache(frames, tmp_path_facto
     assert find_copies(facts, Thresholds(likeness=1.0), store=store).near != expected.near
     assert find_copies(list(facts)[:5], Thresholds(), store=store) != expected
     assert len(list(store.rglob("*.json"))) == 3
+
+
+def changed(image, name):
+    """An image that was cropped or rotated by a few degrees, as another program would save it."""
+    height, width = image.shape[:2]
+    rows, columns = round(0.05 * height), round(0.05 * width)
+    turned = cv2.warpAffine(image, cv2.getRotationMatrix2D((width / 2, height / 2), 3, 1), (width, height))
+    return {
+        "cropped": image[rows:-rows, columns:-columns],
+        "cropped and mirrored": image[rows:-rows, -columns:columns:-1],
+        "cropped at a corner": image[2 * rows :, : -2 * columns],
+        "rotated by 3°": turned,
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["cropped", "cropped and mirrored", "cropped at a corner", "rotated by 3°"])
+def test_a_cropped_or_slightly_rotated_copy_is_found(tmp_path, name):
+    images = [generate_frame("gastric_ulcer", seed=seed, size=256).image for seed in range(10)]
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{index:02d}.jpg", quality=90)
+        Image.fromarray(np.ascontiguousarray(changed(image, name))).save(tmp_path / f"{index:02d}-copy.jpg", quality=85)
+    facts = [compute_facts(path.read_bytes()) for path in sorted(tmp_path.iterdir())]
+    pairs = {(each.first, each.second) for each in find_copies(facts, Thresholds()).near}
+    assert pairs == {(2 * index, 2 * index + 1) for index in range(len(images))}
+
+
+def test_two_views_of_one_place_are_no_copies():
+    rng = np.random.default_rng(2)
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8), (0, 0), 6)
+    scene = cv2.normalize(scene, None, 30, 250, cv2.NORM_MINMAX)
+    content = [io.BytesIO(), io.BytesIO()]
+    for file, left in zip(content, (0, 40), strict=True):
+        Image.fromarray(scene[20:276, left : left + 256]).save(file, "PNG")
+    assert find_copies([compute_facts(file.getvalue()) for file in content], Thresholds()).near == ()
+
+
+def test_neighbors_in_a_large_set_are_those_of_a_comparison_of_all_pairs():
+    rng = np.random.default_rng(3)
+    known = rng.normal(size=(9000, 35)).astype(np.float32)
+    queries = known + 0.4 * rng.normal(size=known.shape).astype(np.float32)
+    known, queries = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (known, queries[::-1].copy()))
+    cells = DescriptorCells(known)
+    assert len(cells.members) > 1
+    pairs, cosines = cells.find_neighbors(queries, least=0.85, most=8)
+    assert np.allclose(cosines, (queries[pairs[:, 0]] * known[pairs[:, 1]]).sum(axis=1), atol=1e-5)
+    expected = {(row, column) for row, column in np.argwhere(queries @ known.T >= 0.85).tolist() if row != column}
+    assert len(expected & set(map(tuple, pairs.tolist()))) >= 0.95 * len(expected)
+
+
+def test_run_and_audit_count_leaks_in_the_same_way(frames):
+    root = frames(GIVEN)
+    first, second = sorted((root / "test/a").iterdir())[:2]
+    for copy in ("x.png", "y.png"):
+        shutil.copy(first, root / "train/a" / copy)
+    copied(first, "pixels", root / "val/a/z.png")
+    copied(second, "saved anew", root / "train/a/again.jpg")
+    shutil.copy(second, root / "test/a/twice.png")
+    images = list_folder_files(root)
+    findings = audit(images, load_or_compute_facts(root, list(images.table["path"]), store=None), Thresholds()).findings
+    audited = {each.code: len(each.items) for each in findings if each.severity == "leak"}
+    counts = count_leaks(split_catalog(read_folders(root), DataConfig(accept_leaks=True)).leaks)
+    assert counts == {"patient": 0, "file": 1, "pixels": 0, "near": 1}
+    assert audited == {"copy-across-splits": 1, "near-copy-across-splits": 1}

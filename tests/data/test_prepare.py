@@ -77,6 +77,7 @@ def test_a_resumed_run_keeps_its_original_split(compose_config, unsplit_folders,
     began = pd.read_csv(tmp_path / "split.csv")
     older = began.assign(split=began["split"].sample(frac=1, random_state=1).to_numpy())
     older.to_csv(tmp_path / "split.csv", index=False, lineterminator="\n")
+    (tmp_path / "split.csv.sha256").unlink()  # the version that wrote it wrote none
     before = (tmp_path / "split.csv").read_bytes()
     again = prepared(compose_config, unsplit_folders, tmp_path).table
     assert again["split"].tolist() == older["split"].tolist() != drawn_now["split"].tolist()

@@ -6,12 +6,12 @@ import tarfile
 import unicodedata
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from pylorus.config.schema import DataConfig
-from pylorus.core.errors import PylorusError
-from pylorus.core.io import resolve_unicode_form
+from pylorus.core.errors import PylorusError, resolve_unicode_form
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import ReadOptions, read_folders
@@ -19,7 +19,7 @@ from pylorus.data.files import read_head
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.sources import list_folder_files, pack_shards
 from pylorus.data.split import split_catalog
-from pylorus.deploy.inputs import Sources
+from pylorus.deploy.inputs import ResumableTable, Sources, format_ignored
 
 
 def predicted_paths(root, classes=("a", "b"), **options):
@@ -193,6 +193,23 @@ def test_a_folder_that_looks_like_a_class_is_reported_by_predict(root, capsys):
     assert 'a folder is called "A", which only looks like the class "a"' in capsys.readouterr().err
     with pytest.raises(PylorusError, match='--evaluate: a folder is called "A"'):
         predicted_paths(root, evaluate=True)
+
+
+def test_predict_lists_the_files_that_it_does_not_use_beside_its_output(root, tmp_path):
+    (root / "a" / "notes.txt").write_text("x")
+    (root / "b" / "x.gif").write_bytes(b"GIF89a")
+    parts = ResumableTable(tmp_path / "p.csv", {}, also={})
+    with parts.lock_parts():
+        with parts.list_ignored(Sources((str(root),), [("a",), ("b",)], None)) as sources:
+            parts.add_part(pd.DataFrame({"path": [item.path for item in sources.iter_items()]}))
+        record = parts.merge_parts({"images": 6}, columns=["path"])
+    assert (record["ignored"], record["ignored_images"]) == (2, 1)
+    assert format_ignored(record)[0].startswith("2 other files or folders are not used, of which 1 may be an image")
+    assert (tmp_path / "p.csv.ignored.csv").read_text().splitlines() == [
+        "path,reason,may_be_image",
+        f"{root}/a/notes.txt,not an image (.txt),no",
+        f'{root}/b/x.gif,"GIF, which is not read: save it as JPEG or PNG",yes',
+    ]
 
 
 def test_a_class_folder_is_left_out_on_purpose(class_folders):

@@ -1,7 +1,6 @@
 """Validation of a configuration against the schema; unknown keys are refused, even those added with `+`."""
 
 import dataclasses
-import json
 import re
 import textwrap
 import typing
@@ -14,7 +13,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
 from pylorus.config.schema import (
-    CONF,
     EXTENSIBLE,
     FUSED_OPTIMIZERS,
     GROUPS,
@@ -23,9 +21,16 @@ from pylorus.config.schema import (
     DataConfig,
     LossConfig,
 )
-from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, normalize_name
+from pylorus.core.errors import (
+    TRAIN_COMMAND,
+    PylorusError,
+    format_empty_value,
+    format_suggestion,
+    normalize_name,
+    resolve_unicode_form,
+)
 from pylorus.core.integrity import seal_text, verify_text
-from pylorus.core.io import iter_fields, resolve_unicode_form, validate, write_text
+from pylorus.core.io import iter_fields, validate, write_text
 
 FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
@@ -102,17 +107,30 @@ def build_config(composed: DictConfig) -> Config:
     config.stages = {name: config.stages[name] for name in config.run}
     if config.data.fold_column is not None:
         config.data.fold = str(config.data.fold)  # values of a manifest are text, even if they look like numbers
-    # Make paths absolute, so that a run can be resumed from another working directory.
-    config.cache.folder = str(Path(config.cache.folder).expanduser().absolute())
-    if config.data.root is not None and "://" not in config.data.root:
-        config.data.root = str(resolve_unicode_form(Path(config.data.root).expanduser().absolute()))
-    if config.data.manifest is not None:
-        config.data.manifest = str(resolve_unicode_form(Path(config.data.manifest).expanduser().absolute()))
-    if config.data.split_file is not None:
-        config.data.split_file = str(resolve_unicode_form(Path(config.data.split_file).expanduser().absolute()))
-    if config.model.weights not in ("hub", "none"):
-        config.model.weights = str(Path(config.model.weights).expanduser().absolute())
+    _make_paths_absolute(config)
     return config
+
+
+def _make_paths_absolute(config: Config) -> None:
+    """Make the paths absolute, so that a run can be resumed from another working directory."""
+    config.cache.folder = _resolve_path("cache.folder", config.cache.folder)
+    if config.data.root is not None and "://" not in config.data.root:
+        config.data.root = _resolve_path("data.root", config.data.root)
+    if config.data.manifest is not None:
+        config.data.manifest = _resolve_path("data.manifest", config.data.manifest)
+    if config.data.split_file is not None:
+        config.data.split_file = _resolve_path("data.split_file", config.data.split_file)
+    if config.model.weights not in ("hub", "none"):
+        config.model.weights = _resolve_path("model.weights", config.model.weights)
+
+
+def _resolve_path(key: str, path: str) -> str:
+    if not path.strip():
+        raise PylorusError(format_empty_value(key))
+    try:
+        return str(resolve_unicode_form(Path(path).expanduser().absolute()))
+    except RuntimeError:
+        raise PylorusError(f"{key}: found {path}, but there is no user with such a home folder.") from None
 
 
 def _collect_arguments(name: str, section: Any) -> None:
@@ -215,6 +233,8 @@ def check_config(config: Config) -> None:
         raise PylorusError("data.root: no value given. Add data.root=DIR, the folder with your shards, or a URL.")
     if config.data.kind != "shards" and config.data.shard_window is not None:
         raise PylorusError("data.shard_window: only allowed with data=shards. Add data=shards, or leave it out.")
+    if config.data.group is not None and not config.data.group.strip():
+        raise PylorusError(format_empty_value("data.group"))
     _check_test_set(config)
     _check_classes(config)
     _check_trainer(config)
@@ -536,33 +556,3 @@ def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
         for key, value in dict(given.get("args") or {}).items()
     ]
     return [f"{weighted}{label}", *details, *([f"label smoothing {smoothing:g}"] if smoothing and not target else [])]
-
-
-def parse_override(parser: Any, argument: str) -> Any:
-    """Parse an override.
-
-    Raises:
-        PylorusError: If it is not KEY=VALUE as Hydra reads it.
-    """
-    from hydra.errors import HydraException
-
-    try:
-        return parser.parse_override(argument)
-    except HydraException as error:
-        if "=" not in argument.lstrip("~"):
-            groups = [name for name in GROUPS if (CONF / name / f"{argument}.yaml").is_file()]
-            hint = f" Did you mean {groups[0]}={argument}?" if groups else ""
-            raise PylorusError(f'found "{argument}", expected KEY=VALUE, such as seed=3.{hint}') from error
-        key, _, value = argument.partition("=")
-        raise PylorusError(
-            f"{key}: can't read the value {value}. Write a text with spaces or special characters in two kinds of "
-            f"quotes: \"{key}='…'\"."
-        ) from error
-
-
-def expand_home(argument: str) -> str:
-    """Expand `~` at the beginning of an override's value: in `data.root=~/images` the shell leaves it."""
-    key, _, value = argument.partition("=")
-    if value != "~" and not value.startswith("~/"):
-        return argument
-    return f"{key}={json.dumps(str(Path(value).expanduser()), ensure_ascii=False)}"

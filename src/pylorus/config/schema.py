@@ -80,8 +80,8 @@ class DataConfig:
     args: dict[str, Any] = key({}, "arguments of data._target_, e.g. {server: pacs.example.org}")
     root: str | None = key(
         None,
-        "folder that contains ROOT/{train,val,test}/CLASS, ROOT/{train,test}/CLASS or ROOT/CLASS; for shards, their "
-        "folder, or a path or URL with braces, such as shard-{000..127}.tar",
+        "folder that contains ROOT/CLASS, ROOT/{train,val,test}/CLASS, ROOT/{train,test}/CLASS or "
+        "ROOT/CLASS/{train,test}; for shards, their folder, or a path or URL with braces, such as shard-{000..127}.tar",
     )
     manifest: str | None = key(
         None,

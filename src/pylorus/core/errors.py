@@ -1,10 +1,11 @@
-"""The errors of Pylorus, and the parts of their messages: suggestions, lists of names, printable paths."""
+"""The errors of Pylorus, the parts of their messages (suggestions, lists, printable paths), and how names compare."""
 
 import difflib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -58,6 +59,21 @@ def normalize_name(name: str) -> str:
         True
     """
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def resolve_unicode_form(path: Path) -> Path:
+    """Return the existing path whose name is the same but for its Unicode form, else the path itself.
+
+    A folder that was copied from a Mac has its accents decomposed; what is typed is composed.
+    """
+    if path.exists() or str(path).isascii():
+        return path
+    parent = resolve_unicode_form(path.parent)
+    with suppress(OSError):
+        for name in os.listdir(parent):  # noqa: PTH208
+            if normalize_name(name) == normalize_name(path.name):
+                return parent / name
+    return parent / path.name
 
 
 def fold_name(name: str) -> str:
@@ -124,3 +140,24 @@ def format_path(path: object) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(path)
     )
+
+
+def resolve_unicode_form(path: Path) -> Path:
+    """Return the existing path whose name is the same but for its Unicode form, else the path itself.
+
+    A folder that was copied from a Mac has its accents decomposed; what is typed is composed.
+    """
+    if path.exists() or str(path).isascii():
+        return path
+    parent = resolve_unicode_form(path.parent)
+    with suppress(OSError):
+        for name in os.listdir(parent):  # noqa: PTH208
+            if normalize_name(name) == normalize_name(path.name):
+                return parent / name
+    return parent / path.name
+
+
+def format_empty_value(key: str) -> str:
+    """Return the message for an empty path or pattern: `Path("")` would be the current folder, a pattern match all."""
+    known = "For no pattern: data.group=null" if key == "data.group" else f"For the current folder: {key}=."
+    return f"{key}: found an empty value. Is the variable set, if you wrote {key}=$NAME? {known}"

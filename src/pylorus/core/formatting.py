@@ -1,11 +1,17 @@
-"""Format numbers and lists for people: on the console, in sentences and in tables, everywhere in the same way.
+"""Format numbers, lists and commands for people: on the console, in sentences, in tables, everywhere in the same way.
 
 Decimals are rounded, a negative number has a real minus sign, and an undefined value is a dash in tables and the word
 "undefined" in sentences. Files for programs (CSV, JSON) do not use these functions.
 """
 
+import codecs
 import math
+import re
+import shlex
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import SupportsFloat
 
 DASH = "–"
@@ -158,3 +164,69 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def format_command(words: Sequence[str]) -> str:
+    r"""Format the words of a command as they have to be typed in a shell.
+
+    Example:
+        >>> print(format_command(["data=folders", "data.root='/images/from Köln'", r"data.group=P\d+"]))
+        data=folders "data.root='/images/from Köln'" 'data.group=P\d+'
+    """
+    return " ".join(map(_quote_word, words))
+
+
+def _quote_word(word: str) -> str:
+    if not re.search(r"""[\s'"\\$()&;<>|*?`~]""", word):
+        return word
+    return shlex.quote(word) if "'" not in word or re.search(r'["\\$`!]', word) else f'"{word}"'
+
+
+def expand_words(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `~` expanded where the shell leaves it, as in `--output=~/results`.
+
+    If a word or the value of an option is empty, as "$NAME" is if the variable is not set, the process exits with code
+    2, as argparse does.
+    """
+    expanded = []
+    for word in words:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if not value.strip() and (equals or not option):
+            where = f"{option}: " if option else ""
+            print(f'error: {where}found an empty word. Is the variable set, if you wrote "$NAME"?', file=sys.stderr)
+            sys.exit(2)
+        with suppress(RuntimeError):  # nobody has such a home folder, so it is the name of a file
+            value = str(Path(value).expanduser()) if value.startswith("~") else value
+        expanded.append(f"{option}{equals}{value}")
+    return expanded
+
+
+ASCII = str.maketrans(
+    dict.fromkeys("–—−‑", "-")
+    | dict.fromkeys("“”„", '"')
+    | {"‘": "'", "’": "'", "×": "x", "·": ".", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "≈": "~", "∞": "inf"}
+)
+"""What an old terminal shows in place of the signs of our messages."""
+TERMINAL_ERRORS = "pylorus.terminal"
+
+
+def _replace_for_terminal(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(ASCII)
+    return "".join(letter if letter.isascii() else "?" for letter in text), error.end
+
+
+codecs.register_error(TERMINAL_ERRORS, _replace_for_terminal)
+
+
+def setup_terminal() -> None:
+    """Let this process print what a terminal or log that is not UTF-8 can't show: `-`, `->`, or else `?`.
+
+    An error handler that the user chose, as in PYTHONIOENCODING=ascii:backslashreplace, stays.
+    """
+    if getattr(sys.stdout, "errors", None) not in ("strict", "surrogateescape"):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=TERMINAL_ERRORS)

@@ -17,11 +17,11 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
-from pylorus.core.errors import PylorusError, format_suggestion, normalize_name
+from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_bytes
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def resolve_path(path: str | os.PathLike[str], *, argument: str) -> Path:
     """
     if os.fspath(path) == "":
         raise PylorusError(f'{argument}: found an empty path. For the current folder, write ".".')
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))  # noqa: PTH111 keeps ~NAME of nobody, where Path raises an error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -548,18 +548,3 @@ def _format_free_space(folder: Path) -> str:
         return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
     except OSError:
         return ""
-
-
-def resolve_unicode_form(path: Path) -> Path:
-    """Return the existing path whose name is the same but for its Unicode form, else the path itself.
-
-    A folder that was copied from a Mac has its accents decomposed; what is typed is composed.
-    """
-    if path.exists() or str(path).isascii():
-        return path
-    parent = resolve_unicode_form(path.parent)
-    with suppress(OSError):
-        for name in os.listdir(parent):  # noqa: PTH208
-            if normalize_name(name) == normalize_name(path.name):
-                return parent / name
-    return parent / path.name

@@ -112,7 +112,7 @@ def redact_override(word: str) -> str:
         ('data.root=(not shown)', 'optimizer.lr=0.1')
     """
     key, equals, value = word.partition("=")
-    name = key.lstrip("+~")
+    name, value = key.lstrip("+~"), value.strip("'\"")
     return f"{key}{equals}{redact_value(name, int(value) if name == FOLD and value.isdecimal() else value)}"
 
 

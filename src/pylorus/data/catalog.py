@@ -42,7 +42,7 @@ from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.dicom import read_patient_pseudonyms
 from pylorus.data.fact_store import FactTable, KnownFiles
-from pylorus.data.files import Root
+from pylorus.data.files import Root, check_names
 from pylorus.data.image_facts import PreparedImages, find_fact_folder, load_or_compute_facts
 from pylorus.data.walk import (
     MAX_NAMED_FILES,
@@ -193,6 +193,7 @@ def read_folders(
     ignored = IgnoredFiles()
     is_known = None if reading.store is None else KnownFiles(find_fact_folder(reading.store), root).is_unchanged
     rows, folders_by_split = list_class_images(root, ignored, exclude=exclude or (), is_known=is_known)
+    check_names((path for path, *_ in rows), root)
     if reading.on_error == "fail":
         check_all_listed(root, ignored, remedy="or leave them out with data.on_error=quarantine")
     table = pd.DataFrame(rows, columns=["path", "class", "split"])

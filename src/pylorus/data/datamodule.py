@@ -150,7 +150,8 @@ class ImageDataModule(pl.LightningDataModule):
         Every file is read once, here.
 
         Args:
-            folder: FOLDER/CLASS/…, or FOLDER/{train,val,test}/CLASS/…, which is used as it is.
+            folder: FOLDER/CLASS/…, or FOLDER/{train,val,test}/CLASS/… or FOLDER/CLASS/{train,test}/…, which are used
+                as they are.
             model: Name of the timm model whose input size and interpolation the images get.
             image_size: Side of the images in pixels; None: the model's own.
             classes: Names of the class folders, in label order; None: those found, sorted by name.

@@ -7,9 +7,13 @@ are used: private elements are never read, nothing is downloaded, and nothing in
 RGB, YBR_FULL(_422)      8 bits are converted as they are; RGB of up to 16 bits loses its lower bits
 YBR_RCT, YBR_ICT         of JPEG 2000: the decoder returns RGB
 MONOCHROME1, MONOCHROME2 rescaled, then the first window as 0…255; without a window the whole range of the stored
-                         bits; MONOCHROME1 is inverted, so that white is bright
+                         bits; MONOCHROME1 is inverted, so that white is bright; PixelPaddingValue, and values up to
+                         PixelPaddingRangeLimit, become black
 PALETTE COLOR            through the file's palette; 16 bits lose their lower half
 pixel data               native, RLE, JPEG baseline, JPEG 2000; other JPEG variants if pydicom has a plugin
+missing                  preamble and prefix, transfer syntax, and elements of the image that can have only one
+                         value: a photometric interpretation is MONOCHROME2, RGB or, in JPEG, YBR_FULL_422
+after the pixel data     trailing padding, signatures, private elements, an even number of zeros
 refused                  several frames; 1, 12 or 32 bits allocated; lookup tables in place of rescale and window;
                          deflated files, whose size can't be known in advance; pixel data of an unexpected length
 =======================  ========================================================================================
@@ -21,7 +25,7 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,20 +60,35 @@ _ALLOWED_TRAILERS = (
     b"\xfa\xff\xfa\xff",
     b"\xff\xfa\xff\xfa",
 )  # what may follow the pixel data: padding, signatures
-_HEADER = slice(132, 4096)  # the file meta information, which names the transfer syntax
+JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LS, JPEG_2000, RLE = (
+    *("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.70"),
+    *("1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"),
+)
+PIXEL_DATA = 0x7FE00010
+MAX_FIRST_LENGTH = 64
+"""Longest value of the first element of a file without preamble, in bytes: a character set, an image type or a date."""
+_HEADER = slice(0, 4096)  # the file meta information, which names the transfer syntax
 
 
 def is_dicom(content: bytes) -> bool:
-    """Return whether a file has the DICOM prefix: `DICM` after a preamble of 128 arbitrary bytes."""
-    return content[_SIGNATURE] == b"DICM"
+    """Return whether a file is DICOM: `DICM` after a preamble of 128 arbitrary bytes, or an element at its beginning.
+
+    Files of some archives lack preamble and prefix. They begin with an element of group 2 or 8.
+    """
+    if content[_SIGNATURE] == b"DICM":
+        return True
+    is_explicit = content[4:6].isalpha() and content[4:6].isupper()
+    is_element = is_explicit or int.from_bytes(content[4:8], "little") <= MAX_FIRST_LENGTH
+    return content[:2] in (b"\2\0", b"\x08\0") and content[3:4] == b"\0" and is_element
 
 
-def decode_dicom(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
+def decode_dicom(content: bytes, *, max_pixels: int, policy: int) -> NDArray[np.uint8]:
     """Decode the single frame of a DICOM file; the module docstring lists what is supported.
 
     Args:
         content: All bytes of the file.
         max_pixels: A file whose header claims more is rejected before decoding.
+        policy: One of `pylorus.data.decode.POLICIES`; with policy 2, padding is not blackened.
 
     Returns:
         RGB of shape (height, width, 3).
@@ -80,6 +99,7 @@ def decode_dicom(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     dataset = _read_dataset(content)
     if "PixelData" not in dataset:
         raise UnreadableImageError("a DICOM file without pixel data, expected an image")
+    _complete_elements(dataset)
     _check_claims(dataset, max_pixels)
     _check_pixel_data(dataset, content)
     from pydicom.pixels.decoders.base import get_decoder
@@ -88,8 +108,10 @@ def decode_dicom(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     if not decoder.is_available:
         missing = "; ".join(decoder.missing_dependencies)
         raise UnreadableImageError(f"pydicom has no plugin that decodes {decoder.UID.name}; install one of: {missing}")
-    pixels, properties = decoder.as_array(dataset, index=0, raw=True)
-    return _convert_to_rgb(pixels, str(properties["photometric_interpretation"]), dataset)
+    has_unused_bits = int(dataset.HighBit) >= int(dataset.BitsStored) and policy > 2  # shifted by `_convert_to_rgb`
+    options: Any = {"correct_unused_bits": not has_unused_bits}
+    pixels, properties = decoder.as_array(dataset, index=0, raw=True, **options)
+    return _convert_to_rgb(pixels, str(properties["photometric_interpretation"]), dataset, policy)
 
 
 def read_patient_pseudonym(path: ImageLocation, *, salt: str = "") -> str | None:
@@ -132,7 +154,51 @@ def _read_dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
     import pydicom
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it prints what we raise
-    return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels)
+    return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels, force=is_dicom(content))
+
+
+def _complete_elements(dataset: "Dataset") -> None:
+    """Set elements that a file lacks although the standard requires them, where only one value makes sense."""
+    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    compressed = bytes(dataset.PixelData) if dataset["PixelData"].is_undefined_length else b""
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        is_implicit, is_little_endian = dataset.original_encoding
+        plain = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+        native = ImplicitVRLittleEndian if is_implicit else plain
+        dataset.file_meta.TransferSyntaxUID = UID(_guess_transfer_syntax(compressed)) if compressed else native
+    samples = int(
+        dataset.get("SamplesPerPixel") or (1 if str(dataset.get("PhotometricInterpretation")) in GREYS else 3)
+    )
+    is_jpeg = dataset.file_meta.TransferSyntaxUID in (JPEG_BASELINE, JPEG_EXTENDED)
+    colour = "YBR_FULL_422" if is_jpeg else "RGB"
+    defaults = {
+        "SamplesPerPixel": samples,
+        "PhotometricInterpretation": GREYS[1] if samples == 1 else colour,
+        "BitsAllocated": 8,
+        "PixelRepresentation": 0,
+    }
+    for name, value in defaults.items():
+        if dataset.get(name) in (None, ""):
+            setattr(dataset, name, value)
+    if dataset.get("BitsStored") in (None, ""):
+        dataset.BitsStored = dataset.BitsAllocated
+    if dataset.get("HighBit") in (None, ""):
+        dataset.HighBit = int(dataset.BitsStored) - 1
+    if samples == 3 and dataset.get("PlanarConfiguration") in (None, ""):
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = dataset.PhotometricInterpretation.strip().upper()
+
+
+def _guess_transfer_syntax(pixel_data: bytes) -> str:
+    """Return the transfer syntax of compressed pixel data by the first bytes of its first fragment."""
+    for signature, syntax in ((b"\xff\x4f\xff\x51", JPEG_2000), (b"\xff\xd8\xff", JPEG_BASELINE)):
+        start = pixel_data.find(signature, 0, 4096)
+        if start >= 0:
+            frames = {0xC1: JPEG_EXTENDED, 0xC3: JPEG_LOSSLESS, 0xF7: JPEG_LS}
+            marker = next((kind for kind in frames if bytes((0xFF, kind)) in pixel_data[start : start + 4096]), None)
+            return frames[marker] if marker is not None and syntax == JPEG_BASELINE else syntax
+    return RLE
 
 
 def _check_claims(dataset: "Dataset", max_pixels: int) -> None:
@@ -161,10 +227,10 @@ def _check_pixel_data(dataset: "Dataset", content: bytes) -> None:
     pixel_data = dataset.PixelData
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         expected_length = get_expected_length(dataset)
-        if len(pixel_data) != expected_length + expected_length % 2:
+        if len(pixel_data) not in (expected_length, expected_length + expected_length % 2):
             raise UnreadableImageError(f"damaged: {len(pixel_data)} bytes of pixel data, expected {expected_length}")
         trailing = content[int(dataset["PixelData"].file_tell or 0) + len(pixel_data) :]
-        if trailing and not trailing.startswith(_ALLOWED_TRAILERS):
+        if not _is_allowed_trailer(trailing, dataset):
             raise UnreadableImageError(f"damaged: {len(trailing)} bytes after the pixel data")
         return
     if pixel_data[-8:-4] == b"\xfe\xff\xdd\xe0":
@@ -175,6 +241,17 @@ def _check_pixel_data(dataset: "Dataset", content: bytes) -> None:
         raise UnreadableImageError(f"damaged: pixel data of {len(frames)} frames, expected 1")
     if frames[0].startswith((b"\xff\xd8", b"\xff\x4f\xff\x51")):
         _check_jpeg_frame(frames[0], (int(dataset.Columns), int(dataset.Rows)))
+
+
+def _is_allowed_trailer(trailing: bytes, dataset: "Dataset") -> bool:
+    """Return whether these bytes after the pixel data are padding, or begin an element of a higher number.
+
+    Some archives fill files up with zeros, to an even number as everything in DICOM.
+    """
+    if not trailing.strip(b"\0"):
+        return len(trailing) % 2 == 0
+    tag = int.from_bytes(trailing[:2], "little") << 16 | int.from_bytes(trailing[2:4], "little")
+    return trailing.startswith(_ALLOWED_TRAILERS) or (tag > PIXEL_DATA and tag in dataset)
 
 
 def _check_items(pixel_data: bytes) -> None:
@@ -201,11 +278,15 @@ def _check_jpeg_frame(frame: bytes, expected_size: tuple[int, int]) -> None:
         )
 
 
-def _convert_to_rgb(pixels: Pixels, kind: str, dataset: "Dataset") -> NDArray[np.uint8]:
+def _convert_to_rgb(pixels: Pixels, kind: str, dataset: "Dataset", policy: int) -> NDArray[np.uint8]:
+    unused = int(dataset.HighBit) + 1 - int(dataset.BitsStored)  # lower bits that hold no values
+    if policy > 2 and 0 < unused < int(dataset.BitsAllocated):
+        pixels = pixels >> unused
     if kind in GREYS:
-        return np.repeat(
-            _convert_to_grey_levels(pixels, dataset, inverted=kind == "MONOCHROME1")[:, :, None], 3, axis=2
-        )
+        grey = _convert_to_grey_levels(pixels, dataset, inverted=kind == "MONOCHROME1")
+        if policy > 2:
+            grey[_find_padding(pixels, dataset)] = 0
+        return np.repeat(grey[:, :, None], 3, axis=2)
     if kind == PALETTE:
         from pydicom.pixels.processing import apply_color_lut
 
@@ -215,6 +296,16 @@ def _convert_to_rgb(pixels: Pixels, kind: str, dataset: "Dataset") -> NDArray[np
         ycbcr = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8), "YCbCr")
         return np.asarray(ycbcr.convert("RGB"))
     return (pixels >> (int(dataset.BitsStored) - 8)).astype(np.uint8)
+
+
+def _find_padding(pixels: Pixels, dataset: "Dataset") -> NDArray[np.bool_]:
+    """Return which pixels the file declares to be padding around the image; DICOM PS3.3, C.7.5.1.1.2."""
+    value = _parse_number(dataset.get("PixelPaddingValue"))
+    if value is None:
+        return np.zeros(pixels.shape, np.bool_)
+    limit = _parse_number(dataset.get("PixelPaddingRangeLimit"))
+    low, high = sorted((value, value if limit is None else limit))
+    return np.asarray((low <= pixels) & (pixels <= high))
 
 
 def _convert_to_grey_levels(pixels: Pixels, dataset: "Dataset", *, inverted: bool) -> NDArray[np.uint8]:

@@ -2,15 +2,16 @@
 
 Reading never blocks on a pipe or exhausts memory. Pillow decodes a JPEG without its end marker, a PNG with wrong
 checksums or without its last chunk, and a truncated TIFF; such files may look right or end in a grey band. It reads no
-color TIFF with 16 bits per channel.
+color TIFF with 16 bits per channel, and misreads grey ones with 12 bits or in which zero is white.
 """
 
 import io
 import os
+import shlex
 import stat
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from pylorus.core.errors import UnreadableImageError
+from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".bmp", ".dib"),
@@ -65,6 +66,20 @@ class Root(Protocol):
     """What image paths are relative to: a folder, or anything that maps a path to a location by `root / path`."""
 
     def __truediv__(self, path: str, /) -> ImageLocation: ...
+
+
+def check_names(paths: Iterable[str], root: Path) -> None:
+    """Check that paths can be written to tables, which are UTF-8.
+
+    Raises:
+        PylorusError: If a name is not UTF-8, such as one of an old Windows or Linux; names the files.
+    """
+    wrong = [path for path in paths if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path)]
+    if wrong:
+        raise PylorusError(
+            f"{root}: found names that are not UTF-8:\n{format_name_list(map(format_path, wrong))}\nRename them, for "
+            f"example with: convmv -r -f latin1 -t utf8 --notest {shlex.quote(str(root))}"
+        )
 
 
 def read_image_bytes(path: ImageLocation) -> bytes:
@@ -261,7 +276,9 @@ def identify_format(head: bytes) -> str:
     return ""
 
 
-_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _MAX_VALUE, _SAMPLE_FORMAT = 256, 257, 258, 262, 274, 281, 339
+PACKED_BITS = (10, 12, 14)
+"""Bits per channel that a TIFF stores without gaps."""
 _STRIP_AND_TILE_TAGS = ((273, 279), (324, 325))  # offsets and byte counts of strips, and of tiles
 
 
@@ -290,18 +307,30 @@ def check_pieces(tags: Mapping[int, object], length: int) -> None:
                 )
 
 
+def is_deep_grey(tags: Mapping[int, object]) -> bool:
+    """Return whether a page of a TIFF is grey with 10 to 16 bits that are not just 16 bits in which zero is black."""
+    bits, photometric = _extract_integers(tags.get(_BITS)), tags.get(_PHOTOMETRIC)
+    return len(bits) == 1 and (bits[0] in PACKED_BITS or (bits[0] == 16 and photometric == 0))
+
+
+def is_deep_color(tags: Mapping[int, object]) -> bool:
+    """Return whether a page of a TIFF has several channels of 16 bits."""
+    bits = _extract_integers(tags.get(_BITS))
+    return len(bits) > 1 and set(bits) == {16}
+
+
 def decode_deep_tiff(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a TIFF of three or four channels with 16 bits each, which Pillow does not support.
+    """Decode a TIFF with 10 to 16 bits per channel of a kind that Pillow does not support or misreads.
 
     Args:
         content: All bytes of the file.
         max_pixels: A file whose header claims more is rejected before decoding.
 
     Returns:
-        RGB of shape (height, width, 3), upright, the upper 8 of the 16 bits; alpha is composited over black.
+        RGB of shape (height, width, 3), upright; alpha is composited over black.
 
     Raises:
-        UnreadableImageError: If it is another kind of TIFF, is damaged or has several pages.
+        UnreadableImageError: If it is another kind of TIFF, is damaged, has several pages, or values of unknown range.
     """
     import cv2
 
@@ -313,14 +342,88 @@ def decode_deep_tiff(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     if width[0] * height[0] > max_pixels:
         raise UnreadableImageError(f"{width[0]} × {height[0]} pixels are over the limit of {max_pixels:,}")
     check_pieces(tags, len(content))
+    if _extract_integers(tags.get(_SAMPLE_FORMAT))[:1] == (2,):
+        raise UnreadableImageError("signed pixels have an undefined range, expected unsigned ones of 8 or 16 bits")
     is_decoded, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if not is_decoded or len(pages) != 1 or pages[0].dtype != np.uint16 or pages[0].ndim != 3:
+    if not is_decoded or len(pages) != 1 or pages[0].dtype != np.uint16:
         raise UnreadableImageError("an unsupported kind of TIFF, or damaged")
     deep = np.asarray(pages[0], dtype=np.uint16)
-    if deep.shape[2] == 4:
-        _apply_alpha(deep)
-    rgb = (deep[:, :, 2::-1] >> 8).astype(np.uint8)  # OpenCV returns BGR
-    return np.ascontiguousarray(_rotate_upright(rgb, tags.get(_ORIENTATION)))
+    photometric = tags.get(_PHOTOMETRIC)
+    if deep.ndim == 2 and photometric not in (0, 1):
+        raise UnreadableImageError("an unsupported kind of TIFF, or damaged")
+    # OpenCV shifts packed values of 10, 12 or 14 bits to the upper end of 16 bits.
+    is_packed = _extract_integers(tags.get(_BITS))[:1] not in ((), (16,))
+    bits = 16 if is_packed else get_tiff_bits(tags)
+    rgb = convert_deep_to_rgb(deep, bits=bits, inverted=deep.ndim == 2 and photometric == 0)
+    return np.ascontiguousarray(rotate_upright(rgb, tags.get(_ORIENTATION)))
+
+
+def get_tiff_bits(tags: Mapping[int, object]) -> int | None:
+    """Return the bits that values up to the tag MaxSampleValue need; None if there is none, or if it is not 2ⁿ - 1."""
+    highest = max(_extract_integers(tags.get(_MAX_VALUE)), default=0)
+    bits = highest.bit_length()
+    return bits if 9 <= bits <= 16 and highest == 2**bits - 1 else None
+
+
+def convert_deep_to_rgb(deep: NDArray[np.uint16], *, bits: int | None, inverted: bool = False) -> NDArray[np.uint8]:
+    """Convert an image of 16 bits per channel to RGB of 8 bits, by the range of its values.
+
+    Args:
+        deep: Grey of shape (height, width), or blue, green, red and possibly alpha of shape (height, width, 3 or 4).
+        bits: How many lower bits hold the values, where the file says so; None: see `choose_bits`.
+        inverted: Whether zero is white.
+
+    Raises:
+        UnreadableImageError: If the range is unknown.
+    """
+    colours = deep if deep.ndim == 2 else deep[:, :, 2::-1]
+    bits = choose_bits(int(colours.max()), stated=bits)
+    if inverted:
+        colours = (2**bits - 1) - colours
+    if deep.ndim == 3 and deep.shape[2] == 4:
+        colours = _apply_alpha(colours, deep[:, :, 3], bits)
+    reduced = (colours >> (bits - 8)).astype(np.uint8)
+    return np.repeat(reduced[:, :, None], 3, axis=2) if reduced.ndim == 2 else np.ascontiguousarray(reduced)
+
+
+def choose_bits(highest: int, *, stated: int | None = None) -> int:
+    """Choose how many of 16 bits hold the values of an image.
+
+    A file that says nothing has 16 bits if a value is above 4095, else 12 bits: no frame of 16 bits is so dark. If no
+    value is above 1023, they may be 10 or 12 bits, so such a file is refused: one set must not be read in two ways.
+
+    Args:
+        highest: Highest value of the image.
+        stated: What the file says: the tag MaxSampleValue of a TIFF, sBIT of a PNG.
+
+    Raises:
+        UnreadableImageError: If the range is unknown.
+
+    Example:
+        >>> choose_bits(60_000), choose_bits(4000), choose_bits(500, stated=10), choose_bits(0)
+        (16, 12, 10, 16)
+    """
+    if stated is not None and stated >= 8 and highest < 2**stated:
+        return stated
+    if highest == 0 or highest > 4095:
+        return 16
+    if highest > 1023:
+        return 12
+    raise UnreadableImageError(
+        f"its values of 16 bits end at {highest}, and it does not say whether they are 10 or 12 bits. State the range "
+        "in the tag MaxSampleValue (TIFF, 1023 or 4095) or sBIT (PNG, 10 or 12), or convert it to 8 bits"
+    )
+
+
+def read_png_bits(content: bytes) -> int | None:
+    """Return the significant bits of the channels of a PNG by its chunk sBIT; None if it has none."""
+    offset = len(_PNG)
+    while offset + 12 <= len(content) and (kind := content[offset + 4 : offset + 8]) != b"IDAT":
+        length = int.from_bytes(content[offset : offset + 4], "big")
+        if kind == b"sBIT":
+            return max(content[offset + 8 : offset + 8 + min(length, 3)], default=None)
+        offset += 12 + length
+    return None
 
 
 def _read_only_page(content: bytes) -> ImageFileDirectory_v2:
@@ -341,12 +444,19 @@ def _extract_integers(value: object) -> tuple[int, ...]:
     return tuple(entry for entry in values if isinstance(entry, int))
 
 
-def _apply_alpha(deep: NDArray[np.uint16]) -> None:
+def _apply_alpha(colours: NDArray[np.uint16], alpha: NDArray[np.uint16], bits: int) -> NDArray[np.uint16]:
+    """Composite colours over black; an alpha that is zero everywhere is none."""
+    highest = int(alpha.max())
+    if highest == 0:
+        return colours
+    full = 1 if highest == 1 else 2**bits - 1 if highest < 2**bits else 65535
+    composited = np.empty_like(colours)
     for channel in range(3):  # one at a time: the product needs twice the memory of its factors
-        deep[:, :, channel] = deep[:, :, channel].astype(np.uint32) * deep[:, :, 3] // 65535
+        composited[:, :, channel] = colours[:, :, channel].astype(np.uint32) * alpha // full
+    return composited
 
 
-def _rotate_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+def rotate_upright(image: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
     """Rotate an image upright by its EXIF orientation, 1 to 8; any other value counts as 1, as in Pillow."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)

@@ -39,6 +39,13 @@ FORMATS_FILE = "input-formats.json"
 """File in the folder of all caches with the input format of each model that was trained."""
 KIND = "images"
 """Kind of these records in the cache."""
+SHIPPED_FORMATS = {
+    "resnet50.tv_in1k": (224, "bilinear"),
+    "inception_v3.tv_in1k": (299, "bicubic"),
+    "vgg19.tv_in1k": (224, "bilinear"),
+    "resnet10t": (176, "bicubic"),
+}
+"""Size and interpolation of the models of `conf/model`, as timm gives them, for `guess_input_format`."""
 FULL, LENGTH, FORM, SHARED_BYTES = 0, 1, 2, 258
 """Bytes that an `ImageWriter` shares: whether there is no space, and the length and the JSON of the input format."""
 
@@ -73,7 +80,7 @@ class InputFormat:
         Raises:
             UnreadableImageError: Names the file and what is wrong with it.
         """
-        return self.prepare_image(read_image(path))
+        return self.prepare_image(read_image(path, policy=self.policy))
 
     def prepare_image(self, image: RGB, half: RGB | None = None) -> RGB:
         """Mask, crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3).
@@ -210,12 +217,15 @@ def resolve_input_format(
 
 
 def guess_input_format(config: Config) -> InputFormat | None:
-    """Return the input format of the last run of the configured model, or None; timm, which knows it, is not imported.
+    """Return the input format of the configured model as shipped or last used, or None; timm would take seconds.
 
     A wrong guess costs time only: images are cached by their format.
     """
     try:
         known = (read_json(Path(config.cache.folder) / FORMATS_FILE) or {}).get(_format_model_key(config))
+        if known is None and config.model._target_ is None and config.model.name in SHIPPED_FORMATS:
+            size, interpolation = SHIPPED_FORMATS[config.model.name]
+            known = [config.data.image_size or size, interpolation]
         if known is None:
             return None
         mask = resolve_mask(config.data.mask, crop=config.data.crop)

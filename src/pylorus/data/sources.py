@@ -47,7 +47,7 @@ from pylorus.data.catalog import (
     read_folders,
 )
 from pylorus.data.dicom import ensure_salt
-from pylorus.data.files import HEAD_BYTES, SUFFIXES, identify_format, read_image_bytes
+from pylorus.data.files import HEAD_BYTES, SUFFIXES, check_names, identify_format, read_image_bytes
 from pylorus.data.input_format import ImageWriter, guess_input_format
 from pylorus.data.manifest import (
     explain_missing_files,
@@ -393,8 +393,10 @@ def _read_rows(root: Path, group: str | None) -> tuple[Path, pd.DataFrame, Ignor
     if root.is_file():
         folder, rows = root.parent, read_manifest_rows(root)
     elif root.is_dir():
-        folder, rows = root, pd.DataFrame(list_class_images(root, ignored)[0], columns=["path", "class", "split"])
+        found = list_class_images(root, ignored)[0]
+        check_names((path for path, *_ in found), root)
         check_all_listed(root, ignored)
+        folder, rows = root, pd.DataFrame(found, columns=["path", "class", "split"])
     else:
         raise PylorusError(f"{root}: expected a folder of class folders, or a manifest file.")
     if group is not None:

@@ -43,8 +43,7 @@ from pylorus.deploy.thresholds import (
     fit_prediction_sets,
     resolve_deciding_class,
 )
-from pylorus.hardware.choices import get_batch_size, resolve_workers
-from pylorus.hardware.engine import Engine
+from pylorus.hardware.engine import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.frozen_features import build_evaluator

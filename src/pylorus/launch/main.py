@@ -17,36 +17,33 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from pylorus.config.checks import (
     build_config,
     check_ignored_keys,
-    check_key,
-    expand_home,
     format_error,
     format_help,
-    is_free_form,
     load_config,
-    parse_override,
     save_config,
 )
-from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
+from pylorus.config.schema import CONF, EXTENSIBLE, Config
 from pylorus.core.distributed import is_launched
-from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list, format_suggestion
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
+from pylorus.core.formatting import format_command, setup_terminal
 from pylorus.core.integrity import lock_folder
 from pylorus.core.io import (
     explain_disk_error,
     handle_closed_pipe,
     iter_leaves,
+    resolve_path,
 )
+from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
-    check_installed,
     complete_launcher,
     count_job_gpus,
     explain_sweep_end,
@@ -145,7 +142,7 @@ def check_resumable(folder: RunFolder) -> None:
         words = [*status.get("overrides", []), *map(_format_search_path, filter(None, [status.get("searchpath")]))]
         raise PylorusError(
             f"resume: the run in {folder.path} failed before it started: {status.get('error', 'no configuration')}\n"
-            f"Start it again: {TRAIN_COMMAND} {' '.join(words)}"
+            f"Start it again: {TRAIN_COMMAND} {format_command(words)}"
         )
 
 
@@ -215,8 +212,13 @@ class SweepFolder(Callback):
     path: Path | None = None
     _lock = ExitStack()
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Expand `~` in the run's folder, which a configuration file may contain."""
+        _expand_folder(config.hydra.run)
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Store the sweep's folder, and lock it until this process ends."""
+        _expand_folder(config.hydra.sweep)
         path = Path(config.hydra.sweep.dir).absolute()
         path.mkdir(parents=True, exist_ok=True)
         message = f"{path}: another process is running a sweep in this folder. Wait until it ends, or stop it first."
@@ -227,6 +229,12 @@ class SweepFolder(Callback):
             sys.exit(1)
         SweepFolder.path = path
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
+
+
+def _expand_folder(section: DictConfig) -> None:
+    if str(section.dir).startswith("~"):
+        with read_write(section), open_dict(section):
+            section.dir = str(Path(section.dir).expanduser())
 
 
 def register() -> None:
@@ -319,92 +327,6 @@ def _list_own_sources(sources: Any) -> list[str]:
     return [f"{source.schema}://{source.path}" for source in own]
 
 
-def check_overrides(arguments: list[str]) -> list[str]:
-    """Check a command line for unknown keys and files; new keys of free-form parts (model.args) need no `+`.
-
-    Groups and files are looked up where Hydra will find them: in conf/, `--config-dir`, `hydra.searchpath` and plugins.
-
-    Raises:
-        PylorusError: Names the unknown key or file and suggests the nearest known one.
-    """
-    from hydra._internal.utils import get_args_parser
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    arguments = [expand_home(argument) for argument in arguments]
-    parsed = get_args_parser().parse_args(arguments)
-    if parsed.shell_completion:  # install=bash, or an unfinished command line
-        return arguments
-    parser = OverridesParser.create()
-    overrides = {argument: parse_override(parser, argument) for argument in parsed.overrides}
-    files = _create_config_repository(parsed.config_path, parsed.config_dir, list(overrides.values()))
-    extended = {
-        name for name in EXTENSIBLE if any(each.key_or_group == f"{name}._target_" for each in overrides.values())
-    }
-    if len(files.get_sources()) > len(_create_config_repository(None, None, []).get_sources()):
-        extended = set(EXTENSIBLE)  # the user's own files may name a `_target_`
-    return [
-        _check_override(argument, overrides[argument], files, extended) if argument in overrides else argument
-        for argument in arguments
-    ]
-
-
-def _create_config_repository(config_path: str | None, config_dir: str | None, overrides: list[Any]) -> Any:
-    """Return Hydra's repository of configuration files for these options of the command line.
-
-    Raises:
-        PylorusError: If the search path names a folder that does not exist.
-    """
-    from hydra._internal.config_repository import ConfigRepository
-    from hydra._internal.utils import create_automatic_config_search_path
-
-    path = create_automatic_config_search_path(None, None, config_path or str(CONF))
-    own = [("--config-dir", f"file://{Path(config_dir).absolute()}")] if config_dir is not None else []
-    for override in overrides:
-        if override.key_or_group == "hydra.searchpath" and isinstance(override.value(), list):
-            own += [("hydra.searchpath", str(source)) for source in override.value()]
-    for option, location in own:
-        path.append(option, location)
-    files = ConfigRepository(path)
-    for source in files.get_sources():
-        if source.provider in ("--config-dir", "hydra.searchpath") and not source.available():
-            raise PylorusError(
-                f"{source.provider}: {source.path} is not a folder, expected one with your configuration."
-            )
-    return files
-
-
-def _check_override(argument: str, override: Any, files: Any, extended: set[str]) -> str:
-    key = override.key_or_group
-    check_installed(argument)
-    if key.startswith("hydra"):
-        return argument
-    if key in GROUPS or files.group_exists(key):
-        value = override.value()
-        choices = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
-        for option in [str(choice) for choice in choices if choice is not None]:
-            if not files.config_exists(f"{key}/{option}"):
-                options = sorted(set(files.get_group_options(key)))
-                raise PylorusError(
-                    f"{key}={option}: there is no {key}/{option}.yaml.{format_suggestion(option, options)}\n"
-                    f"Available: {', '.join(options)}. Your own files: --config-dir DIR, with DIR/{key}/{option}.yaml."
-                )
-        return argument
-    section, _, name = key.partition(".")
-    is_argument = section in extended and bool(name)
-    try:
-        check_key(key)
-        is_argument = False
-    except PylorusError:
-        if not is_argument:
-            raise
-    if override.is_add() and re.match(r"stages\.", key):
-        raise PylorusError(f"{argument}: stages are added in a file of conf/stage, not here. Remove the +.")
-    is_free_key = (is_argument or is_free_form(key)) and not (
-        override.is_add() or override.is_force_add() or override.is_delete()
-    )
-    return f"++{argument}" if is_free_key else argument
-
-
 register()  # here, since a launcher's worker imports this module and composes before it calls anything
 
 
@@ -412,6 +334,7 @@ def main() -> None:
     """`python train.py`: run, print errors that users can fix without a traceback, and summarize a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors, so that we print them
     code = 0
+    setup_terminal()
     with handle_closed_pipe():
         try:
             code = _get_exit_code(_run_launched if is_launched() else _run_command_line)
@@ -442,7 +365,7 @@ def _run_command_line() -> int:
     with handle_signals():
         if resumed_folders:
             overrides = get_args_parser().parse_args(sys.argv[1:]).overrides
-            resume(RunFolder(Path(resumed_folders[-1]).expanduser().absolute()), overrides)
+            resume(RunFolder(resolve_path(resumed_folders[-1], argument="resume").absolute()), overrides)
         else:
             _run_hydra_job()
     if _failures and SweepFolder.path is None:

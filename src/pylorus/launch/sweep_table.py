@@ -1,5 +1,6 @@
 """The table of a finished sweep: one row a job and stage, means over replicates, and what a search maximises."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ def _format_configurations(configurations: pd.DataFrame, table: pd.DataFrame) ->
     common = _find_common_overrides(table["overrides"])
     rows = []
     for row in configurations.to_dict("records"):
-        differing = [override for override in row["overrides"].split() if override not in common]
+        differing = [override for override in _split_words(row["overrides"]) if override not in common]
         cells = [str(row[name]) for name in ("configuration", "model", "stage")]
         cells += [" ".join(differing) or "–", str(row["runs"]), row["jobs"]]
         rows.append([*cells, *(_format_spread(row, part) for part in ("val", "test"))])
@@ -210,7 +211,8 @@ def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> 
     rows = rows.drop(columns=hidden)
     common = _find_common_overrides(table["overrides"])
     rows["overrides"] = [
-        " ".join(word for word in overrides.split() if word not in common) or "–" for overrides in rows["overrides"]
+        " ".join(word for word in _split_words(overrides) if word not in common) or "–"
+        for overrides in rows["overrides"]
     ]
     for name in rows.columns:
         if name.startswith(("val ", "test ")):
@@ -228,9 +230,14 @@ def _render_markdown_table(header: list[str], body: list[list[str]]) -> str:
     return "\n".join(f"| {line} |" if index != 1 else f"|-{line}-|" for index, line in enumerate(lines))
 
 
+def _split_words(overrides: str) -> list[str]:
+    """Split overrides at the spaces between them, not at those in quotes."""
+    return re.findall(r"""(?:'[^']*'|"[^"]*"|\S)+""", overrides)
+
+
 def _find_common_overrides(overrides: pd.Series) -> list[str]:
     """Return the overrides that all command lines have in common, in the order of the first."""
-    words = [text.split() for text in overrides]
+    words = [_split_words(text) for text in overrides]
     return [word for word in words[0] if all(word in others for others in words)] if words else []
 
 

@@ -39,6 +39,7 @@ from pylorus.core.distributed import (
     read_processes,
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
+from pylorus.core.formatting import setup_terminal
 from pylorus.core.io import handle_closed_pipe, read_json, write_json
 from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
@@ -47,8 +48,15 @@ from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
-from pylorus.hardware.choices import list_choices, log_choices, resolve_workers
-from pylorus.hardware.engine import Engine, collect_environment, resolve_accelerator, resolve_engine
+from pylorus.hardware.engine import (
+    Engine,
+    collect_environment,
+    list_choices,
+    log_choices,
+    resolve_accelerator,
+    resolve_engine,
+    resolve_workers,
+)
 from pylorus.launch.rank import ERROR_FILE, train_rank
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
@@ -463,6 +471,7 @@ def _extract_structure(config: Config, backbone: Backbone) -> list[BlockStructur
 
 def main() -> None:
     """`python -m pylorus.launch.train FOLDER`: one run in its own process; --rank FOLDER: one process of a run."""
+    setup_terminal()
     if sys.argv[1] == "--rank":
         folder, processes = Path(sys.argv[2]), read_processes()
         os.environ.setdefault(ERROR_FILE, str(folder / f"{FAILURE_PREFIX}{processes.index}.json"))  # srun names none

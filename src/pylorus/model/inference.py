@@ -14,8 +14,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from pylorus.data.dataset import Draw, EpochBatchSampler, EpochSampler, ImageBatches
-from pylorus.hardware.choices import is_faster_channels_last
-from pylorus.hardware.engine import use_full_precision
+from pylorus.hardware.engine import is_faster_channels_last, use_full_precision
 from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images, restore_modes
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
@@ -168,6 +167,24 @@ def compute_appearance(image: Tensor) -> Tensor:
     """
     pixels = image.float() / 255
     weight = ((pixels.amax(dim=1, keepdim=True) - VISIBLE) / (FULLY_VISIBLE - VISIBLE)).clamp(0, 1)
+    textures = []
+    for scale in range(TEXTURE_SCALES):
+        if scale and pixels.shape[-1] >= 2:
+            pixels, weight = functional.avg_pool2d(pixels, 2), functional.avg_pool2d(weight, 2)
+        if scale == 1:
+            colors = _compute_color_statistics(pixels, weight)
+        for near, far in (
+            ((slice(None), slice(None), slice(1, None)), (slice(None), slice(None), slice(None, -1))),
+            ((slice(None), slice(None), slice(None), slice(1, None)), (..., slice(None, -1))),
+        ):
+            common = weight[near] * weight[far]
+            difference = ((pixels[near] - pixels[far]).abs() * common).sum(dim=(2, 3))
+            textures.append((difference / common.sum(dim=(2, 3)).clamp_min(1) + 0.001).log())
+    return torch.cat([*colors, *textures], dim=1)
+
+
+def _compute_color_statistics(pixels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, logarithm of the standard deviation and correlations of channels, each of shape (n, 3)."""
     total = weight.sum(dim=(2, 3)).clamp_min(1)
     mean = (weight * pixels).sum(dim=(2, 3)) / total
     offset = pixels - mean[:, :, None, None]
@@ -175,18 +192,7 @@ def compute_appearance(image: Tensor) -> Tensor:
     products = weight * offset * torch.cat([offset[:, 1:], offset[:, :1]], dim=1)
     covariance = products.sum(dim=(2, 3)) / total
     correlation = covariance / (deviation * torch.cat([deviation[:, 1:], deviation[:, :1]], dim=1))
-    statistics = [mean, (deviation + 0.01).log(), correlation]
-    for scale in range(TEXTURE_SCALES):
-        if scale and pixels.shape[-1] >= 2:
-            pixels, weight = functional.avg_pool2d(pixels, 2), functional.avg_pool2d(weight, 2)
-        for near, far in (
-            ((slice(None), slice(None), slice(1, None)), (slice(None), slice(None), slice(None, -1))),
-            ((slice(None), slice(None), slice(None), slice(1, None)), (..., slice(None, -1))),
-        ):
-            common = weight[near] * weight[far]
-            difference = (common * (pixels[near] - pixels[far]).abs()).sum(dim=(2, 3))
-            statistics.append((difference / common.sum(dim=(2, 3)).clamp_min(1) + 0.001).log())
-    return torch.cat(statistics, dim=1)
+    return mean, (deviation + 0.01).log(), correlation
 
 
 class AppearanceModel(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pylorus.core.errors import TRAIN_COMMAND
+from pylorus.core.formatting import format_command
 from pylorus.core.privacy import redact_overrides
 from pylorus.data.stratification import explain_split, get_requested_fractions
 from pylorus.report.captions import format_caveats, format_test_basis, format_training_basis, is_validated_on_test
@@ -32,7 +33,9 @@ def format_command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
     lines = []
     for run in runs:
         words = [str(word) for word in run.status.get("overrides", [])]
-        lines.append(f"{run.label}: {TRAIN_COMMAND} {' '.join(words if names else redact_overrides(words))}")
+        lines.append(
+            f"{run.label}: {TRAIN_COMMAND} {format_command(words) if names else ' '.join(redact_overrides(words))}"
+        )
     return "\n".join(line.rstrip() for line in lines)
 
 

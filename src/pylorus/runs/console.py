@@ -13,6 +13,8 @@ from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
+from pylorus.core.formatting import setup_terminal
+
 MAX_PENDING = 10_000
 """Texts that wait for a terminal or a pipe that does not take them; further ones are dropped."""
 DRAIN_SECONDS = 2.0
@@ -43,6 +45,7 @@ def open_run_log(folder: Path) -> Iterator[None]:
     Args:
         folder: The run's folder.
     """
+    setup_terminal()
     logger = logging.getLogger("pylorus")
     terminal, file = _TerminalHandler(), _LogFileHandler(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

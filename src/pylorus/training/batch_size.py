@@ -23,8 +23,7 @@ from pylorus.config.schema import Config, LossConfig, ModelConfig, OptimizerConf
 from pylorus.core.distributed import get_concurrent_jobs
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes, format_percent
-from pylorus.hardware.choices import get_batch_size, resolve_channels_last
-from pylorus.hardware.engine import Engine, get_free_memory
+from pylorus.hardware.engine import Engine, get_batch_size, get_free_memory, resolve_channels_last
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth, set_modes
@@ -271,7 +270,7 @@ class TrialProcess:
 
     def __enter__(self) -> "TrialProcess":
         pipe = subprocess.PIPE
-        self._stderr = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pylorus.training.batch_size"],
             stdin=pipe,

@@ -24,8 +24,7 @@ from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.evaluation.influence import estimate_by_jackknife
-from pylorus.hardware.choices import get_batch_size, resolve_channels_last, resolve_workers
-from pylorus.hardware.engine import Engine, FullBatchForward
+from pylorus.hardware.engine import Engine, FullBatchForward, get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth

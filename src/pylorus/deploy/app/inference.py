@@ -191,7 +191,7 @@ def _decode_upload(bundle: Bundle, upload: Upload, wanted: AnswerOptions) -> Dec
         return DecodedUpload(upload.name, error=upload.error)
     input_format = bundle.input
     try:
-        image = decode_image(upload.content)
+        image = decode_image(upload.content, policy=input_format.policy)
         pixels = input_format.prepare_image(image)
         display_format = replace(input_format, size=max(input_format.size, MIN_PICTURE_SIDE))
         display = display_format.prepare_image(image) if wanted.image or wanted.heat_map else None
