@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from pylorus.config.checks import build_config, load_config
 from pylorus.config.schema import EXTENSIBLE, GROUPS
 from pylorus.core.errors import PylorusError
-from pylorus.core.io import write_text
+from pylorus.core.io import read_json, write_text
 from pylorus.launch.main import check_overrides, resume
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
@@ -212,7 +212,7 @@ def test_a_run_with_user_files_is_resumed_with_further_overrides(own_groups, com
         write_text(
             folder.config, OmegaConf.to_yaml(compose_config(f"hydra.searchpath=[{own_groups}]", "experiment=mine"))
         )
-    status = json.loads((tmp_path / "status.json").read_text())
+    status = read_json(tmp_path / "status.json")
     (tmp_path / "status.json").write_text(json.dumps(status | {"state": "interrupted"}))
     with pytest.raises(PylorusError, match="seed: the run has 7, found 8"):
         resume(folder, ["seed=8"])

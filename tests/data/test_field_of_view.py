@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from pylorus.data.decode import read_image
-from pylorus.data.field_of_view import FieldOfView, crop_to_field, find_field
+from pylorus.data.field_of_view import crop_to_field, find_field
+from pylorus.data.field_shape import FieldOfView
 from pylorus.data.synthetic import CLASSES, generate_frame
+from tests.data.device_frames import LAYOUTS, draw_frame
 from tests.data.synthetic_frames import SHAPES, Mask, drawn_frame
 
 IMAGES = Path(__file__).parents[3] / "shared" / "data" / "bloodcells"
@@ -34,6 +36,51 @@ def test_a_synthetic_field_is_found_to_within_three_percent(seed):
     frame = drawn_frame(seed, longest=LONGEST)
     field = find_field(frame.image)
     assert overlap(found_pixels(field, frame.image.shape), frame.field) >= LEAST_OVERLAP, (frame.shape, field.reason)
+
+
+def test_fields_of_all_device_layouts_are_found_and_keep_their_mucosa():
+    """The targets hold over 2,000 frames of full size; see `benchmarks/field_of_view.py`."""
+    measured = {}
+    for layout in LAYOUTS:
+        for seed in range(3):
+            frame = draw_frame(layout, seed, device=seed + 40, longest=800)
+            found = found_pixels(find_field(frame.image), frame.image.shape)
+            lost = 1 - (found & frame.field).sum() / frame.field.sum()
+            measured[layout, seed] = overlap(found, frame.field), float(lost)
+    missed = {key: values for key, values in measured.items() if values[0] < LEAST_OVERLAP}
+    cut = {key: values for key, values in measured.items() if values[1] > 0.01}
+    assert len(missed) <= 0.02 * len(measured), missed
+    assert len(cut) <= 0.01 * len(measured), cut
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (6, 10, 40), (60, 60, 62), (110, 70, 40), (250, 250, 250)])
+def test_the_ground_may_have_any_flat_colour(colour):
+    frame = draw_frame("octagon", 2, device=3, longest=640)
+    frame.image[~frame.field] = colour
+    assert overlap(found_pixels(find_field(frame.image), frame.image.shape), frame.field) >= LEAST_OVERLAP
+
+
+def test_a_status_bar_below_the_field_is_cropped_off():
+    frame = draw_frame("round above a status bar", 1, device=2)
+    bottom = find_field(frame.image).box[3]
+    true = int(np.flatnonzero(frame.field.any(axis=1))[-1]) + 1
+    assert abs(bottom - true) <= 4 < frame.image.shape[0] - bottom
+
+
+@pytest.mark.parametrize("line", [1, 2])
+def test_a_hairline_around_the_frame_changes_nothing(line):
+    image = draw_frame("octagon", 5, device=9, longest=960).image
+    framed = image.copy()
+    framed[:line], framed[-line:], framed[:, :line], framed[:, -line:] = (255,) * 4
+    plain, found = find_field(image), find_field(framed)
+    assert found.shape == plain.shape == "octagon"
+    assert np.abs(np.subtract(found.box, plain.box)).max() <= 4
+
+
+def test_a_soft_octagon_does_not_become_a_disc_with_ground_inside():
+    frame = draw_frame("octagon, soft edge", 3, device=7)
+    found = found_pixels(find_field(frame.image), frame.image.shape)
+    assert (found & ~frame.field).sum() <= 0.02 * found.sum()
 
 
 @pytest.mark.parametrize("label", CLASSES)

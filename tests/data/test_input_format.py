@@ -8,7 +8,8 @@ from PIL import Image
 
 from pylorus.config.schema import CONF
 from pylorus.data.decode import resize_image
-from pylorus.data.field_of_view import crop_to_field, find_field
+from pylorus.data.field_of_view import FINDER, crop_to_field, find_field
+from pylorus.data.first_field_finder import find_field_as_in_version_1
 from pylorus.data.input_format import InputFormat, guess_input_format, resolve_input_format
 from pylorus.data.overlays import cover_overlays, find_overlays
 from pylorus.data.synthetic import generate_frame
@@ -39,6 +40,17 @@ def test_a_frame_without_a_field_is_not_cropped(tmp_path):
 
 def test_cropped_images_have_their_own_cache_entries():
     assert InputFormat(64, "pad", "bilinear").get_key() != InputFormat(64, "pad", "bilinear", crop="auto").get_key()
+
+
+def test_a_bundle_of_an_earlier_release_crops_as_in_its_training():
+    image = draw_frame("round above a status bar", 0, device=3, longest=640).image
+    old, new = (InputFormat(128, "pad", "bilinear", crop="auto", finder=finder) for finder in (1, FINDER))
+    cropped = crop_to_field(image, find_field_as_in_version_1(image))
+    assert np.array_equal(
+        old.prepare_image(image), resize_image(cropped, size=128, how="pad", interpolation="bilinear")
+    )
+    assert not np.array_equal(old.prepare_image(image), new.prepare_image(image))
+    assert old.get_key() != new.get_key()
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 import copy
 import json
 import logging
+import re
 import shutil
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
@@ -14,6 +16,7 @@ from pylorus.data import image_facts as module
 from pylorus.data.prepare import prepare_images
 from pylorus.launch.main import update_config
 from pylorus.runs.folder import RunFolder
+from tests.data.device_frames import draw_frame
 
 
 @pytest.fixture
@@ -46,6 +49,32 @@ def test_the_audit_of_a_run_is_written_and_summarized_in_a_line(compose_config, 
     assert found["accepted_leaks"] == {"patient": 0, "file": 0, "pixels": 0, "near": 0}
     assert found["left_out"] == []
     assert any(line.startswith("audit ") for line in log_lines)
+
+
+def test_a_run_says_in_how_many_images_a_field_was_found_and_warns_below_half(compose_config, tmp_path, log_lines):
+    for number in range(12):
+        layout = "octagon" if number < 4 else "whole"
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_frame(layout, number, longest=320).image).save(path)
+    prepared(compose_config, tmp_path / "set", tmp_path / "run", "data.crop=auto", "data.mask=none")
+    assert "fields   field of view found in 4 of 12 images" in log_lines
+    warning = next(line for line in log_lines if "not cropped" in line)
+    assert warning.startswith("fields   8 of 12 images are not cropped (data.crop=auto): 8 have no flat ground")
+    assert "a/10.png" in warning
+
+
+def test_a_run_that_crops_says_in_how_many_images_overlays_are_masked(compose_config, tmp_path, log_lines):
+    for number in range(8):
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_frame("octagon, cropped, scope map", number).image).save(path)
+    prepared(compose_config, tmp_path / "set", tmp_path / "run", "data.crop=auto")
+    line = next(line for line in log_lines if line.startswith("fields "))
+    assert re.fullmatch(
+        "fields   field of view found in [78] of 8 images, overlays masked in [5-8] [(].* % of the frame in the median[)]",
+        line,
+    )
 
 
 def test_a_second_run_decodes_nothing(compose_config, split_folders, tmp_path, monkeypatch):

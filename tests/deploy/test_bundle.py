@@ -16,6 +16,7 @@ from scipy import stats
 
 from pylorus.config.schema import Config, DeployConfig
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import read_json
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.card import render_model_card
 from pylorus.deploy.model import load_bundle
@@ -202,7 +203,7 @@ def test_a_bundle_killed_while_written_is_written_again_to_the_same_bytes(traine
     for name in ("unlike.safetensors", "SHA256SUMS"):
         folder = RunFolder(Path(shutil.copytree(trained_run.path, tmp_path / name)))
         shutil.rmtree(folder.path / "model")
-        status = json.loads((folder.path / "status.json").read_text())
+        status = read_json(folder.path / "status.json")
         (folder.path / "status.json").write_text(json.dumps({**status, "state": "failed"}))
 
         def dying(path, target, name=name):

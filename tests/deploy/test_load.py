@@ -145,6 +145,8 @@ def _set(*path, to):
         (_set("input", "std", to=[0, 0, 0]), "input.std: found"),
         (_set("input", "interpolation", to="magic"), "expected one of nearest"),
         (_set("input", "policy", to=1), "reads images by policy"),
+        (_set("input", "finder", to=99), "input.finder: found 99, .* by versions 1 to"),
+        (_set("input", "finder", to=0), "input.finder: found 0"),
         (_set("calibration", "temperature", to=0), "calibration.temperature: found 0.0"),
         (_set("decision", "class", to="XX"), "decision.class: found"),
         (_set("decision", "thresholds", "GC", to=1.5), "decision.thresholds.GC: found 1.5"),

@@ -17,7 +17,7 @@ from PIL import Image
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_percent
-from pylorus.core.io import write_text
+from pylorus.core.io import read_json, write_text
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.model import load_bundle
 from pylorus.launch.sweep_table import build_sweep_table, get_objective
@@ -352,7 +352,7 @@ def test_predictions_without_saved_features_are_computed_again(train_run, tmp_pa
     whole = train_run("pretrain", "report=false")
     folder = RunFolder(Path(shutil.copytree(whole.path, tmp_path / "old")))
     shutil.rmtree(folder.path / "model")
-    status = json.loads((folder.path / "status.json").read_text())
+    status = read_json(folder.path / "status.json")
     (folder.path / "status.json").write_text(json.dumps({**status, "state": "failed"}))
     for part in ("val", "test"):
         rough = pd.read_parquet(folder.get_predictions_path("pretrain", part))

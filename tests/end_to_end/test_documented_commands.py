@@ -3,7 +3,6 @@
 Two pages run at a time, each in a separate folder and in order, so that a command may use the results of earlier ones.
 """
 
-import json
 import re
 import shlex
 import shutil
@@ -22,7 +21,7 @@ from hydra.errors import HydraException
 
 from pylorus.cli import build_parser
 from pylorus.core.errors import PylorusError
-from pylorus.core.io import write_json
+from pylorus.core.io import read_json, write_json
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import RESUME, check_overrides
 from pylorus.launch.sweep import REQUIRED_PACKAGES
@@ -93,7 +92,7 @@ def fill(folder: Path, prepared: Path, *, draws_images: bool) -> None:
     interrupted = folder / "outputs" / "interrupted"
     for part in ("finetune", "model", "report"):
         shutil.rmtree(interrupted / part)
-    status = json.loads((interrupted / "status.json").read_text())
+    status = read_json(interrupted / "status.json")
     write_json(interrupted / "status.json", {**status, "state": "interrupted"})
 
 

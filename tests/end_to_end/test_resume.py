@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pylorus.core.io import read_json
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 from tests.forking import ForkedProcess, ForkServer
@@ -97,16 +98,16 @@ def test_a_repeated_sweep_runs_only_missing_or_failed_jobs(train, tmp_path):
     sweep = tmp_path / "sweep"
     words = ["-m", *WORDS[:-1], "stages.finetune.epochs=2", f"hydra.sweep.dir={sweep}", "seed=0,1,2"]
     assert train(*words).returncode == 0
-    ended = json.loads((sweep / "0" / "status.json").read_text())["ended"]
+    ended = read_json(sweep / "0" / "status.json")["ended"]
     (sweep / "1" / "status.json").write_text(
-        json.dumps({**json.loads((sweep / "1" / "status.json").read_text()), "state": "failed", "error": "disk full"})
+        json.dumps({**read_json(sweep / "1" / "status.json"), "state": "failed", "error": "disk full"})
     )
     for path in sorted((sweep / "2").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     found = train(*words)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("already finished") == 1 + found.stdout.count("is already finished")
-    assert json.loads((sweep / "0" / "status.json").read_text())["ended"] == ended
+    assert read_json(sweep / "0" / "status.json")["ended"] == ended
     table = pd.read_csv(sweep / "sweep.csv")
     assert table["state"].tolist() == ["finished"] * 6
 

@@ -110,7 +110,7 @@ def audit(
         *check_classes_and_groups(images, thresholds),
         *check_files(images, facts, thresholds),
         *check_image_quality(images, facts, thresholds),
-        *check_fields(fields),
+        *check_fields(fields, facts),
     ]
     digests = extract_fact_column(facts, "sha256")
     samples = tuple(compute_sample_id(path, digest) for path, digest in zip(images.table["path"], digests, strict=True))

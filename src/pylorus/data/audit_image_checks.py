@@ -240,10 +240,8 @@ def _build_items(
     return tuple(Item((file,), format_detail(index)) for file, index in zip(files, order.tolist(), strict=True))
 
 
-IMAGES_PER_CLASS = 12
-"""Images per class in the sample: finding a field is the slowest step, and a class has few devices."""
-MIN_BORDER = 0.02
-"""Fraction of the frame: with less black at its edge, there is nothing to crop."""
+IMAGES_PER_SHAPE = 8
+"""Images of each shape on the sheet of fields: half of them the least certain, half of them as they mostly are."""
 
 
 @dataclass(frozen=True)
@@ -266,19 +264,19 @@ class FieldSample:
 
 
 def sample_fields(images: ImageSet, facts: Sequence[Facts]) -> tuple[FieldSample, ...]:
-    """Find the fields of view of up to `IMAGES_PER_CLASS` images per class.
+    """Find the fields of view of up to `IMAGES_PER_SHAPE` images of each shape, the commonest shape first.
 
-    Images are selected by content, so every audit selects the same. Images without a black edge are skipped: they
-    are all field.
+    Of each shape, the images whose fields are least certain come first. Images are selected by content, so every audit
+    selects the same. If nothing would be cropped in any image, there is nothing to show.
     """
     fields = []
-    for index in _select_images(images, facts):
+    for index in _select_images(facts):
         image = load_image_if_readable(images.root / images.table["path"].iloc[index])
         if image is None:
             continue  # deleted since its facts were computed: there is nothing to show
         field = find_field(image)
         left, top, right, bottom = field.box
-        field_pixels = (right - left) * (bottom - top) if field.mask is None else int(field.mask.sum())
+        field_pixels = field.measure_area()
         covered = find_overlays(image).draw_mask(image.shape)[top:bottom, left:right]
         covered_pixels = int((covered if field.mask is None else covered & field.mask).sum())
         cut = 1 - field_pixels / (image.shape[0] * image.shape[1])
@@ -294,27 +292,44 @@ def load_image_if_readable(path: ImageLocation) -> RGB | None:
         return None
 
 
-def check_fields(fields: Sequence[FieldSample]) -> list[Finding]:
-    """Return a note on how many of the images would be cropped, or nothing if there are none."""
-    cropped = [each for each in fields if each.shape != "full"]
+def check_fields(fields: Sequence[FieldSample], facts: Sequence[Facts]) -> list[Finding]:
+    """Return a note on the shapes of the fields of all images, with a sheet of some of each, or nothing."""
     if not fields:
         return []
-    fractions = sorted(each.cut for each in cropped)
-    range_of_fractions = (
-        f" ({format_percent(fractions[0], digits=0)} to {format_percent(fractions[-1], digits=0)} % of the frame)"
-        if cropped
+    outcomes, counts = count_fields(facts)
+    by_outcome = dict(zip(outcomes, counts, strict=True))
+    outside = extract_fact_column(facts, "outside")[extract_fact_column(facts, "outside") > 0]
+    fractions = (
+        f" ({format_percent(float(outside.min()), digits=0)} to {format_percent(float(outside.max()), digits=0)} % of "
+        "the frame)"
+        if len(outside)
         else ""
     )
+    whole, unclear = by_outcome.pop(WHOLE, 0), by_outcome.pop(UNCLEAR, 0)
+    shapes = [f"{name} {count:,}" for name, count in by_outcome.items()]
+    shapes += [f"whole frame {whole:,}"] if whole else []
+    shapes += [f"no shape fits {unclear:,}"] if unclear else []
     return [
         Finding(
             "field-of-view",
             "note",
-            f"In a sample of {format_count(len(fields), 'image')} with a black edge, data.crop=auto would crop "
-            f"{len(cropped)}{range_of_fractions} and leave {len(fields) - len(cropped)} unchanged.",
-            "Inspect the outlines below. If they fit, set data.crop=auto.",
+            f"data.crop=auto would crop {sum(by_outcome.values()):,} of {format_count(sum(counts), 'image')}{fractions}"
+            f" and leave {whole + unclear:,} unchanged. Fields of view: {', '.join(shapes)}.",
+            "Inspect the outlines below: of each shape, the least certain come first. If they fit, set data.crop=auto.",
             tuple(Item((each.file,), _describe_field(each)) for each in fields),
         )
     ]
+
+
+WHOLE, UNCLEAR = "whole", "unclear"
+"""Outcomes of the search for a field, besides its shape: nothing to crop, and ground but no shape that convinces."""
+
+
+def count_fields(facts: Sequence[Facts]) -> tuple[list[str], list[int]]:
+    """Count the images of each outcome of the search for a field, the commonest first; see `Facts.field`."""
+    outcomes, counts = np.unique(extract_fact_column(facts, "field").astype(np.str_), return_counts=True)
+    order = [index for index in np.argsort(-counts, kind="stable") if outcomes[index]]
+    return [str(outcomes[index]) for index in order], [int(counts[index]) for index in order]
 
 
 def _describe_field(field: FieldSample) -> str:
@@ -322,11 +337,16 @@ def _describe_field(field: FieldSample) -> str:
     return field.reason + (f"; overlays cover {percent} % of it" if field.covered > 0 else "")
 
 
-def _select_images(images: ImageSet, facts: Sequence[Facts]) -> list[int]:
-    has_edge = (extract_fact_column(facts, "problem") == "") & (extract_fact_column(facts, "border") >= MIN_BORDER)
-    digests = extract_fact_column(facts, "sha256")
+def _select_images(facts: Sequence[Facts]) -> list[int]:
+    field, digests = extract_fact_column(facts, "field"), extract_fact_column(facts, "sha256")
+    certainty = np.where(field == WHOLE, -extract_fact_column(facts, "border"), extract_fact_column(facts, "visible"))
+    outcomes, _ = count_fields(facts)
+    if set(outcomes) <= {WHOLE}:
+        return []
     selected: list[int] = []
-    for _, rows in images.table[has_edge].groupby("class"):
-        candidates = sorted((digests[index], index) for index in map(int, rows.index))
-        selected += [index for _, index in candidates[:IMAGES_PER_CLASS]]
-    return sorted(selected)
+    for outcome in outcomes:
+        ranked = sorted(np.flatnonzero(field == outcome).tolist(), key=lambda index: (certainty[index], digests[index]))
+        worst, others = ranked[: IMAGES_PER_SHAPE // 2], ranked[IMAGES_PER_SHAPE // 2 :]
+        usual = sorted(others, key=lambda index: str(digests[index]))[: IMAGES_PER_SHAPE - len(worst)]
+        selected += [*worst, *usual]
+    return selected

@@ -55,6 +55,9 @@ SCHEMA = pa.schema(
         "text": pa.int32(),
         "covered": pa.float64(),
         "places": DIGEST,
+        "field": WORD,
+        "visible": pa.float64(),
+        "outside": pa.float64(),
     }
 )
 DIGESTS = tuple(field.name for field in SCHEMA if field.type == DIGEST)
@@ -85,6 +88,9 @@ class Facts:
         text: Number of rows of text that a console has written into the frame.
         covered: Fraction of the frame that data.mask=overlays covers, in [0, 1].
         places: Where text may stand; see `image_measures.locate_text`.
+        field: What data.crop=auto finds: a shape in words, `whole` if there is nothing to crop, or `unclear`.
+        visible: Fraction of the field's border at which an edge is visible, in [0, 1].
+        outside: Fraction of the frame that lies outside the field, in [0, 1].
     """
 
     sha256: str
@@ -103,6 +109,9 @@ class Facts:
     text: int = 0
     covered: float = 0.0
     places: str = ""
+    field: str = ""
+    visible: float = 0.0
+    outside: float = 0.0
 
     @property
     def readable(self) -> bool:

@@ -1,22 +1,39 @@
 """Detect the field of view of an endoscopic frame: what the lens shows, without the console's text, logos and insets.
 
-The field is a bright convex shape on a nearly black background. On each ray from its center, its edge is where the dark
-background begins; text is too thin to survive a morphological opening, and logos and insets are not connected to the
-field. As parts of the border are hidden by text, by an inset or in dark mucosa, a complete shape is fitted to
-the visible parts (`field_shape.py`). If no shape fits, the frame is left as it is and the reason is given.
+Around the field lies ground of one or several flat colours: black, a mat painted into the corners, a status bar, white
+paper. Flat areas of one exact colour at the rim are ground; mucosa is smooth in places, but of all shades. A small copy
+of the frame says how much each pixel differs from the ground: the field is its largest region of large differences, as
+text is too thin to survive a morphological opening. Where the region ends sharply lie the points of its edge.
+
+As parts of the border are hidden by text, by an inset or in dark mucosa, complete shapes are fitted to the edge
+(`field_shape.py`) and weighed: how much of the shape's border is visible, how many points it explains, what it cuts off
+and what ground it leaves inside. If none convinces, the frame is left as it is and the reason is given.
 
 Text inside the field remains; text that crosses the border is cut off at the border.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_percent
-from pylorus.data.field_shape import SNAP, Disc, Shape, count_border_points, fit_shapes
+from pylorus.data.field_shape import (
+    SNAP,
+    FieldOfView,
+    Shape,
+    build_full_field,
+    count_border_points,
+    draw_mask,
+    fit_shapes,
+    scale_to_frame,
+)
 from pylorus.data.files import RGB
 
+FINDER = 2
+"""Version of the finder, to be raised when it finds another field in some frame. A bundle states the version with which
+it was trained; version 1 is `first_field_finder.py`."""
 WORKING_SIDE = 320
 """Longer side of the working copy in pixels; an edge is located to within a third of such a pixel."""
 PAD = 8
@@ -25,15 +42,17 @@ RIM = 2
 """Outermost pixels of the working copy that are not trusted: a hairline around the frame hides what lies inside it."""
 BAND = 0.05
 """Width of the rim in which ground colours are sought, as a proportion of the shorter side."""
+RIM_STEP = 5
+"""Every so many pixels of the rim are examined."""
 MAX_COLOURS = 6
 """Maximum number of ground colours."""
 FLAT_RANGE = 2
 """Maximum difference in grey levels between neighbours in flat ground, after smoothing."""
 MIN_COLOUR = 0.015
 """Minimum proportion of the rim that a ground colour covers."""
-SATURATED, MIN_SATURATED = 235, 0.3
-"""Grey level from which all channels may be saturated, as in overexposed mucosa, and the minimum proportion of the flat
-pixels of the rim that such a colour covers if it is ground."""
+SATURATED, MIN_SATURATED_CORNERS = 225, 3
+"""Grey level from which a colour may be overexposed mucosa, and the number of corners of the frame that it fills if it
+is ground."""
 MIN_INNER_COLOUR = 0.12
 """Minimum proportion of the rim of the region inside the ground that a further ground colour covers."""
 MIN_CORE = 0.4
@@ -41,16 +60,17 @@ MIN_CORE = 0.4
 MIN_THRESHOLD, MAX_THRESHOLD = 5.0, 20.0
 """Grey levels by which a pixel differs at least from the ground, with the least and the most noise."""
 MAX_EDGE_POINTS = 400
-REACH = 8
-"""Pixels of the working copy examined on each side of an edge."""
+REACH, OUTER_REACH = 8, 4
+"""Pixels of the working copy examined inside and outside of the region's contour, which lies where the edge ends."""
 MAX_EDGE_WIDTH = 5.0
-"""Maximum width in pixels of the working copy over which an edge falls from 80 % to 20 %; a shadow falls more slowly."""
+"""Maximum width in pixels of the working copy over which an edge falls from 80 % to 20 %; shadows fall more slowly."""
 MIN_CONTRAST = 7
 """Minimum difference in grey levels between field and ground at an edge."""
 
 Plane = NDArray[np.floating]
 Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Value = TypeVar("Value", np.uint8, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -91,9 +111,9 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
     slopes = cv2.split(cv2.morphologyEx(smooth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
     flat = cv2.max(slopes[0], cv2.max(slopes[1], slopes[2])) <= FLAT_RANGE
     band = max(2, round(BAND * min(size)))
-    rim = _extract_rim(smooth, band)
-    colours = _find_flat_colours(rim[_extract_rim(flat, band)], least=MIN_COLOUR * len(rim))
-    colours = [colour for colour in colours if _fills_areas(smooth, colour)]
+    rim = _extract_rim(smooth, band)[::RIM_STEP]
+    colours = _find_flat_colours(rim[_extract_rim(flat, band)[::RIM_STEP]], least=MIN_COLOUR * len(rim))
+    colours = [colour for colour in colours if _fills_areas(smooth, colour) and _is_not_glare(smooth, colour)]
     if not colours:
         return None
     difference = _measure_difference(small, colours)
@@ -104,10 +124,10 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
             return None
         left, top, right, bottom = _get_bounds(region, size)
         inner = np.s_[top:bottom, left:right]
-        rim = _extract_rim(smooth[inner], band)
-        unknown = rim[_extract_rim(flat[inner] & (difference[inner] > threshold), band)]
+        rim = _extract_rim(smooth[inner], band)[::RIM_STEP]
+        unknown = rim[_extract_rim(flat[inner] & (difference[inner] > threshold), band)[::RIM_STEP]]
         further = _find_flat_colours(unknown, least=MIN_INNER_COLOUR * len(rim))
-        further = [colour for colour in further if _fills_areas(smooth, colour)]
+        further = [colour for colour in further if _fills_areas(smooth, colour) and colour.min() < SATURATED]
         if not further:
             break
         colours += further
@@ -119,7 +139,7 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
     return WorkingCopy(np.asarray(padded), threshold, tuple(colours), region)
 
 
-def _extract_rim(values: Grey, width: int) -> Grey:
+def _extract_rim(values: NDArray[Value], width: int) -> NDArray[Value]:
     """Return the pixels along the four sides as an array of shape (pixels, ...)."""
     between = values[width:-width]
     strips = values[:width], values[-width:], between[:, :width], between[:, -width:]
@@ -134,14 +154,13 @@ def _find_flat_colours(pixels: Grey, *, least: float) -> list[NDArray[np.float32
         least: Minimum number of pixels of a colour.
     """
     colours: list[NDArray[np.float32]] = []
-    rest, total, misses = pixels.astype(np.int32), len(pixels), 0
+    rest, misses = pixels.astype(np.int32), 0
     while len(rest) >= least and len(colours) < MAX_COLOURS and misses < 4:
         cells = (rest[:, 0] >> 2) * 4096 + (rest[:, 1] >> 2) * 64 + (rest[:, 2] >> 2)
         colour = np.median(rest[cells == np.argmax(np.bincount(cells))], axis=0)
         distance = np.abs(rest - colour).max(axis=1)
         same, similar = np.count_nonzero(distance <= 1.5), np.count_nonzero(distance <= 5)
-        is_enough = same >= (least if colour.min() < SATURATED else max(least, MIN_SATURATED * total))
-        if is_enough and (same >= 0.66 * similar or (same >= 0.4 * similar and same >= 6 * least)):
+        if same >= least and (same >= 0.66 * similar or (same >= 0.4 * similar and same >= 6 * least)):
             colours.append(np.asarray(colour, dtype=np.float32))
         else:
             misses += 1
@@ -159,13 +178,20 @@ def _fills_areas(smooth: RGB, colour: NDArray[np.float32]) -> bool:
     return cv2.countNonZero(core) >= MIN_CORE * cv2.countNonZero(same)
 
 
+def _is_not_glare(smooth: RGB, colour: NDArray[np.float32]) -> bool:
+    """Whether a colour is not saturated, as overexposed mucosa is, or fills the corners of the frame, as paper does."""
+    corners = smooth[[RIM, RIM, -RIM - 1, -RIM - 1], [RIM, -RIM - 1, RIM, -RIM - 1]].astype(np.float32)
+    in_corners = int(np.count_nonzero(np.abs(corners - colour).max(axis=1) <= 2 * FLAT_RANGE))
+    return bool(colour.min() < SATURATED) or in_corners >= MIN_SATURATED_CORNERS
+
+
 def _measure_difference(small: RGB, colours: list[NDArray[np.float32]]) -> Grey:
     """Return the largest difference of a channel from the nearest colour, of shape (height, width)."""
     import cv2
 
     nearest: Grey | None = None
     for colour in colours:
-        red, green, blue = cv2.split(cv2.absdiff(small, (*colour.tolist(), 0.0)))
+        red, green, blue = cv2.split(cv2.absdiff(small, np.array([*colour, 0.0], dtype=np.float64)))
         distance = np.asarray(cv2.max(red, cv2.max(green, blue)), dtype=np.uint8)
         nearest = distance if nearest is None else np.asarray(cv2.min(nearest, distance), dtype=np.uint8)
     assert nearest is not None
@@ -226,7 +252,7 @@ def find_edge(copy: WorkingCopy) -> tuple[Plane, Plane]:
     normals /= np.maximum(np.hypot(normals[:, :1], normals[:, 1:]), 1e-6)
     if ((contour - contour.mean(axis=0)) * normals).sum() < 0:
         normals = -normals  # outwards
-    offsets = np.arange(-REACH, REACH + 1, dtype=np.float32)
+    offsets = np.arange(-REACH, OUTER_REACH + 1, dtype=np.float32)
     places = contour[:, None] + normals[:, None] * offsets[:, None]
     profiles = cv2.remap(
         copy.difference, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
@@ -243,7 +269,7 @@ def _find_half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
         Whether each profile is sharp, and where it crosses the level halfway between field and ground, in pixels
         from the profile's centre; each of shape (points,).
     """
-    inside, outside = profiles[:, : REACH - 4].mean(axis=1), profiles[:, -4:].min(axis=1)
+    inside, outside = profiles[:, : REACH - 4].mean(axis=1), profiles[:, -3:].min(axis=1)
     contrast = inside - outside
     high, half, low = (_find_last_crossing(profiles, outside + share * contrast) for share in (0.8, 0.5, 0.2))
     sharp = (low - high <= MAX_EDGE_WIDTH) & (contrast >= MIN_CONTRAST) & (outside <= threshold)
@@ -270,30 +296,13 @@ MIN_AREA = 0.08
 """Minimum proportion of the frame that a field covers."""
 FULL_AREA = 0.995
 """A field that covers at least this proportion of the frame is the whole frame."""
+FILLS_FRAME = "the field of view fills the frame"
+MAX_LAG = 0.3
+"""A shape that explains fewer points than the best by this proportion of all points is not considered."""
+CAUTION = 0.9
+"""Proportion of the border that has to be visible in addition, for each proportion of the picture that is cut off."""
 MAX_CUT = 0.2
 """Maximum proportion of the region that a shape may cut off: an inset that touches the field, or text."""
-
-_SHIFT = 4
-"""Fractional bits of the coordinates with which OpenCV draws polygons."""
-
-
-@dataclass(frozen=True)
-class FieldOfView:
-    """The field of view in a frame.
-
-    Attributes:
-        box: Left, top, right, bottom in pixels of the frame; right and bottom are exclusive.
-        shape: `full` if nothing is to be cropped, otherwise a description of the shape, such as `octagon`.
-        mask: True inside the field, of shape (bottom - top, right - left); None if the field fills the whole box.
-        support: Proportion of the visible edge that lies on the shape, in [0, 1]; 0 if no shape was fitted.
-        reason: Why this is the field, or why none was found, for the audit.
-    """
-
-    box: tuple[int, int, int, int]
-    shape: str
-    mask: NDArray[np.bool_] | None
-    support: float
-    reason: str
 
 
 def find_field(image: RGB) -> FieldOfView:
@@ -303,7 +312,7 @@ def find_field(image: RGB) -> FieldOfView:
         image: RGB, uint8 of shape (height, width, 3).
 
     Returns:
-        The field; the whole frame if it has no dark background around a field, or no shape fits the edge.
+        The field; the whole frame if no flat ground surrounds a field, or no shape convinces.
 
     Raises:
         ValueError: If the image is not a uint8 RGB array.
@@ -311,21 +320,19 @@ def find_field(image: RGB) -> FieldOfView:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} of shape {image.shape}; expected uint8 of shape (height, width, 3).")
     if min(image.shape[:2]) < MIN_SIDE:
-        return _build_full_field(
-            image, f"no field of view found: a side is shorter than {MIN_SIDE} pixels; not cropped"
-        )
+        return build_full_field(image, f"no field of view found: a side is shorter than {MIN_SIDE} pixels; not cropped")
     copy = create_working_copy(image)
     if copy is None:
-        return _build_full_field(
-            image, "no dark background at the edge of the frame: the field of view is the whole frame"
-        )
+        return build_full_field(image, "no flat ground at the edge of the frame: the field of view is the whole frame")
     points, normals = find_edge(copy)
     if len(points) < MIN_POINTS:
-        return _build_full_field(image, "no field of view found: no sharp edge between field and ground; not cropped")
+        return build_full_field(
+            image, "no field of view found: no sharp edge between field and ground; not cropped", is_clear=False
+        )
     shape, support, reason = _choose_shape(copy, points, normals)
     if shape is None:
-        return _build_full_field(image, reason, support=support)
-    return _scale_to_frame(image, shape, support)
+        return build_full_field(image, reason, support=support, is_clear=reason == FILLS_FRAME)
+    return scale_to_frame(image, shape, support, working_side=WORKING_SIDE)
 
 
 @dataclass(frozen=True)
@@ -338,6 +345,7 @@ class Evidence:
         points: Of the points of the edge: on the shape's border.
         cut: Of the region: outside the shape.
         left: Of the shape: not in the region.
+        area: Of the frame: inside the shape.
     """
 
     visible: float
@@ -345,6 +353,7 @@ class Evidence:
     points: float
     cut: float
     left: float
+    area: float
 
     @property
     def score(self) -> float:
@@ -368,21 +377,24 @@ def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Sha
     columns, rows = np.clip(points, 0, (width - 1, height - 1)).astype(np.intp).T
     edge[rows, columns] = 1
     edge = np.asarray(cv2.dilate(edge, np.ones((7, 7), np.uint8)), dtype=np.uint8)
+    shapes = fit_shapes(points, normals, size=(width, height))
+    counts = np.array([count_border_points(shape, points) for shape in shapes])
     candidates = [
-        (shape, _weigh_evidence(shape, points, edge=edge, region=region))
-        for shape in fit_shapes(points, normals, size=(width, height))
+        (shape, _weigh_evidence(shape, int(count), points, edge=edge, region=region))
+        for shape, count in zip(shapes, counts, strict=True)
+        if count >= counts.max() - MAX_LAG * len(points)
     ]
     if not candidates:
         return None, 0.0, "no field of view found: no shape fits the edge; not cropped"
     shape, evidence = max(candidates, key=lambda candidate: candidate[1].score)
     visible, cut = (format_percent(share, digits=0) for share in (evidence.visible, evidence.cut))
-    area = np.count_nonzero(_draw_mask(shape, scale=(1.0, 1.0), size=(width, height))) / (width * height)
+    area = evidence.area
     if area >= FULL_AREA:
-        return None, evidence.visible, "the field of view fills the frame"
+        return None, evidence.visible, FILLS_FRAME
     reason = None
     if area < MIN_AREA:
         reason = f"the best shape covers only {format_percent(area, digits=0)} % of the frame"
-    elif evidence.visible < MIN_SUPPORT:
+    elif evidence.visible < MIN_SUPPORT + CAUTION * evidence.cut:
         reason = f"the edge shows only {visible} % of the best shape's border"
     elif evidence.cut > MAX_CUT:
         reason = f"the best shape would cut off {cut} % of the picture"
@@ -391,11 +403,11 @@ def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Sha
     return shape, evidence.visible, ""
 
 
-def _weigh_evidence(shape: Shape, points: Plane, *, edge: Grey, region: Grey) -> Evidence:
+def _weigh_evidence(shape: Shape, count: int, points: Plane, *, edge: Grey, region: Grey) -> Evidence:
     import cv2
 
     height, width = region.shape
-    inside = _draw_mask(shape, scale=(1.0, 1.0), size=(width, height)).view(np.uint8)
+    inside = draw_mask(shape, scale=(1.0, 1.0), size=(width, height)).view(np.uint8)
     area, both = cv2.countNonZero(inside), cv2.countNonZero(cv2.bitwise_and(inside, region))
     contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     border = np.concatenate(contours)[:, 0] if contours else np.zeros((1, 2), np.int32)
@@ -404,9 +416,10 @@ def _weigh_evidence(shape: Shape, points: Plane, *, edge: Grey, region: Grey) ->
     return Evidence(
         visible=float(has_edge[is_inner].mean()) if is_inner.any() else 0.0,
         ends=float(has_edge.mean()),
-        points=count_border_points(shape, points) / len(points),
+        points=count / len(points),
         cut=1 - both / max(1, cv2.countNonZero(region)),
         left=1 - both / max(1, area),
+        area=area / region.size,
     )
 
 
@@ -433,37 +446,3 @@ def crop_to_field(image: RGB, field: FieldOfView | None = None) -> RGB:
     if field.mask is None:
         return cropped.copy()
     return np.asarray(cv2.bitwise_and(cropped, cropped, mask=field.mask.view(np.uint8)))
-
-
-def _build_full_field(image: RGB, reason: str, *, support: float = 0.0) -> FieldOfView:
-    height, width = image.shape[:2]
-    return FieldOfView((0, 0, width, height), "full", None, support, reason)
-
-
-def _scale_to_frame(image: RGB, shape: Shape, support: float) -> FieldOfView:
-    """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
-    height, width = image.shape[:2]
-    scale = min(1.0, WORKING_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    mask = _draw_mask(shape, scale=(width / size[0], height / size[1]), size=(width, height))
-    rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
-    top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
-    left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
-    box_mask = np.ascontiguousarray(mask[top:bottom, left:right])
-    reason = f"{shape.name}: {format_percent(support, digits=0)} % of its border is visible"
-    return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)
-
-
-def _draw_mask(shape: Shape, *, scale: tuple[float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Rasterize a shape, scaled by (x, y) `scale`, to a mask of a frame of `size` (width, height)."""
-    import cv2
-
-    width, height = size
-    mask = np.zeros((height, width), dtype=np.uint8)
-    corners = np.round((shape.get_polygon() * scale - 0.5) * 2**_SHIFT).astype(np.int32)
-    cv2.fillConvexPoly(mask, corners, 1, lineType=cv2.LINE_8, shift=_SHIFT)
-    if isinstance(shape, Disc):
-        box = np.clip(np.array(shape.box), -1e6, 1e6) * np.tile(scale, 2)
-        left, top, right, bottom = (max(0, round(side)) for side in box.tolist())
-        mask[:top], mask[bottom:], mask[:, :left], mask[:, right:] = 0, 0, 0, 0
-    return mask.view(np.bool_)

@@ -1,4 +1,4 @@
-"""The shapes that a field of view can have, and how one is fitted to the points of its edge.
+"""The field of view, the shapes that it can have, and how these are fitted to the points of its edge.
 
 A shape is a disc, a box with cut corners or a box with rounded corners. It gives the signed distance of points from its
 border, negative inside, and its border as a polygon; lengths are in pixels of the image in which it was found. Many of
@@ -15,7 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pylorus.core.formatting import format_percent
+
 Points = NDArray[np.floating]  # of shape (points, 2): x and y
+Pixels = NDArray[np.uint8]  # RGB, of shape (height, width, 3)
 Distances = NDArray[np.floating]  # of shape (points,)
 Corner = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -126,6 +129,12 @@ class RoundedBox:
         """Always `rounded rectangle`."""
         return "rounded rectangle"
 
+    @property
+    def is_nearly_disc(self) -> bool:
+        """Whether hardly any straight side is left."""
+        left, top, right, bottom = self.box
+        return self.radius > 0.42 * min(right - left, bottom - top)
+
     def compute_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point."""
         left, top, right, bottom = self.box
@@ -160,11 +169,83 @@ def transform_to_corner(points: Points, box: Box, index: int) -> Points:
     return np.stack([across, down], axis=1)
 
 
+_SHIFT = 4
+"""Fractional bits of the coordinates with which OpenCV draws polygons."""
+
+
+@dataclass(frozen=True)
+class FieldOfView:
+    """The field of view in a frame.
+
+    Attributes:
+        box: Left, top, right, bottom in pixels of the frame; right and bottom are exclusive.
+        shape: `full` if nothing is to be cropped, otherwise a description of the shape, such as `octagon`.
+        mask: True inside the field, of shape (bottom - top, right - left); None if the field fills the whole box.
+        support: Proportion of the shape's border at which an edge is visible, in [0, 1]; 0 if no shape was fitted.
+        reason: Why this is the field, or why none was found, for the audit.
+        is_clear: Whether the field is known: False if there is ground at the rim of the frame but no shape convinces.
+    """
+
+    box: tuple[int, int, int, int]
+    shape: str
+    mask: NDArray[np.bool_] | None
+    support: float
+    reason: str
+    is_clear: bool = True
+
+    @property
+    def outcome(self) -> str:
+        """The shape, `whole` if there is nothing to crop, or `unclear`."""
+        return self.shape if self.shape != "full" else "whole" if self.is_clear else "unclear"
+
+    def measure_area(self) -> int:
+        """Count the pixels inside the field."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top) if self.mask is None else int(np.count_nonzero(self.mask))
+
+
+def build_full_field(image: Pixels, reason: str, *, support: float = 0.0, is_clear: bool = True) -> FieldOfView:
+    """Return the whole frame as the field, with the reason."""
+    height, width = image.shape[:2]
+    return FieldOfView((0, 0, width, height), "full", None, support, reason, is_clear)
+
+
+def scale_to_frame(image: Pixels, shape: Shape, support: float, *, working_side: int) -> FieldOfView:
+    """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
+    height, width = image.shape[:2]
+    scale = min(1.0, working_side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    mask = draw_mask(shape, scale=(width / size[0], height / size[1]), size=(width, height))
+    rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
+    top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
+    left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
+    box_mask = np.ascontiguousarray(mask[top:bottom, left:right])
+    reason = f"{shape.name}: {format_percent(support, digits=0)} % of its border is visible"
+    return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)
+
+
+def draw_mask(shape: Shape, *, scale: tuple[float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Rasterize a shape, scaled by (x, y) `scale`, to a mask of a frame of `size` (width, height)."""
+    import cv2
+
+    width, height = size
+    mask = np.zeros((height, width), dtype=np.uint8)
+    corners = np.round((shape.get_polygon() * scale - 0.5) * 2**_SHIFT).astype(np.int32)
+    cv2.fillConvexPoly(mask, corners, 1, lineType=cv2.LINE_8, shift=_SHIFT)
+    if isinstance(shape, Disc):
+        box = np.clip(np.array(shape.box), -1e6, 1e6) * np.tile(scale, 2)
+        left, top, right, bottom = (max(0, round(side)) for side in box.tolist())
+        mask[:top], mask[bottom:], mask[:, :left], mask[:, right:] = 0, 0, 0, 0
+    return mask.view(np.bool_)
+
+
 TOLERANCE = 1.0
 """Tolerance in pixels: a point this close to a shape's border lies on it."""
 SNAP = 1.6
 """A side this close to the frame's border, in pixels, is the frame's border."""
-PROPOSALS = 160
+CERTAIN = 0.96
+"""Proportion of the points from which a box with cut or round corners explains an edge well enough."""
+PROPOSALS = 128
 """Random circles that are tried."""
 MIN_CORNER_POINTS = 5
 MIN_SIDE_POINTS = 8
@@ -196,11 +277,19 @@ def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> lis
         left, top, right, bottom = boxes.T[..., None]
         distance = np.maximum(np.maximum(left - x, x - right), np.maximum(top - y, y - bottom))
         counts = np.count_nonzero(np.abs(distance) < TOLERANCE, axis=1)
-        for index in np.argsort(-counts, kind="stable")[:2]:
+        order = np.argsort(-counts, kind="stable")[:2]
+        for index in order[counts[order] >= 0.6 * counts.max()]:
             box = _convert_box(boxes[index])
-            shapes += [_fit_cut_box(points, normals, box), _fit_rounded_box(points, box)]
+            shapes += [*_fit_cut_boxes(points, normals, box), _fit_rounded_box(points, box)]
+    boxlike = [shape for shape in shapes if not (isinstance(shape, RoundedBox) and shape.is_nearly_disc)]
+    if boxlike and max(count_border_points(shape, points) for shape in boxlike) >= CERTAIN * len(points):
+        return shapes  # a disc would be cut on all sides to explain as many
     disc = _fit_disc(points, lines, size)
-    return shapes if disc is None else [*shapes, disc]
+    if disc is None:
+        return shapes
+    if count_border_points(disc, points) >= CERTAIN * len(points):
+        shapes = boxlike  # four quarter circles are a disc
+    return [*shapes, disc]
 
 
 def count_border_points(shape: Shape, points: Points) -> int:
@@ -231,7 +320,7 @@ def _find_side_lines(points: Points, normals: Points, side: int, *, bound: float
     return lines or [float(bound)]
 
 
-def _fit_cut_box(points: Points, normals: Points, box: Box) -> ChamferedBox:
+def _fit_cut_boxes(points: Points, normals: Points, box: Box) -> list[ChamferedBox]:
     """Fit the box's cut corners: those that the points show; a hidden corner is cut like its neighbours."""
     spacing = float(np.median(np.hypot(*np.diff(points, axis=0).T)))
     lines = [_fit_corner(points, normals, box, index, spacing=spacing) for index in range(4)]
@@ -249,18 +338,19 @@ def _fit_cut_box(points: Points, normals: Points, box: Box) -> ChamferedBox:
         square, cut = _build_cut_box(box, others), _build_cut_box(box, corners)
         if count_border_points(square, points) > count_border_points(cut, points) + MIN_CORNER_POINTS:
             corners[index] = None
-    return _build_cut_box(box, _complete_corners(corners))
+    return [_build_cut_box(box, variant) for variant in _complete_corners(corners)]
 
 
-def _complete_corners(corners: list[Corner | None]) -> list[Corner | None]:
-    """Cut all corners if three are, and none if only one is or two that face each other: no device does that."""
+def _complete_corners(corners: list[Corner | None]) -> list[list[Corner | None]]:
+    """Return the ways in which devices cut corners that agree best with those found: none, two at a side, or all."""
     cut = [index for index, corner in enumerate(corners) if corner is not None and corner != (0.0, 0.0)]
-    if len(cut) == 3:
+    if len(cut) == 3:  # an inset hides the fourth
         hidden = next(index for index in range(4) if index not in cut)
-        return [corners[3 - hidden] if index == hidden else corner for index, corner in enumerate(corners)]
-    if len(cut) == 1 or cut in ([0, 2], [1, 3]):
-        return [None] * 4
-    return corners
+        return [[corners[3 - hidden] if index == hidden else corner for index, corner in enumerate(corners)]]
+    if len(cut) == 1:
+        pair = [corners[cut[0]] if index in (cut[0], 3 - cut[0]) else None for index in range(4)]
+        return [[None] * 4, pair]
+    return [[None] * 4] if cut in ([0, 2], [1, 3]) else [corners]
 
 
 def _build_cut_box(box: Box, corners: list[Corner | None]) -> ChamferedBox:
@@ -370,7 +460,7 @@ def _find_circle(points: Points) -> Disc | None:
     x, y = (cy * b - by * c) / twice, (bx * c - cx * b) / twice
     radii = np.hypot(x, y)
     centres = np.stack([x, y], axis=1) + start
-    scored_points = points[:: 1 + len(points) // 120]
+    scored_points = points[:: 1 + len(points) // 100]
     distance = np.hypot(scored_points[:, 0] - centres[:, :1], scored_points[:, 1] - centres[:, 1:])
     counts = np.count_nonzero(np.abs(distance - radii[:, None]) < 2 * TOLERANCE, axis=1)
     counts[radii > np.hypot(*np.ptp(points, axis=0))] = 0
@@ -385,7 +475,7 @@ def _fit_ellipse(disc: Disc, points: Points) -> Disc:
 
     The axes may differ by up to 4 %; otherwise a circle is fitted.
     """
-    for _ in range(4):
+    for _ in range(3):
         x, y = (points[np.abs(disc.compute_arc_distance(points)) < 1.5 * TOLERANCE] - disc.centre).T
         if len(x) < MIN_SIDE_POINTS:
             return disc

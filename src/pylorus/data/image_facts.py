@@ -22,11 +22,13 @@ from tqdm import tqdm
 from pylorus.core.distributed import map_items
 from pylorus.data.decode import DECODER_VERSION, UnreadableImageError, decode_image
 from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
+from pylorus.data.field_of_view import FINDER, find_field
+from pylorus.data.field_shape import FieldOfView
 from pylorus.data.files import RGB, Root, read_image_bytes
 from pylorus.data.image_measures import compute_thumbnail, measure_image, read_metadata, reduce_image
 
-VERSION = 3
-"""Increment when the same file would give other facts."""
+VERSION = f"4.{FINDER}"
+"""Increment when the same file would give other facts; the field finder has a version of its own."""
 BLOCK = 128
 """Files after which new facts and images are passed on to their caches: an interrupted pass loses little.
 
@@ -37,8 +39,14 @@ Writing them must not take longer than the processes that read need for what the
 class PreparedImages(Protocol):
     """Where the network's input goes that a pass over the files computes as well."""
 
-    def prepare(self, image: RGB, half: RGB | None) -> RGB | None:
-        """Return an image as the network's input; None if it is not worth caching. It may be known halved already."""
+    def prepare(self, image: RGB, half: RGB | None, field: FieldOfView | None) -> RGB | None:
+        """Return an image as the network's input; None if it is not worth caching.
+
+        Args:
+            image: RGB, uint8 of shape (height, width, 3).
+            half: The image halved, if that is known already.
+            field: Its field of view, if that is known already.
+        """
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
         """Save prepared images by the SHA-256 of their files' content; it is called even if there are none."""
@@ -51,10 +59,11 @@ def compute_facts(content: bytes) -> Facts:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded image, and the same image halved by averaging 2 × 2 pixels, if its facts were measured there."""
+    """A decoded image, the same halved by averaging 2 × 2 pixels, if its facts were measured there, and its field."""
 
     pixels: RGB
     half: RGB | None
+    field: FieldOfView
 
 
 def analyze_content(content: bytes) -> tuple[Facts, DecodedImage | None]:
@@ -72,7 +81,7 @@ def analyze_content(content: bytes) -> tuple[Facts, DecodedImage | None]:
     except UnreadableImageError as error:
         return dataclasses.replace(facts, problem=str(error)), None
     height, width = image.shape[:2]
-    reduced = reduce_image(image)
+    reduced, field = reduce_image(image), find_field(image)
     grey = np.asarray(cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     measured = dataclasses.replace(
         facts,
@@ -80,10 +89,13 @@ def analyze_content(content: bytes) -> tuple[Facts, DecodedImage | None]:
         height=height,
         pixels=_hash_pixels(image, grey),
         thumbnail=compute_thumbnail(grey).tobytes(),
+        field=field.outcome,
+        visible=field.support,
+        outside=1 - field.measure_area() / (height * width),
         **dataclasses.asdict(measure_image(image, reduced, grey)),
     )
     return measured, DecodedImage(
-        image, reduced if (2 * len(reduced), 2 * reduced.shape[1]) == (height, width) else None
+        image, reduced if (2 * len(reduced), 2 * reduced.shape[1]) == (height, width) else None, field
     )
 
 
@@ -188,7 +200,7 @@ class _Reader:
         facts, image = analyze_content(content)
         if self.images is None or image is None:
             return facts, None
-        return facts, self.images.prepare(image.pixels, image.half)
+        return facts, self.images.prepare(image.pixels, image.half, image.field)
 
 
 def _read_new_files(

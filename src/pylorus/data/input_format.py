@@ -24,8 +24,10 @@ from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
-from pylorus.data.field_of_view import crop_to_field, find_field
+from pylorus.data.field_of_view import FINDER, crop_to_field, find_field
+from pylorus.data.field_shape import FieldOfView
 from pylorus.data.files import RGB, ImageLocation, Root
+from pylorus.data.first_field_finder import find_field_as_in_version_1
 from pylorus.data.overlays import cover_overlays, find_overlays
 from pylorus.data.shards import Shards
 
@@ -61,6 +63,7 @@ class InputFormat:
         crop: none, or auto: crop to the endoscopic field of view; see `pylorus.data.field_of_view`.
         mask: none, or overlays: cover text and plates that the console draws; see `pylorus.data.overlays`.
         policy: Version of the rules for decoding and resizing; see `pylorus.data.decode`.
+        finder: Version of the field finder with which `crop=auto` crops; 1 in bundles of earlier releases.
     """
 
     size: int
@@ -69,6 +72,7 @@ class InputFormat:
     crop: str = "none"
     mask: str = "none"
     policy: int = POLICY_VERSION
+    finder: int = FINDER
 
     def get_key(self) -> dict[str, object]:
         """Everything that the prepared image depends on besides the file's content, as plain values."""
@@ -82,15 +86,21 @@ class InputFormat:
         """
         return self.prepare_image(read_image(path, policy=self.policy))
 
-    def prepare_image(self, image: RGB, half: RGB | None = None) -> RGB:
+    def prepare_image(self, image: RGB, half: RGB | None = None, field: FieldOfView | None = None) -> RGB:
         """Mask, crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3).
 
         Args:
             image: RGB, uint8 of shape (height, width, 3).
             half: The image halved as `resize_image` does, if that is known already.
+            field: The field of view that `find_field` finds, if that is known already.
         """
         # The field is found in the frame as it is: where its border is covered, it could be found less precisely.
-        field = find_field(image) if self.crop == "auto" else None
+        if self.crop == "none":
+            field = None
+        elif self.finder == 1:
+            field = find_field_as_in_version_1(image)
+        elif field is None:
+            field = find_field(image)
         frame = cover_overlays(image, find_overlays(image, half)) if self.mask == "overlays" else image
         if field is not None:
             frame = crop_to_field(frame, field)
@@ -139,19 +149,20 @@ class ImageWriter:
         self._shared = mmap(-1, SHARED_BYTES)
         self._store: RecordStore | None = None
 
-    def prepare(self, image: RGB, half: RGB | None = None) -> RGB | None:
+    def prepare(self, image: RGB, half: RGB | None = None, field: FieldOfView | None = None) -> RGB | None:
         """Return an image as the network's input, uint8 of shape (size, size, 3); None if it is not worth caching.
 
         Args:
             image: RGB, uint8 of shape (height, width, 3).
             half: The image halved as `resize_image` does, if that is known already.
+            field: The field of view that `find_field` finds, if that is known already.
         """
         if self._form is None and self._shared[LENGTH]:
             self._form = InputFormat(**json.loads(self._shared[FORM : FORM + self._shared[LENGTH]]))
         if self._form is None or self._shared[FULL]:
             return None
         is_wanted = is_cached(image.shape[0] * image.shape[1], self._form, self._settings)
-        return self._form.prepare_image(image, half) if is_wanted else None
+        return self._form.prepare_image(image, half, field) if is_wanted else None
 
     def save(self, digests: Sequence[str], images: Sequence[RGB]) -> None:
         """Save prepared images by the SHA-256 of their files' content, as long as there is space."""

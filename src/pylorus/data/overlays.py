@@ -376,7 +376,7 @@ def _fill_from_surroundings(image: RGB, text: Boxes) -> None:
     is_text = np.zeros(around.shape[:2], dtype=np.uint8)
     for left, top, right, bottom in (text - np.tile(begin, 2)) // step:
         is_text[max(0, top - 1) : bottom + 2, max(0, left - 1) : right + 2] = 1
-    filled = cv2.blur(_pull_and_push(around.astype(np.float32), (is_text == 0).astype(np.float32)), (3, 3))
+    filled = cv2.blur(_pull_and_push(around.astype(np.float32), np.asarray(is_text == 0, dtype=np.float32)), (3, 3))
     enlarged = cv2.resize(filled.astype(np.uint8), None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
     offset = low - begin
     cut = enlarged[offset[1] : offset[1] + region.shape[0], offset[0] : offset[0] + region.shape[1]]
@@ -390,7 +390,7 @@ def _pull_and_push(colour: NDArray[np.float32], weight: NDArray[np.float32]) -> 
     half = (width + 1) // 2, (height + 1) // 2
     coarse_weight = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
     coarse = cv2.resize(colour * weight[..., None], half, interpolation=cv2.INTER_AREA)
-    coarse = coarse / np.maximum(coarse_weight, 1e-6)[..., None]
-    pushed = _pull_and_push(coarse, (coarse_weight > 0.05).astype(np.float32))
+    mean = np.asarray(coarse / np.maximum(coarse_weight, 1e-6)[..., None], dtype=np.float32)
+    pushed = _pull_and_push(mean, np.asarray(coarse_weight > 0.05, dtype=np.float32))
     enlarged = cv2.resize(pushed, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(np.where(weight[..., None] > 0, colour, enlarged), dtype=np.float32)

@@ -10,11 +10,12 @@ import pandas as pd
 
 from pylorus.config.checks import save_config
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_name_list, format_path
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet, Thresholds, count_leaks
+from pylorus.data.audit_image_checks import UNCLEAR, WHOLE
 from pylorus.data.catalog import Catalog, count_unreadable, log_unreadable, write_quarantine
 from pylorus.data.input_format import ImageWriter, InputFormat, resolve_mask
 from pylorus.data.leakage import Copies, find_copies
@@ -35,6 +36,8 @@ from pylorus.data.walk import log_ignored, write_ignored
 log = logging.getLogger(__name__)
 
 AUDIT_FILE = "audit.json"
+MAX_EXAMPLES = 5
+"""Maximum number of images without a field of view that a warning names."""
 
 
 def audit_run_images(catalog: Catalog, split: Split, copies: Copies, folder: Path, data: DataConfig) -> None:
@@ -119,6 +122,7 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
     log_ignored(catalog.ignored)
     for name, count in catalog.excluded.items():
         log.info('excluded %s of class "%s" (data.exclude)', format_count(count, "image"), name)
+    log_fields(catalog, data)
     copies = find_copies(catalog.facts, Thresholds(), store=Path(config.cache.folder) / "facts")
     initial_split = read_initial_split(catalog.table, folder / "split.csv")
     assignment = split_catalog(catalog, data, copies=copies, parts=initial_split)
@@ -130,11 +134,39 @@ def prepare_images(config: Config, folder: Path, form: InputFormat | None = None
         catalog.copy_without_facts(), assignment.table, split_hash, "test" if data.validation == "test" else "val"
     )
     _log_images(run_images)
-    if resolve_mask(data.mask, crop=data.crop) == "overlays":
-        _log_overlays(catalog)
     for sentence in assignment.explain_deviations(catalog.classes, grouped=catalog.grouped):
         log.warning("split    %s", sentence)
     return run_images, config
+
+
+def log_fields(catalog: Catalog, data: DataConfig) -> None:
+    """Log in how many images a field of view was found and overlays are masked; warn if no field is found in most."""
+    mask, count = resolve_mask(data.mask, crop=data.crop), len(catalog.table)
+    if data.crop != "auto":
+        if mask == "overlays":
+            log.info("mask     %s of %s images", _format_masked(catalog), f"{count:,}")
+        return
+    outcomes = catalog.facts.get_column("field")[catalog.fact_indices].astype(np.str_)
+    whole, unclear = np.flatnonzero(outcomes == WHOLE), np.flatnonzero(outcomes == UNCLEAR)
+    missing = len(whole) + len(unclear)
+    log.info(
+        "fields   field of view found in %s of %s images%s",
+        f"{count - missing:,}",
+        f"{count:,}",
+        f", {_format_masked(catalog)}" if mask == "overlays" else "",
+    )
+    if 2 * missing > count:
+        examples = [format_path(Path(catalog.table["path"].iloc[index])) for index in [*unclear, *whole][:MAX_EXAMPLES]]
+        log.warning(
+            "fields   %s of %s images are not cropped (data.crop=auto): %s have no flat ground at their edge, in %s no "
+            "shape of a field convinces. %sFor example:\n%s",
+            f"{missing:,}",
+            f"{count:,}",
+            f"{len(whole):,}",
+            f"{len(unclear):,}",
+            f"`{command}` shows the outlines. " if (command := _format_audit_command(catalog, data)) else "",
+            format_name_list(examples, most=MAX_EXAMPLES),
+        )
 
 
 def _check_split_seed(split: Split, split_seed: int) -> None:
@@ -167,11 +199,12 @@ def _generate_images(root: Path, drawn: SyntheticConfig) -> None:
     )
 
 
-def _log_overlays(catalog: Catalog) -> None:
+def _format_masked(catalog: Catalog) -> str:
+    """Say in how many images overlays are masked, and how much of a frame."""
     covered = catalog.facts.get_column("covered")[catalog.fact_indices]
-    count, total = int((covered > 0).sum()), len(covered)
-    share = f", {format_percent(float(np.median(covered[covered > 0])))} % of the frame in the median" if count else ""
-    log.info("mask     overlays covered in %d of %d images%s (data.mask)", count, total, share)
+    masked = covered[covered > 0]
+    share = f" ({format_percent(float(np.median(masked)))} % of the frame in the median)" if len(masked) else ""
+    return f"overlays masked in {len(masked):,}{share}"
 
 
 def _log_images(images: RunImages) -> None:

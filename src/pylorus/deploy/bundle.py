@@ -17,6 +17,7 @@ from pylorus.core.io import convert_to_plain, read_json, write_atomically, write
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION
+from pylorus.data.field_of_view import FINDER
 from pylorus.data.input_format import resolve_mask
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
@@ -279,4 +280,5 @@ def _build_input(backbone: Backbone, config: Config) -> InputSpecification:
         std=tuple(backbone.std),
         policy=POLICY_VERSION,
         mask=resolve_mask(config.data.mask, crop=config.data.crop),
+        finder=FINDER,
     )

@@ -11,6 +11,7 @@ from typing import Any
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import validate
 from pylorus.data.decode import POLICIES, RESAMPLING
+from pylorus.data.field_of_view import FINDER
 from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, parse_json
 from pylorus.model.backbone import check_model_arguments
 from pylorus.runs.folder import CHOICES, LAST
@@ -183,6 +184,12 @@ def _check_input(settings: InputSpecification, where: str) -> None:
     ):
         if value not in known:
             raise PylorusError(f'{where}: input.{key}: found "{value[:50]}", expected one of {", ".join(known)}.')
+    if not 1 <= settings.finder <= FINDER:
+        raise PylorusError(
+            f"{where}: input.finder: found {settings.finder}, but this Pylorus finds fields of view by versions 1 to "
+            f"{FINDER}: images would be cropped otherwise than in training. Use the version of Pylorus that `versions` "
+            "names."
+        )
     for key, numbers, low in (("mean", settings.mean, -math.inf), ("std", settings.std, 0.0)):
         if len(numbers) != 3 or not all(low < number < 1e6 for number in numbers):
             raise PylorusError(

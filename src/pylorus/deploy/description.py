@@ -75,6 +75,7 @@ class InputSpecification:
         std: Value by which each channel is then divided.
         policy: Version of the rules for decoding and resizing in `pylorus.data.decode`.
         mask: none or overlays; see `pylorus.data.input_format`. Bundles from before it existed do not have it.
+        finder: Version of the field finder that `crop` used; bundles from before there were several do not have it.
     """
 
     size: int = field(metadata={"ge": 1, "le": LARGEST_SIZE})
@@ -85,11 +86,12 @@ class InputSpecification:
     std: tuple[float, ...]
     policy: int
     mask: str = "none"
+    finder: int = 1
 
     @property
     def form(self) -> InputFormat:
         """The reader that turns files into pixels, in training and prediction alike."""
-        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask, self.policy)
+        return InputFormat(self.size, self.fit, self.interpolation, self.crop, self.mask, self.policy, self.finder)
 
 
 @dataclass(frozen=True)

@@ -423,7 +423,7 @@ class FrozenPrefixEvaluator(Evaluator):
     def run_suffix(self, records: Tensor) -> tuple[Tensor, Tensor]:
         """Compute logits and penultimate features from records, uint8 of shape (n, record_bytes)."""
         penultimate: list[Tensor] = []
-        layer: nn.Module = self.network.network.get_classifier()  # type: ignore[operator,assignment]
+        layer: nn.Module = self.network.network.get_classifier()  # type: ignore[operator]
         hook = layer.register_forward_pre_hook(lambda _, arguments: penultimate.append(arguments[0]))
         try:
             with torch.inference_mode():

@@ -21,7 +21,8 @@ from pylorus.core.io import write_json, write_text
 from pylorus.data.audit import Audit, audit, build_group_aliases, convert_audit_to_json
 from pylorus.data.audit_findings import Finding, Item, Severity, Thresholds
 from pylorus.data.audit_image_checks import load_image_if_readable, sample_fields
-from pylorus.data.field_of_view import FieldOfView, find_field
+from pylorus.data.field_of_view import find_field
+from pylorus.data.field_shape import FieldOfView
 from pylorus.data.files import RGB
 from pylorus.data.image_facts import load_or_compute_facts
 from pylorus.data.leakage import find_copies
@@ -101,7 +102,7 @@ def render_audit_page(audit: Audit, *, names: bool) -> str:
 
 def _build_finding_view(audit: Audit, finding: Finding, *, names: bool) -> FindingView:
     has_outline, groups = finding.code in ("field-of-view", "overlays"), {} if names else build_group_aliases(audit)
-    # Fields of view have to be checked visually, so all are shown, in the order of the classes.
+    # Fields of view have to be checked visually, so the whole sheet is shown, shape by shape.
     limit = len(finding.items) if finding.code == "field-of-view" else MAX_PICTURED_CASES
     pictured = finding.items[:limit] if names else ()
     remaining = finding.items[len(pictured) :]
