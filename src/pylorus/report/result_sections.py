@@ -39,7 +39,6 @@ from pylorus.report.result_tables import (
     build_unadjusted_table,
 )
 from pylorus.report.results import IMAGES, LEVEL, PATIENTS, Result, make_file_stems
-from pylorus.report.run_tables import build_accuracy_table
 from pylorus.report.study_tables import (
     STUDY,
     build_confusion_table,
@@ -49,6 +48,7 @@ from pylorus.report.study_tables import (
     build_study_metric_table,
     compare_with_published,
 )
+from pylorus.report.summary import build_accuracy_table
 from pylorus.runs.reading import SavedRun
 
 MAX_PAIRS = 24
