@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import pylorus
 from pylorus.core.errors import PylorusError
-from pylorus.core.io import write_text
+from pylorus.core.io import read_json, write_text
 from pylorus.launch.main import check_resumable, resume, update_config
 from pylorus.launch.train import run
 from pylorus.model.classifier import StageClassifier
@@ -233,9 +233,12 @@ def test_other_weights_are_refused_and_another_version_is_reported(prepare_run, 
     folder = prepare_run("stage=pretrain")
     files_written(folder, monkeypatch, stop_before=12)
     record = folder.path / "environment.json"
-    said = json.loads(record.read_text())
+    said = read_json(record)
     write_text(record, json.dumps({**said, "weights_sha256": "0123456789abcdef"}))
     with pytest.raises(PylorusError, match="started from other weights: expected SHA-256 0123456789ab, found none"):
+        run(folder)
+    write_text(record, json.dumps({name: value for name, value in said.items() if name != "image_rules"}))
+    with pytest.raises(PylorusError, match="another version of Pylorus, which prepared images otherwise"):
         run(folder)
     write_text(record, json.dumps({**said, "packages": {**said["packages"], "torch": "1.0"}}))
     run(folder)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pylorus.cache.shards import Records
 from pylorus.cache.store import RecordStore, create_store, load_or_compute_records
 from pylorus.config.checks import check_model_name
-from pylorus.config.schema import CacheConfig, Config
+from pylorus.config.schema import CacheConfig, Config, DataConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
@@ -119,6 +119,12 @@ class InputFormat:
         threads = 1 if _is_in_worker() else min(len(paths), count_free_cores())
         with ThreadPoolExecutor(threads) as pool:
             return np.stack(list(pool.map(self.load_image, paths)))
+
+
+def describe_image_rules(data: DataConfig) -> dict[str, object]:
+    """Return the versions of the rules by which a run's images are prepared, which must not change when it resumes."""
+    mask = resolve_mask(data.mask, crop=data.crop)
+    return {"policy": POLICY_VERSION, "finder": FINDER if data.crop == "auto" else 1, "mask": mask}
 
 
 def _is_in_worker() -> bool:

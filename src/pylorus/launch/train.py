@@ -43,7 +43,7 @@ from pylorus.core.formatting import setup_terminal
 from pylorus.core.io import handle_closed_pipe, read_json, write_json
 from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
-from pylorus.data.input_format import InputFormat, resolve_input_format, save_input_format
+from pylorus.data.input_format import InputFormat, describe_image_rules, resolve_input_format, save_input_format
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
@@ -368,7 +368,11 @@ def train(
         lambda: _set_batch_size(initial, config, backbone, engine, images, processes)
     )
     if processes.is_first:
-        resolved = {"batch_size": config.trainer.batch_size, "weights_sha256": backbone.weights_sha256}
+        resolved = {
+            "batch_size": config.trainer.batch_size,
+            "weights_sha256": backbone.weights_sha256,
+            "image_rules": describe_image_rules(config.data),
+        }
         check_environment(record, collect_environment(engine) | resolved)
         log_choices(list_choices(config, engine, backbone.network, why_batch_size=reason))
         write_json(folder.path / "network.json", _extract_structure(config, backbone))

@@ -169,15 +169,20 @@ def restore_trainer_config(trainer: TrainerConfig, record: Path) -> TrainerConfi
     )
 
 
+FIRST_IMAGE_RULES = {"policy": 2, "finder": 1, "mask": "none"}
+"""How images were prepared before environment.json said so."""
+
+
 def check_environment(record: Path, now: dict[str, Any]) -> None:
     """Write the environment of a new run, or compare it with the present one when a run is resumed.
 
     Args:
         record: The run's environment.json.
-        now: The result of `hardware.engine.collect_environment`, with `batch_size` and `weights_sha256`.
+        now: The result of `hardware.engine.collect_environment`, with `batch_size`, `weights_sha256` and
+            `image_rules`.
 
     Raises:
-        PylorusError: If the run started from other initial weights.
+        PylorusError: If the run started from other initial weights, or prepared its images by other rules.
     """
     initial = read_json(record)
     if initial is None:
@@ -188,6 +193,12 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
             f"model.weights: the run in {record.parent} started from other weights: expected SHA-256 "
             f"{_format_digest(initial.get('weights_sha256'))}, found {_format_digest(now['weights_sha256'])}. Restore "
             f"that file, or start a new run."
+        )
+    if initial.get("image_rules", FIRST_IMAGE_RULES) != now["image_rules"]:
+        raise PylorusError(
+            f"{record.parent}: this run started with another version of Pylorus, which prepared images otherwise "
+            f"(expected {initial.get('image_rules', FIRST_IMAGE_RULES)}, found {now['image_rules']}). Resume it with "
+            "that version, or start a new run."
         )
     changed = [
         f"{name} {initial['packages'].get(name)} → {version}"
