@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -48,7 +49,7 @@ def main(frames: int, sheet: Path | None) -> None:
     """Measure all frames, print the results and write the image of the worst frames."""
     layouts = list(LAYOUTS)
     tasks = [(layouts[index % len(layouts)], index // len(layouts)) for index in range(frames)]
-    with ProcessPoolExecutor(count_free_cores()) as pool:
+    with ProcessPoolExecutor(count_free_cores(), mp_context=get_context("spawn")) as pool:
         measured = list(pool.map(measure, tasks, chunksize=8))
     print(
         f"{'layout':32} {'n':>4} {'IoU min':>8} {'median':>7} {'>= 0.97':>8} {'lost max':>9} {'left max':>9} {'ms':>6}"
@@ -142,7 +143,7 @@ def write_sheet(path: Path, tiles: list[Pixels]) -> None:
 def show_folder(folder: Path, sheet: Path) -> None:
     """Find the fields of all images in a folder, count their shapes, and write a sheet."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    with ProcessPoolExecutor(count_free_cores()) as pool:
+    with ProcessPoolExecutor(count_free_cores(), mp_context=get_context("spawn")) as pool:
         results = list(pool.map(show_file, paths, chunksize=8))
     for outcome, count in Counter(outcome for outcome, _ in results).most_common():
         print(f"{count:6,}  {outcome}")
