@@ -204,7 +204,7 @@ ASCII = str.maketrans(
     | {"‘": "'", "’": "'", "×": "x", "·": ".", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "≈": "~", "∞": "inf"}
 )
 """What an old terminal shows in place of the signs of our messages."""
-TERMINAL_ERRORS = "pylorus.terminal"
+TERMINAL_ERRORS = "pylorus-terminal"
 
 
 def _replace_for_terminal(error: UnicodeError) -> tuple[str, int]:
