@@ -1,6 +1,8 @@
 """Batches are the same for any number of workers, in an order that depends on seed and epoch."""
 
 import multiprocessing
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 import yaml
 
 from pylorus.config.schema import CONF, AugmentConfig, CacheConfig, DataConfig
+from pylorus.core.errors import UnreadableImageError
 from pylorus.data.catalog import read_folders
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import EpochBatchSampler, EpochSampler, LoadingProcesses
@@ -87,6 +90,22 @@ def test_a_cached_image_is_not_decoded_again(serve, monkeypatch):
     list(serve(images=True).build_loader("test"))
     monkeypatch.setattr("pylorus.data.input_format.read_image", lambda path: pytest.fail(f"{path} was read again"))
     assert len(list(serve(images=True).build_loader("test")))
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_an_image_that_was_exchanged_after_it_was_listed_is_named_and_not_cached(synthetic_root, tmp_path, images):
+    root = shutil.copytree(synthetic_root, tmp_path / "images")
+    catalog = read_folders(root, group=r"patient_\d+")
+    table = split_catalog(catalog, DataConfig(val_fraction=0.2, test_fraction=0.2)).table
+    rows = table[table["split"] == "test"]["path"].tolist()
+    shutil.copy(root / rows[0], root / rows[-1])
+    cache = CacheConfig(folder=str(tmp_path / "cache"), images=images)
+    form = InputFormat(32, "pad", "bilinear")
+    module = ImageDataModule.from_table(
+        table, root, form, batch_size=4, workers=0, policy=POLICY, seed=0, cache=cache, views=None
+    )
+    with pytest.raises(UnreadableImageError, match=f"{re.escape(rows[-1])}: it has another content"):
+        list(module.build_loader("test"))
 
 
 @pytest.mark.parametrize(("side", "kept"), [(44, True), (48, False)])

@@ -191,6 +191,7 @@ class ImageDataset(Dataset[Batch]):
         self.paths: NDArray[np.str_] = table["path"].to_numpy(dtype=np.str_)
         self.ids: NDArray[np.str_] = table["sample_id"].to_numpy(dtype=np.str_)
         self.labels: NDArray[np.int64] = table["label"].to_numpy(dtype=np.int64)
+        self._hashes = table["sha256"].to_numpy(dtype="S64") if "sha256" in table else None
         self._augment = build_augmentation(policy)
         self._on_device = on_device
         if on_device is not None:
@@ -252,7 +253,10 @@ class ImageDataset(Dataset[Batch]):
         """
         if self._cached is not None:
             return self._cached.read_rows(rows).reshape(len(rows), self.form.size, self.form.size, 3)
-        return self.form.load_images([self.root / str(self.paths[row]) for row in rows])
+        paths = [self.root / str(self.paths[row]) for row in rows]
+        if self._hashes is None:
+            return self.form.load_images(paths)
+        return self.form.load_images(paths, [self._hashes[row].decode() for row in rows])
 
 
 def find_device_obstacle(policy: AugmentConfig) -> str | None:

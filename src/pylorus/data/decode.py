@@ -34,6 +34,7 @@ truncated and then closed with an end marker. Such files give an image with wron
 TIFF files, libtiff prints its own messages to the terminal.
 """
 
+import hashlib
 import io
 import re
 import warnings
@@ -117,14 +118,22 @@ def decode_image(content: bytes, *, policy: int = POLICY_VERSION) -> RGB:
         raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
 
-def read_image(path: ImageLocation, *, policy: int = POLICY_VERSION) -> RGB:
+def read_image(path: ImageLocation, *, policy: int = POLICY_VERSION, sha256: str | None = None) -> RGB:
     """Read and decode an image from a file or a shard, by one of `POLICIES`.
+
+    Args:
+        path: Where the image is.
+        policy: One of `POLICIES`.
+        sha256: SHA-256 that the file's content must have, of the very bytes that are decoded; None for any.
 
     Raises:
         UnreadableImageError: Names the file and what is wrong with it.
     """
     try:
-        return decode_image(read_image_bytes(path), policy=policy)
+        content = read_image_bytes(path)
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise UnreadableImageError("it has another content than when the images were listed")
+        return decode_image(content, policy=policy)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{format_path(path)}: {error}") from error
 

@@ -78,13 +78,17 @@ class InputFormat:
         """Everything that the prepared image depends on besides the file's content, as plain values."""
         return {**asdict(self), "pillow": PIL.__version__}
 
-    def load_image(self, path: ImageLocation) -> RGB:
+    def load_image(self, path: ImageLocation, sha256: str | None = None) -> RGB:
         """Load the image in a file as uint8 of shape (size, size, 3).
+
+        Args:
+            path: Where the image is.
+            sha256: SHA-256 of the file's content; None: it may be any.
 
         Raises:
             UnreadableImageError: Names the file and what is wrong with it.
         """
-        return self.prepare_image(read_image(path, policy=self.policy))
+        return self.prepare_image(read_image(path, policy=self.policy, sha256=sha256))
 
     def prepare_image(self, image: RGB, half: RGB | None = None, field: FieldOfView | None = None) -> RGB:
         """Mask, crop and resize a decoded image, such as a frame of a video, to uint8 of shape (size, size, 3).
@@ -109,8 +113,12 @@ class InputFormat:
             frame, size=self.size, how=self.fit, interpolation=self.interpolation, policy=self.policy, half=half
         )
 
-    def load_images(self, paths: Sequence[ImageLocation]) -> NDArray[np.uint8]:
+    def load_images(self, paths: Sequence[ImageLocation], sha256: Sequence[str | None] = ()) -> NDArray[np.uint8]:
         """Load the images in several files as uint8 of shape (paths, size, size, 3).
+
+        Args:
+            paths: Where the images are.
+            sha256: SHA-256 of each file's content; empty: it may be any.
 
         Raises:
             UnreadableImageError: Names the first file that can't be read.
@@ -118,7 +126,7 @@ class InputFormat:
         # Data-loading workers already run in parallel; the main process would leave the other cores idle.
         threads = 1 if _is_in_worker() else min(len(paths), count_free_cores())
         with ThreadPoolExecutor(threads) as pool:
-            return np.stack(list(pool.map(self.load_image, paths)))
+            return np.stack(list(pool.map(self.load_image, paths, sha256 or [None] * len(paths))))
 
 
 def describe_image_rules(data: DataConfig) -> dict[str, object]:
@@ -289,17 +297,18 @@ def load_or_decode_images(
     # An image in a remote shard is downloaded once; the cache holds the local copy, within its budget.
     if not is_cached(pixels, form, settings, is_remote=isinstance(root, Shards) and root.remote):
         return None
-    paths = [root / path for path in table["path"]]
+    paths, hashes = [root / path for path in table["path"]], list(table["sha256"])
 
     def decode_missing(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         log.info("images   decoding %d of %d once, for the cache (cache.images)", len(missing), len(paths))
-        images = map_items(form.load_image, [paths[index] for index in missing])
+        items = [(paths[index], hashes[index]) for index in missing]
+        images = map_items(lambda item: form.load_image(*item), items, name=lambda item: str(item[0]))
         while block := list(islice(images, BLOCK)):
             yield np.stack(block).reshape(len(block), -1)
 
     return load_or_compute_records(
         settings,
-        list(table["sha256"]),
+        hashes,
         decode_missing,
         kind=KIND,
         key=form.get_key(),

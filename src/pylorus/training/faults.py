@@ -115,7 +115,7 @@ def _explain_unreadable_image(text: str, folder: Path) -> str:
     # A worker of the data loader passes on its whole traceback, whose last line is the error.
     reason = text.strip().splitlines()[-1].removeprefix(f"{UnreadableImageError.__module__}.UnreadableImageError: ")
     return (
-        f"an image can no longer be read, although it could be read when the run started:\n  {reason}\n"
+        f"an image can no longer be read as it was when the run started:\n  {reason}\n"
         "Restore the original file (a run can only continue with exactly the images that it started with), "
         f"then {_format_resume_command(folder)}\n"
         "To leave such files out, start a new run with data.on_error=quarantine."
