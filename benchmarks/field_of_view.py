@@ -1,11 +1,11 @@
-"""Measure how well and fast the field of view is found: `python -m benchmarks.field_of_view [frames] [sheet.png]`.
+"""Measure how well and fast the field of view is found: `python benchmarks/field_of_view.py [frames] [sheet.png]`.
 
 Frames of all device layouts of `tests/data/device_frames.py` are drawn, whose fields are known. For each layout, prints
 the overlap (intersection over union) with the true field, the proportion of the mucosa that is lost and of the ground
 that is left, and the processor time per frame; then the targets. With a second argument, writes an image of the 24
 worst frames: the true field in green, the found one in blue.
 
-`python -m benchmarks.field_of_view --folder FOLDER sheet.png` writes an image of the frames of a folder instead, with
+`python benchmarks/field_of_view.py --folder FOLDER sheet.png` writes an image of the frames of a folder instead, with
 the outline of what is found: green if it is cropped, red if not.
 """
 
@@ -16,6 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import cv2
 import numpy as np

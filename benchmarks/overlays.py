@@ -1,4 +1,4 @@
-"""Measure how well text and plates are found and covered: `python -m benchmarks.overlays [devices] [sheet.png]`.
+"""Measure how well text and plates are found and covered: `python benchmarks/overlays.py [devices] [sheet.png]`.
 
 Draws frames of all kinds of devices with exact masks, with and without text and insets, and prints the precision and
 recall of the search for burned-in text, how much text and mucosa is left or lost after `data.mask=overlays`, and the
@@ -9,6 +9,9 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import cv2
 import numpy as np

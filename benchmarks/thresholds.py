@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from pylorus.evaluation.decisions import fit_set_limits
-from pylorus.evaluation.decisions import threshold_at_sensitivity
+from pylorus.evaluation.decisions import fit_set_limits, threshold_at_sensitivity
 
 SENSITIVITY, CONFIDENCE, COVERAGE, SETS, SEED = 0.95, 0.90, 0.90, 2000, 20261126
 
