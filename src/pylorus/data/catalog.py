@@ -31,11 +31,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import (
+    MAX_CLASSES,
+    MAX_NAME_LENGTH,
     PylorusError,
     find_look_alikes,
     format_name_list,
     format_path,
     format_suggestion,
+    is_valid_name,
     normalize_name,
 )
 from pylorus.core.io import write_atomically
@@ -272,7 +275,7 @@ NO_VALUE = frozenset(("nan", "null", "<na>", "#n/a", "n/a", "nat", "#ref!", "#na
 
 
 def check_class_names(names: Iterable[str], configured: list[str] | None, *, where: str) -> None:
-    """Check that no two names of classes only look alike and none stands for a missing value.
+    """Check that a model can have these classes: no names that only look alike or stand for a missing value.
 
     Args:
         names: Names of folders, or labels.
@@ -280,9 +283,18 @@ def check_class_names(names: Iterable[str], configured: list[str] | None, *, whe
         where: Folder or file, for the message.
 
     Raises:
-        PylorusError: If there are such names; the message gives both spellings.
+        PylorusError: If there are such names; the message gives both spellings. If a name is too long or contains a
+            character that can't be seen, or if there are too many.
     """
     present = set(names)
+    if len(present) > MAX_CLASSES:
+        raise PylorusError(f"{where}: found {len(present):,} classes, expected at most {MAX_CLASSES:,}.")
+    for name in sorted(present):
+        if len(name) > MAX_NAME_LENGTH:
+            raise PylorusError(
+                f'{where}: class "{name[:40]}…": found {len(name)} characters, expected at most {MAX_NAME_LENGTH}. '
+                "Give it a shorter name."
+            )
     alike = find_look_alikes(present)
     if alike is not None:
         first, second = map(_format_spelling, alike)
@@ -291,6 +303,11 @@ def check_class_names(names: Iterable[str], configured: list[str] | None, *, whe
             "written. If they are one class, give all images one spelling; else choose names that differ."
         )
     for name in sorted(present):
+        if not is_valid_name(name):
+            raise PylorusError(
+                f'{where}: class "{_format_spelling(name)}" contains a character that can\'t be seen, such as a tab or '
+                "a space that does not break; it is written as an escape here. Rename the class."
+            )
         if name.lower() in NO_VALUE and name not in (configured or ()):
             raise PylorusError(
                 f'{where}: found a class "{name}", which programs write where a label is missing. Leave it out with '
