@@ -22,7 +22,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,7 +200,8 @@ def read_folders(
     if reading.on_error == "fail":
         check_all_listed(root, ignored, remedy="or leave them out with data.on_error=quarantine")
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
-    table, excluded = drop_excluded_classes(table, exclude, where=str(root))
+    folder_names = set().union(*folders_by_split.values())
+    table, excluded = drop_excluded_classes(table, exclude, where=str(root), empty=folder_names)
     present = {split: names - set(excluded) for split, names in folders_by_split.items()}
     class_names = _resolve_folder_classes(root, present, classes)
     table["group"] = extract_groups(list(table["path"]), group)
@@ -241,7 +242,7 @@ def format_exclusion(name: str) -> str:
 
 
 def drop_excluded_classes(
-    rows: pd.DataFrame, exclude: list[str] | None, *, where: str
+    rows: pd.DataFrame, exclude: list[str] | None, *, where: str, empty: Collection[str] = ()
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Drop the images of classes that `data.exclude` leaves out.
 
@@ -249,6 +250,7 @@ def drop_excluded_classes(
         rows: One row per image, with the column class.
         exclude: Names of classes.
         where: Image set, for the message.
+        empty: Names of classes that may have no images, as there are folders for them.
 
     Returns:
         The other rows, and the number of dropped ones of each class.
@@ -261,7 +263,7 @@ def drop_excluded_classes(
     labels = rows["class"]
     counts = {name: int((labels == name).sum()) for name in map(normalize_name, exclude)}
     for name, count in counts.items():
-        if not count:
+        if not count and name not in empty:
             found = sorted(set(labels))
             raise PylorusError(
                 f'{where}: data.exclude names "{name}", but there are no images of such a class.'

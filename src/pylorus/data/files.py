@@ -68,13 +68,18 @@ class Root(Protocol):
     def __truediv__(self, path: str, /) -> ImageLocation: ...
 
 
+def is_utf8(path: str) -> bool:
+    """Return whether a path is UTF-8, and not one of an old Windows or Linux."""
+    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
 def check_names(paths: Iterable[str], root: Path) -> None:
     """Check that paths can be written to tables, which are UTF-8.
 
     Raises:
         PylorusError: If a name is not UTF-8, such as one of an old Windows or Linux; names the files.
     """
-    wrong = [path for path in paths if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path)]
+    wrong = [path for path in paths if not is_utf8(path)]
     if wrong:
         raise PylorusError(
             f"{root}: found names that are not UTF-8:\n{format_name_list(map(format_path, wrong))}\nRename them, for "
