@@ -1,6 +1,7 @@
 """An audit finds every planted fault, and nothing else beyond a stated rate."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,7 +176,22 @@ def test_a_manifest_lists_files_that_are_gone(class_folders, tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "a/gone.png,a"]) + "\n")
     images = list_manifest_files(tmp_path / "list.csv", root)
     result = audit(images, load_or_compute_facts(root, list(images.table["path"]), store=None), Thresholds())
-    assert found_in(result)["unreadable"] == {("a/gone.png",)}
+    assert found_in(result)["missing-file"] == {("a/gone.png",)}
+    assert "unreadable" not in found_in(result)
+
+
+@pytest.mark.parametrize(("classes", "code"), [({"images": 3}, "single-class"), ({"nan": 2, "a": 2}, "class-name")])  # fmt: skip
+def test_the_audit_reports_classes_that_training_would_refuse(class_folders, code, classes):
+    result = audited(class_folders(classes))
+    assert code in {finding.code for finding in result.findings}
+    assert result.exit_code == 1
+
+
+def test_the_audit_reports_file_names_that_training_would_refuse(class_folders):
+    root = class_folders({"a": 2, "b": 2})
+    first = sorted((root / "a").iterdir())[0]
+    first.rename(root / "a" / os.fsdecode(b"\xe4.png"))
+    assert found_in(audited(root))["name-not-utf-8"] == {("a/\udce4.png",)}
 
 
 def test_the_audit_command_writes_page_and_json_and_sets_the_exit_code(synthetic_set, tmp_path, capsys):

@@ -14,7 +14,7 @@ from PIL import Image
 from pylorus.core.errors import PylorusError
 from pylorus.data.catalog import read_folders
 from pylorus.data.decode import UnreadableImageError, decode_image
-from pylorus.data.files import choose_bits, read_image_bytes
+from pylorus.data.files import HEAD_BYTES, choose_bits, identify_format, read_image_bytes
 from pylorus.data.sources import pack_shards
 from tests.data.sample_files import (
     dicom,
@@ -211,13 +211,13 @@ def change_frame(marker: int, bits: int) -> bytes:
     ],
 )
 def test_a_jpeg_of_another_kind_is_called_by_its_name(content, name):
-    with pytest.raises(UnreadableImageError, match=f", so it is {name}"):
+    with pytest.raises(UnreadableImageError, match=f": it is {name}"):
         decode_image(content())
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_format_that_is_not_read_is_called_by_its_name(name):
-    with pytest.raises(UnreadableImageError, match=f"no readable JPEG, PNG, .*, so it is .*{name}"):
+    with pytest.raises(UnreadableImageError, match=f"no readable JPEG, PNG, .*: it is .*{name}"):
         decode_image(FOREIGN[name])
 
 
@@ -238,6 +238,7 @@ def test_dicom_without_preamble_is_read(drop, tmp_path):
 def test_implicit_dicom_without_preamble_and_meta_is_read():
     whole = dicom(picture(), "RGB", syntax="1.2.840.10008.1.2")
     assert np.array_equal(decode_image(drop_meta(whole)), picture())
+    assert identify_format(drop_meta(whole)[:HEAD_BYTES]) == "DICOM"  # so that it is found without a suffix
 
 
 @pytest.mark.parametrize("name", ["PhotometricInterpretation", "BitsStored", "HighBit", "PixelRepresentation"])

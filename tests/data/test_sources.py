@@ -87,7 +87,7 @@ def test_the_split_of_a_manifest_is_used(write_manifest):
     [
         (lambda t: t.rename(columns={"label": "lable"}), r'there is no column "label". Did you mean "lable"\?'),
         (lambda t: t.iloc[:0], "the table is empty"),
-        (lambda t: t.assign(label=""), r'column "label" is empty in 24 rows, first in row 2'),
+        (lambda t: t.assign(label=""), r'column "label" is empty in 24 rows, first in row 2\. Fill it in'),
         (lambda t: t.assign(label="a"), 'found 1 class in column "label", expected at least two'),
         (lambda t: pd.concat([t, t.iloc[:1]]), "1 path occurs in several rows"),
         (lambda t: t.assign(path="gone.png") if len(t) == 1 else t.replace(t["path"][3], "a/gone.png"), "1 of 24 files"),

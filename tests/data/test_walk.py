@@ -17,7 +17,7 @@ from pylorus.data.audit_findings import Thresholds
 from pylorus.data.catalog import ReadOptions, read_folders
 from pylorus.data.files import read_head
 from pylorus.data.image_facts import load_or_compute_facts
-from pylorus.data.sources import list_folder_files, pack_shards
+from pylorus.data.sources import list_folder_files, pack_shards, read_manifest
 from pylorus.data.split import split_catalog
 from pylorus.deploy.inputs import ResumableTable, Sources, format_ignored
 
@@ -166,6 +166,17 @@ def test_a_name_is_the_same_composed_and_decomposed(root):
         read_folders(root)
 
 
+@pytest.mark.parametrize(("name", "named"), [("gastric\u00a0ulcer", r"gastric\\u00a0ulcer"), ("a\tb", r"a\\u0009b"),
+                                             ("x" * 201, "found 201 characters")])  # fmt: skip
+def test_class_names_that_a_bundle_can_not_have_are_refused_before_training(class_folders, name, named):
+    table = class_folders({"a": 2, "b": 2}) / "table.csv"
+    rows = [f"{path.relative_to(table.parent)},{name}" for path in sorted(table.parent.glob("a/*.png"))]
+    rows += [f"{path.relative_to(table.parent)},b" for path in sorted(table.parent.glob("b/*.png"))]
+    table.write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(PylorusError, match=named):
+        read_manifest(table)
+
+
 @pytest.mark.parametrize(("first", "second"), [("Ulcer", "ulcer"), ("gastric ulcer", "gastric_ulcer"), ("1", "1.0"),
                                                ("a b", "a  b"), ("Ａ", "A")])  # fmt: skip
 def test_classes_that_only_look_alike_stop_the_run_with_both_spellings(class_folders, first, second):
@@ -204,7 +215,9 @@ def test_predict_lists_the_files_that_it_does_not_use_beside_its_output(root, tm
             parts.add_part(pd.DataFrame({"path": [item.path for item in sources.iter_items()]}))
         record = parts.merge_parts({"images": 6}, columns=["path"])
     assert (record["ignored"], record["ignored_images"]) == (2, 1)
-    assert format_ignored(record)[0].startswith("2 other files or folders are not used, of which 1 may be an image")
+    [line] = format_ignored(record, tmp_path / "p.csv")
+    assert line.startswith("2 other files or folders are not used, of which 1 may be an image")
+    assert f"({tmp_path / 'p.csv.ignored.csv'} lists them" in line
     assert (tmp_path / "p.csv.ignored.csv").read_text().splitlines() == [
         "path,reason,may_be_image",
         f"{root}/a/notes.txt,not an image (.txt),no",
@@ -216,8 +229,9 @@ def test_a_class_folder_is_left_out_on_purpose(class_folders):
     root = class_folders({"a": 2, "b": 2, "basophil": 3, "empty": 1})
     shutil.rmtree(root / "empty")
     (root / "empty").mkdir()
-    with pytest.raises(PylorusError, match="empty: there is no image"):
+    with pytest.raises(PylorusError, match="empty: there is no image in this class folder.*data.exclude"):
         read_folders(root, exclude=["basophil"])
+    assert read_folders(root, exclude=["basophil", "empty"]).classes == ("a", "b")
     (root / "empty").rmdir()
     catalog = read_folders(root, exclude=["basophil"])
     assert catalog.classes == ("a", "b")

@@ -152,6 +152,7 @@ def test_what_can_not_be_read_is_a_row_with_an_error_and_counts_in_the_exit_code
     code, table = asked(bundle_folder, [folder], tmp_path / "p.csv")
     assert code == 2 + 3
     bad = table[table["error"] != ""]
+    assert bad["abstain"].eq("").all()
     assert [path.rsplit("/", 1)[1] for path in bad["path"]] == ["empty.jpg", "gone.jpg", "text.png"]
     assert bad[SHARES].isna().all().all()
     assert (bad["predicted"] == "").all()

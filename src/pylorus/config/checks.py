@@ -20,10 +20,12 @@ from pylorus.config.schema import (
     DataConfig,
 )
 from pylorus.core.errors import (
+    MAX_NAME_LENGTH,
     TRAIN_COMMAND,
     PylorusError,
     format_empty_value,
     format_suggestion,
+    is_valid_name,
     normalize_name,
     resolve_unicode_form,
 )
@@ -425,6 +427,11 @@ def _check_classes(config: Config) -> None:
     if classes is None:
         raise PylorusError(
             "data.short_names: needs data.classes as well, which says to which folder each name belongs."
+        )
+    invalid = [name for name in short if not is_valid_name(name)]
+    if invalid:
+        raise PylorusError(
+            f"data.short_names: found {invalid[0]!r}, expected 1 to {MAX_NAME_LENGTH} characters that can be seen."
         )
     if len(short) != len(classes) or len(set(short)) != len(short):
         raise PylorusError(

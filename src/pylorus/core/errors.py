@@ -61,6 +61,20 @@ def normalize_name(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+MAX_CLASSES, MAX_NAME_LENGTH = 1000, 200
+"""Number of classes of a model, and length of each one's name."""
+
+
+def is_valid_name(name: str) -> bool:
+    """Return whether a class may have this name: 1 to 200 characters, all of which can be seen.
+
+    Example:
+        >>> is_valid_name("gastric ulcer"), is_valid_name("gastric\u00a0ulcer"), is_valid_name("")
+        (True, False, False)
+    """
+    return 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable()
+
+
 def resolve_unicode_form(path: Path) -> Path:
     """Return the existing path whose name is the same but for its Unicode form, else the path itself.
 

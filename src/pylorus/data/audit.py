@@ -26,7 +26,9 @@ from pylorus.data.audit_findings import (
     Item,
     Severity,
     Thresholds,
+    build_unreadable_findings,
     check_class_names,
+    check_file_names,
     report_ignored_files,
     sort_by_severity,
 )
@@ -356,7 +358,7 @@ def check_files(images: ImageSet, facts: Sequence[Facts], thresholds: Thresholds
         "exif": columns["orientation"] != 1,
         "tags": columns["personal"] != "",
     }
-    findings = [_build_unreadable_finding(unreadable)]
+    findings = build_unreadable_findings(unreadable)
     for name, is_concerned in selected.items():
         items = [
             Item((index,), _format_file_detail(name, columns, index))
@@ -375,16 +377,6 @@ def _format_file_detail(name: str, columns: Mapping[str, NDArray[Any]], index: i
     if name == "exif":
         return f"orientation {columns['orientation'][index]}"
     return str(columns["mode" if name == "mode" else "personal"][index])
-
-
-def _build_unreadable_finding(items: list[Item]) -> Finding:
-    return Finding(
-        "unreadable",
-        "error",
-        f"{format_count(len(items), 'file')} can't be read as an image: damaged, truncated or not an image at all.",
-        "Copy them again from their source, or move them out of the class folders.",
-        tuple(items),
-    )
 
 
 _FINDING_TEXTS: dict[str, tuple[str, Severity, str, str]] = {
@@ -450,6 +442,7 @@ def check_classes_and_groups(images: ImageSet, thresholds: Thresholds) -> list[F
         *_check_imbalance(images, thresholds),
         *_check_groups(images),
         *check_class_names(images),
+        *check_file_names(images),
         *report_ignored_files(images),
     ]
 

@@ -3,6 +3,8 @@
 The findings that need no facts of the files, about their names, are made here too.
 """
 
+import errno
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +18,18 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pylorus.core.errors import find_look_alikes, format_name_list, format_path
+from pylorus.core.errors import find_look_alikes, format_name_list, format_path, is_valid_name
 from pylorus.core.formatting import format_count
-from pylorus.data.files import Root
+from pylorus.data.catalog import NO_VALUE
+from pylorus.data.files import Root, is_utf8
 from pylorus.data.walk import IgnoredFile
 
 Severity: TypeAlias = Literal["leak", "error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("leak", "error", "warning", "note")
 """The most severe first. A leak invalidates the test, an error makes training wrong or impossible."""
+NO_SUCH_FILE = os.strerror(errno.ENOENT)
+"""Why a file that does not exist can't be read."""
 BLOCKING: tuple[Severity, ...] = ("leak", "error")
 """An image set with one of these is not fit for training."""
 
@@ -159,18 +164,85 @@ class ImageSet:
 
 
 def check_class_names(images: ImageSet) -> list[Finding]:
-    """Return a finding about names of classes that only look alike."""
-    alike = find_look_alikes(images.table["class"])
-    if alike is None:
+    """Return findings about classes that training would refuse: a single one, and unsuitable names."""
+    names = sorted(set(images.table["class"]))
+    findings = []
+    if len(names) == 1:
+        findings.append(
+            Finding(
+                "single-class",
+                "error",
+                f'All images are of one class, "{names[0]}"; training needs at least two.',
+                "Name the folder that directly contains the class folders, or add images of another class.",
+            )
+        )
+    alike = find_look_alikes(names)
+    if alike is not None:
+        findings.append(
+            Finding(
+                "classes-look-alike",
+                "error",
+                f'The classes "{alike[0]}" and "{alike[1]}" differ only in capitals, spaces or the way in which they '
+                "are written.",
+                "If they are one class, give all images one spelling; else choose names that differ.",
+            )
+        )
+    findings += [
+        Finding(
+            "class-name",
+            "error",
+            f"The class {name!r} has a name that is too long, contains a character that can't be seen, or stands for a "
+            "missing value.",
+            "Rename the class, or leave it out of training with data.exclude.",
+        )
+        for name in names
+        if not is_valid_name(name) or name.lower() in NO_VALUE
+    ]
+    return findings
+
+
+def check_file_names(images: ImageSet) -> list[Finding]:
+    """Return a finding about paths that are not UTF-8, which training would refuse."""
+    wrong = [index for index, path in enumerate(images.table["path"]) if not is_utf8(path)]
+    if not wrong:
         return []
     return [
         Finding(
-            "classes-look-alike",
+            "name-not-utf-8",
             "error",
-            f'The classes "{alike[0]}" and "{alike[1]}" differ only in capitals, spaces or the way in which they are '
-            "written.",
-            "If they are one class, give all images one spelling; else choose names that differ.",
+            "The name of 1 file is not UTF-8; training refuses it."
+            if len(wrong) == 1
+            else f"The names of {len(wrong):,} files are not UTF-8; training refuses them.",
+            "Rename them, for example with: convmv -r -f latin1 -t utf8 --notest ROOT",
+            tuple(Item((index,)) for index in wrong),
         )
+    ]
+
+
+def build_unreadable_findings(items: Sequence[Item]) -> list[Finding]:
+    """Return findings about files that do not exist and files that can't be read.
+
+    Args:
+        items: One item per file; its detail is the reason.
+    """
+    missing = tuple(item for item in items if item.detail == NO_SUCH_FILE)
+    unreadable = tuple(item for item in items if item.detail != NO_SUCH_FILE)
+    return [
+        Finding(
+            "missing-file",
+            "error",
+            f"{format_count(len(missing), 'file does', 'files do')} not exist.",
+            "Correct the paths in the table, copy the files there, or replace links whose target is gone.",
+            missing,
+        ),
+        Finding(
+            "unreadable",
+            "error",
+            f"{format_count(len(unreadable), 'file')} can't be read as an image: damaged, truncated or not an image at "
+            "all.",
+            "Copy them again from their source, or move them out of the class folders.",
+            unreadable,
+        ),
     ]
 
 

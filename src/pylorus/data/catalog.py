@@ -22,7 +22,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,11 +31,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import (
+    MAX_CLASSES,
+    MAX_NAME_LENGTH,
     PylorusError,
     find_look_alikes,
     format_name_list,
     format_path,
     format_suggestion,
+    is_valid_name,
     normalize_name,
 )
 from pylorus.core.io import write_atomically
@@ -197,7 +200,8 @@ def read_folders(
     if reading.on_error == "fail":
         check_all_listed(root, ignored, remedy="or leave them out with data.on_error=quarantine")
     table = pd.DataFrame(rows, columns=["path", "class", "split"])
-    table, excluded = drop_excluded_classes(table, exclude, where=str(root))
+    folder_names = set().union(*folders_by_split.values())
+    table, excluded = drop_excluded_classes(table, exclude, where=str(root), empty=folder_names)
     present = {split: names - set(excluded) for split, names in folders_by_split.items()}
     class_names = _resolve_folder_classes(root, present, classes)
     table["group"] = extract_groups(list(table["path"]), group)
@@ -238,7 +242,7 @@ def format_exclusion(name: str) -> str:
 
 
 def drop_excluded_classes(
-    rows: pd.DataFrame, exclude: list[str] | None, *, where: str
+    rows: pd.DataFrame, exclude: list[str] | None, *, where: str, empty: Collection[str] = ()
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Drop the images of classes that `data.exclude` leaves out.
 
@@ -246,6 +250,7 @@ def drop_excluded_classes(
         rows: One row per image, with the column class.
         exclude: Names of classes.
         where: Image set, for the message.
+        empty: Names of classes that may have no images, as there are folders for them.
 
     Returns:
         The other rows, and the number of dropped ones of each class.
@@ -258,7 +263,7 @@ def drop_excluded_classes(
     labels = rows["class"]
     counts = {name: int((labels == name).sum()) for name in map(normalize_name, exclude)}
     for name, count in counts.items():
-        if not count:
+        if not count and name not in empty:
             found = sorted(set(labels))
             raise PylorusError(
                 f'{where}: data.exclude names "{name}", but there are no images of such a class.'
@@ -272,7 +277,7 @@ NO_VALUE = frozenset(("nan", "null", "<na>", "#n/a", "n/a", "nat", "#ref!", "#na
 
 
 def check_class_names(names: Iterable[str], configured: list[str] | None, *, where: str) -> None:
-    """Check that no two names of classes only look alike and none stands for a missing value.
+    """Check that a model can have these classes: no names that only look alike or stand for a missing value.
 
     Args:
         names: Names of folders, or labels.
@@ -280,9 +285,18 @@ def check_class_names(names: Iterable[str], configured: list[str] | None, *, whe
         where: Folder or file, for the message.
 
     Raises:
-        PylorusError: If there are such names; the message gives both spellings.
+        PylorusError: If there are such names; the message gives both spellings. If a name is too long or contains a
+            character that can't be seen, or if there are too many.
     """
     present = set(names)
+    if len(present) > MAX_CLASSES:
+        raise PylorusError(f"{where}: found {len(present):,} classes, expected at most {MAX_CLASSES:,}.")
+    for name in sorted(present):
+        if len(name) > MAX_NAME_LENGTH:
+            raise PylorusError(
+                f'{where}: class "{name[:40]}…": found {len(name)} characters, expected at most {MAX_NAME_LENGTH}. '
+                "Give it a shorter name."
+            )
     alike = find_look_alikes(present)
     if alike is not None:
         first, second = map(_format_spelling, alike)
@@ -291,6 +305,11 @@ def check_class_names(names: Iterable[str], configured: list[str] | None, *, whe
             "written. If they are one class, give all images one spelling; else choose names that differ."
         )
     for name in sorted(present):
+        if not is_valid_name(name):
+            raise PylorusError(
+                f'{where}: class "{_format_spelling(name)}" contains a character that can\'t be seen, such as a tab or '
+                "a space that does not break; it is written as an escape here. Rename the class."
+            )
         if name.lower() in NO_VALUE and name not in (configured or ()):
             raise PylorusError(
                 f'{where}: found a class "{name}", which programs write where a label is missing. Leave it out with '

@@ -113,7 +113,9 @@ def decode_image(content: bytes, *, policy: int = POLICY_VERSION) -> RGB:
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"its pixels are over the limit of {MAX_PIXELS:,}") from error
+        count = re.search(r"\d+", str(error))
+        found = f"{int(count[0]):,}" if count is not None else "its"
+        raise UnreadableImageError(f"{found} pixels are over the limit of {MAX_PIXELS:,}") from error
     except Exception as error:  # the decoders of Pillow and pydicom raise almost anything on damaged files
         raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
@@ -278,11 +280,11 @@ def describe_content(content: bytes) -> str:
 
     Example:
         >>> describe_content(b"GIF89a...")
-        "no readable JPEG, PNG, BMP, TIFF or WebP image: it begins with b'GIF89a..', so it is a GIF image"
+        'no readable JPEG, PNG, BMP, TIFF or WebP image: it is a GIF image'
     """
     name = _name_content(content)
-    nature = f", so it is {name}" if name else ""
-    return f"no readable JPEG, PNG, BMP, TIFF or WebP image: it begins with {content[:8]!r}{nature}"
+    nature = f"is {name}" if name else f"begins with {content[:8]!r}"
+    return f"no readable JPEG, PNG, BMP, TIFF or WebP image: it {nature}"
 
 
 def _name_content(content: bytes) -> str:

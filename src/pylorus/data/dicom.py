@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pylorus.core.errors import UnreadableImageError, format_path
-from pylorus.data.files import ImageLocation, check_container, read_image_bytes
+from pylorus.data.files import MAX_FIRST_LENGTH, ImageLocation, check_container, read_image_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -65,8 +65,6 @@ JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LS, JPEG_2000, RLE = (
     *("1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"),
 )
 PIXEL_DATA = 0x7FE00010
-MAX_FIRST_LENGTH = 64
-"""Longest value of the first element of a file without preamble, in bytes: a character set, an image type or a date."""
 _HEADER = slice(0, 4096)  # the file meta information, which names the transfer syntax
 
 

@@ -68,13 +68,18 @@ class Root(Protocol):
     def __truediv__(self, path: str, /) -> ImageLocation: ...
 
 
+def is_utf8(path: str) -> bool:
+    """Return whether a path is UTF-8, and not one of an old Windows or Linux."""
+    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
 def check_names(paths: Iterable[str], root: Path) -> None:
     """Check that paths can be written to tables, which are UTF-8.
 
     Raises:
         PylorusError: If a name is not UTF-8, such as one of an old Windows or Linux; names the files.
     """
-    wrong = [path for path in paths if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path)]
+    wrong = [path for path in paths if not is_utf8(path)]
     if wrong:
         raise PylorusError(
             f"{root}: found names that are not UTF-8:\n{format_name_list(map(format_path, wrong))}\nRename them, for "
@@ -252,6 +257,10 @@ _SIGNATURES = (
 )
 
 
+MAX_FIRST_LENGTH = 64
+"""Longest value of the first element of a file without preamble, in bytes: a character set, an image type or a date."""
+
+
 def identify_format(head: bytes) -> str:
     """Return the name of an image format by the first bytes of a file; empty if they are of none.
 
@@ -273,7 +282,19 @@ def identify_format(head: bytes) -> str:
     # DICOM without its preamble: the first element, of group 2 or 8, has a value representation of two capitals.
     if head[:2] in (b"\x02\0", b"\x08\0") and head[3:4] == b"\0" and head[4:6].isalpha() and head[4:6].isupper():
         return "DICOM"
-    return ""
+    return "DICOM" if _is_implicit_dicom(head) else ""
+
+
+def _is_implicit_dicom(head: bytes) -> bool:
+    """Return whether a file begins with two short elements of group 8 without value representation, in their order."""
+    length = int.from_bytes(head[4:8], "little")
+    second = head[8 + length : 12 + length]
+    is_short = length <= MAX_FIRST_LENGTH and length % 2 == 0
+    return is_short and head[:2] == second[:2] == b"\x08\0" and head[3:4] == b"\0" and _get_tag(second) > _get_tag(head)
+
+
+def _get_tag(element: bytes) -> int:
+    return int.from_bytes(element[2:4], "little")
 
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _MAX_VALUE, _SAMPLE_FORMAT = 256, 257, 258, 262, 274, 281, 339

@@ -88,7 +88,9 @@ def read_manifest_rows(manifest: Path, root: Path | None = None) -> pd.DataFrame
     duplicates = table["path"][table["path"].duplicated()]
     if len(duplicates):
         count = "1 path occurs" if duplicates.nunique() == 1 else f"{duplicates.nunique()} paths occur"
-        raise PylorusError(f"{manifest}: {count} in several rows:\n{format_name_list(duplicates.unique())}")
+        raise PylorusError(
+            f"{manifest}: {count} in several rows:\n{format_name_list(duplicates.unique())}\nKeep one row of each."
+        )
     return table.reset_index(drop=True)
 
 
@@ -251,6 +253,9 @@ def _convert_decimal_commas(column: list[str]) -> list[str]:
     return column
 
 
+_COLUMN_CONTENTS = {"path": "names of the files", "label": "classes"}
+
+
 def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
     for name in REQUIRED_COLUMNS:
         if name not in rows.columns:
@@ -261,6 +266,7 @@ def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
                 hint = f' Rename "{synonyms[0]}" to "{name}".'
             elif any(column.lower().endswith(SUFFIXES) for column in found):
                 hint = " The first row must contain the names of the columns, as in path,label."
+            hint = hint or f' Rename the column that contains the {_COLUMN_CONTENTS[name]} to "{name}".'
             raise PylorusError(f'{manifest}: there is no column "{name}".{hint} Found: {", ".join(found)}.')
     if rows.empty:
         raise PylorusError(f"{manifest}: the table is empty, expected one row per image.")
@@ -269,7 +275,10 @@ def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
         if len(empty):
             count = "1 row" if len(empty) == 1 else f"{len(empty)} rows"
             # Row numbers are those of a spreadsheet, whose header is row 1.
-            raise PylorusError(f'{manifest}: column "{name}" is empty in {count}, first in row {empty[0] + 2}.')
+            raise PylorusError(
+                f'{manifest}: column "{name}" is empty in {count}, first in row {empty[0] + 2}. Fill it in, or remove '
+                "these rows."
+            )
     if "group" in rows:
         _check_groups(rows["group"], manifest)
 
@@ -431,4 +440,9 @@ def explain_missing_files(missing: Sequence[str], total: int, root: Path, manife
         below = PurePosixPath(path)
         if name in (fold_name(below.name), fold_name(below.stem)):
             return f"{message}{below.name} lies in {root / below.parent}: write {path} in its row, or move the file."
+    if len(missing) < total:
+        return (
+            f"{message}The other files were found: correct these paths, copy the files there, or remove their rows. "
+            "data.on_error=quarantine leaves them out."
+        )
     return f"{message}Set data.root to the folder that the paths are relative to."

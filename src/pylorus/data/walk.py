@@ -409,7 +409,8 @@ def _list_images(
     if not images and not may_be_empty:
         others = [f"{format_path(each.path)}: {each.reason}" for each in ignored.files[before:]]
         raise PylorusError(
-            f"{root / prefix}: there is no image in this class folder (expected {', '.join(SUFFIXES)})."
+            f"{root / prefix}: there is no image in this class folder (expected {', '.join(SUFFIXES)}). Remove the "
+            "folder, or leave the class out of training with data.exclude."
             + (f" Found:\n{format_name_list(others)}" if others else "")
         )
     return images
@@ -436,7 +437,10 @@ def list_folders(root: Path, prefix: str, ignored: IgnoredFiles, *, allow_images
     if stray and not allow_images:
         count = "1 image is" if len(stray) == 1 else f"{len(stray)} images are"
         names = format_name_list(root / path for path in sorted(stray))
-        raise PylorusError(f"{root / prefix}: {count} outside the class folders:\n{names}")
+        raise PylorusError(
+            f"{root / prefix}: {count} outside the class folders:\n{names}\nMove each into the folder of "
+            f"its class, as in {root / prefix / 'CLASS' / 'image.jpg'}."
+        )
     return sorted(folders)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import MAX_CLASSES, MAX_NAME_LENGTH, PylorusError, is_valid_name
 from pylorus.core.io import validate
 from pylorus.data.decode import POLICIES, RESAMPLING
 from pylorus.data.field_of_view import FINDER
@@ -109,7 +109,6 @@ def _check_regular_file(path: Path) -> None:
 
 MAX_DESCRIPTION_BYTES = 1_000_000
 """The largest model.json that is read: a hundred times the usual size."""
-MAX_CLASSES, MAX_NAME_LENGTH = 1000, 200
 
 
 def read_description(content: bytes, *, where: str = "model.json") -> Description:
@@ -164,8 +163,11 @@ def _check_description(description: Description, where: str) -> None:
     check_model_arguments(description.arguments, where=f"{where}: arguments")
     names, short_names = description.classes, description.short_names
     for key, listed in (("classes", names), ("short_names", short_names)):
-        invalid = [name for name in listed if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable()]
-        if invalid or len(set(listed)) != len(listed) or not 2 <= len(listed) <= MAX_CLASSES:
+        if (
+            not all(map(is_valid_name, listed))
+            or len(set(listed)) != len(listed)
+            or not 2 <= len(listed) <= MAX_CLASSES
+        ):
             raise PylorusError(
                 f"{where}: {key}: found {_format_few(listed)}, expected 2 to {MAX_CLASSES} different names."
             )

@@ -429,7 +429,7 @@ class ResumableTable:
             )
 
 
-def format_ignored(record: Mapping[str, Any]) -> list[str]:
+def format_ignored(record: Mapping[str, Any], output: Path) -> list[str]:
     """Return the line of a summary about files in folders that are not used, if there are any."""
     if not record.get("ignored"):
         return []
@@ -437,7 +437,7 @@ def format_ignored(record: Mapping[str, Any]) -> list[str]:
     may_be = f", of which {notable:,} may be {'an image' if notable == 1 else 'images'}" if notable else ""
     verb = "is" if record["ignored"] == 1 else "are"
     count = format_count(record["ignored"], "other file or folder", "other files or folders")
-    return [f"{count} {verb} not used{may_be} (OUTPUT{IGNORED_SUFFIX} lists them with reasons)"]
+    return [f"{count} {verb} not used{may_be} ({output}{IGNORED_SUFFIX} lists them with reasons)"]
 
 
 @contextmanager

@@ -112,7 +112,8 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
             with parts.list_ignored(sources) as listed:
                 _predict_remaining(bundle, listed, parts, options, stop)
             record = _finalize_output(bundle, parts, options)
-    print(f"{format_prediction_summary(record, bundle.description)}\n\npredictions: {output}")
+    lines = [format_prediction_summary(record, bundle.description), "", *format_ignored(record, output)]
+    print("\n".join((*lines, f"predictions: {output}")))
     unreadable = int(str(record["unreadable"]))
     if unreadable == record["images"]:
         print(f"error: no file could be read. {parts.read_first_error()}", file=sys.stderr)
@@ -307,7 +308,7 @@ def _predict_rows(
     table["decision"] = decision
     if bundle.description.prediction_sets is not None:
         table["prediction_set"] = members
-    table["abstain"] = why != ""
+    table["abstain"] = pd.arrays.BooleanArray(why != "", errors != "")  # empty for a file that can't be read
     table["why"] = why
     table["unlikeness"] = unlikeness
     table["error"] = errors
@@ -488,10 +489,8 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
         record: The record of the prediction, as its .about.json holds it.
         description: The content of the bundle's model.json.
     """
-    lines = [
-        f"images: {record['images']:,}, unreadable: {record['unreadable']:,} (the column `error` gives the reasons)"
-    ]
-    lines += format_ignored(record)
+    reasons = " (the column `error` gives the reasons)" if record["unreadable"] else ""
+    lines = [f"images: {record['images']:,}, unreadable: {record['unreadable']:,}{reasons}"]
     evaluation = record.get("evaluation")
     tested = (record if evaluation is None else evaluation).get("unlike_images")
     lines += [] if tested is None else [format_unlike_images(tested)]
