@@ -16,7 +16,7 @@ from pylorus.config.checks import check_config, format_help, load_config
 from pylorus.config.schema import CONF, GROUPS, Config, StageConfig
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import iter_fields, validate
-from pylorus.launch.main import check_overrides, register
+from pylorus.launch.main import check_overrides, register, run_overrides
 from pylorus.launch.sweep import check_installed
 
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -93,6 +93,7 @@ def test_help_explains_every_key():
         ("modle=vgg19", "model"),
         ("+sede=1", "seed"),
         ("stages.finetune.learning=head", "learn"),
+        ("stage.finetune.learn=head", "stages"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(word, suggested):
@@ -113,6 +114,16 @@ def test_a_sweep_with_one_unknown_file_is_refused_before_its_first_job():
 def test_a_stage_is_not_added_by_a_typo():
     with pytest.raises(PylorusError, match="stages are added in a file"):
         check_overrides(["+stages.pretain.epochs=3"])
+
+
+@pytest.mark.parametrize("word", ["stages.pretrian.epochs=3", "stages.pretrian.lr=1e-3", "stages.pretrian={}"])
+def test_keys_of_an_unknown_stage_are_refused_with_the_nearest_known_one(word, tmp_path):
+    with pytest.raises(PylorusError) as caught:
+        run_overrides([word], tmp_path)
+    assert str(caught.value) == (
+        'stages.pretrian: "stages" has no key "pretrian". Did you mean "pretrain"?\n'
+        "Keys at this level: pretrain, finetune."
+    )
 
 
 def test_arguments_for_timm_need_no_plus(compose_config):
