@@ -106,6 +106,16 @@ def test_an_unknown_file_of_a_group_is_refused_with_the_nearest_known_one():
         check_overrides(["model=resnet5"])
 
 
+def test_an_unknown_launcher_is_refused_with_the_nearest_known_one():
+    with pytest.raises(PylorusError, match='Did you mean "local"'):
+        check_overrides(["-m", "hydra/launcher=locl"])
+
+
+def test_a_number_of_jobs_without_a_launcher_says_which_launcher_takes_it(tmp_path):
+    with pytest.raises(PylorusError, match=r"one job after the other\. Add hydra/launcher=local\."):
+        run_overrides(["hydra.launcher.n_jobs=2"], tmp_path)
+
+
 def test_a_sweep_with_one_unknown_file_is_refused_before_its_first_job():
     with pytest.raises(PylorusError, match='model=resnet5: there is no.*Did you mean "resnet50"'):
         check_overrides(["-m", "model=vgg19,resnet5"])

@@ -195,6 +195,8 @@ def format_error(error: BaseException) -> str:
     if isinstance(type_error, ConfigKeyError | ConfigAttributeError) and isinstance(type_error.parent_node, DictConfig):
         key, known = str(type_error.key), [str(name) for name in type_error.parent_node]  # a stage, which has any name
         parent = str(type_error.full_key).removesuffix(f".{key}")
+        if type_error.full_key == "hydra.launcher.n_jobs":
+            return f"{type_error.full_key}: this launcher runs one job after the other. Add hydra/launcher=local."
         return (
             f'{type_error.full_key}: "{parent}" has no key "{key}".{format_suggestion(key, known)}\n'
             f"Keys at this level: {', '.join(known)}."
