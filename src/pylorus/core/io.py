@@ -513,6 +513,25 @@ def explain_disk_error(error: OSError) -> str | None:
     return None
 
 
+def format_system_error(error: OSError) -> str:
+    """Return an error of the system as a message of a command, with the file and what to do, where that is certain.
+
+    Example:
+        >>> format_system_error(OSError(errno.ENOSPC, "No space left on device", "/data/predictions.csv"))
+        'the disk is full: /data/predictions.csv could not be written. Free some space, or write to another folder.'
+        >>> format_system_error(PermissionError(errno.EACCES, "Permission denied", "model"))
+        'model: Permission denied'
+    """
+    path = get_error_path(error)
+    if error.errno in DISK_FULL:
+        return (
+            f"the disk is full: {path or 'a file'} could not be written. Free some space, or write to another folder."
+        )
+    if error.errno == errno.EROFS:
+        return f"{path or 'the disk'} can't be written to: {error.strerror}. Write to another folder."
+    return f"{path}: {error.strerror}" if path and error.strerror else str(error)
+
+
 def get_error_path(error: BaseException) -> str | None:
     """Return the file that an error names, if any."""
     filename = error.filename2 or error.filename if isinstance(error, OSError) else None
