@@ -150,11 +150,14 @@ def read_json(path: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise PylorusError(f"{path}: not valid JSON: {error}") from error
+        raise PylorusError(f"{path}: damaged: not valid JSON: {error}. Restore it from a backup.") from error
     if isinstance(content, dict):
         content, is_intact = verify_object(content)
         if not is_intact:
-            raise PylorusError(f"{path}: damaged, or changed by hand: its content does not match its checksum.")
+            raise PylorusError(
+                f"{path}: damaged, or changed by hand: its content does not match its checksum. Restore it from a "
+                "backup."
+            )
     return content
 
 
