@@ -286,18 +286,21 @@ def run_script(setup: Setup, job: Job, name: str) -> tuple[float, str]:
     return seconds, line.removeprefix(SAYS)[:160]
 
 
+def count_small_set(setup: Setup) -> int:
+    return 48 if setup.tiny else 480
+
+
 def draw_small_set(setup: Setup) -> Path:
-    count, size = (48, 80) if setup.tiny else (480, 320)
-    return images.draw(setup.work / "small", images=count, size=size)
+    return images.draw(setup.work / "small", images=count_small_set(setup), size=80 if setup.tiny else 320)
 
 
 def measure_small_set(setup: Setup, report: Report) -> None:
     job = build_job(setup, draw_small_set(setup), epochs=5, batch_size=16)
     script, script_phases = run_script(setup, job, "small-script")
-    report.add("480 images, timm script", f"{script:.1f} s; {script_phases}")
+    report.add(f"{count_small_set(setup)} images, timm script", f"{script:.1f} s; {script_phases}")
     own, own_phases = run_pylorus(setup, job, "small-pylorus")
-    report.add("480 images, Pylorus", f"{own:.1f} s; {own_phases}")
-    report.add("480 images, ratio", f"{script / own:.2f} (at least 1.0)")
+    report.add(f"{count_small_set(setup)} images, Pylorus", f"{own:.1f} s; {own_phases}")
+    report.add(f"{count_small_set(setup)} images, ratio", f"{script / own:.2f} (at least 1.0)")
 
 
 def measure_frames(setup: Setup, report: Report) -> None:
@@ -423,7 +426,7 @@ def run_tests(setup: Setup, report: Report, data: Path) -> None:
 def measure_variant(setup: Setup, report: Report, name: str, *words: str) -> None:
     job = build_job(setup, draw_small_set(setup), epochs=5, batch_size=16)
     seconds, phases = run_pylorus(setup, job, f"variant-{name}", *words)
-    report.add(f"480 images, {' '.join(words)}", f"{seconds:.1f} s; {phases}")
+    report.add(f"{count_small_set(setup)} images, {' '.join(words)}", f"{seconds:.1f} s; {phases}")
 
 
 def measure_batch_size(setup: Setup, report: Report) -> None:
@@ -431,7 +434,10 @@ def measure_batch_size(setup: Setup, report: Report) -> None:
     folder = setup.work / "variant-batch_size"
     command = pylorus_run.command(dataclasses.replace(job, folder=str(folder)), ROOT)
     words = ["trainer.batch_size=auto" if word.startswith("trainer.batch_size=") else word for word in command]
-    report.add("480 images, trainer.batch_size=auto", f"{setup.run(words, log='variant-batch_size'):.1f} s")
+    report.add(
+        f"{count_small_set(setup)} images, trainer.batch_size=auto",
+        f"{setup.run(words, log='variant-batch_size'):.1f} s",
+    )
 
 
 def measure_graphs(setup: Setup, report: Report) -> None:

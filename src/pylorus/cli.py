@@ -13,7 +13,7 @@ from typing import Any
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, setup_terminal
-from pylorus.core.io import handle_closed_pipe
+from pylorus.core.io import format_system_error, handle_closed_pipe
 
 
 def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -481,7 +481,7 @@ def _run_audit(arguments: argparse.Namespace) -> None:
         raise
     except (PylorusError, ValueError, OSError) as error:
         # Exit code 1 means that the images have faults; a script must not mistake a mistyped folder for that.
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_format_error(error)}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
@@ -510,6 +510,10 @@ def _run_pack(arguments: argparse.Namespace) -> None:
     print(f"  {TRAIN_COMMAND} data=shards {format_command([f'data.root={arguments.output}'])}")
 
 
+def _format_error(error: Exception) -> str:
+    return format_system_error(error) if isinstance(error, OSError) else str(error)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the command; errors that a user can fix are printed without a traceback."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -527,7 +531,7 @@ def main(arguments: list[str] | None = None) -> None:
         except BrokenPipeError:
             raise
         except (PylorusError, ValueError, OSError) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_format_error(error)}")
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 

@@ -16,7 +16,7 @@ from pylorus.config.checks import check_config, format_help, load_config
 from pylorus.config.schema import CONF, GROUPS, Config, StageConfig
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import iter_fields, validate
-from pylorus.launch.main import check_overrides, register
+from pylorus.launch.main import check_overrides, register, run_overrides
 from pylorus.launch.sweep import check_installed
 
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -93,6 +93,7 @@ def test_help_explains_every_key():
         ("modle=vgg19", "model"),
         ("+sede=1", "seed"),
         ("stages.finetune.learning=head", "learn"),
+        ("stage.finetune.learn=head", "stages"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(word, suggested):
@@ -105,6 +106,16 @@ def test_an_unknown_file_of_a_group_is_refused_with_the_nearest_known_one():
         check_overrides(["model=resnet5"])
 
 
+def test_an_unknown_launcher_is_refused_with_the_nearest_known_one():
+    with pytest.raises(PylorusError, match='Did you mean "local"'):
+        check_overrides(["-m", "hydra/launcher=locl"])
+
+
+def test_a_number_of_jobs_without_a_launcher_says_which_launcher_takes_it(tmp_path):
+    with pytest.raises(PylorusError, match=r"one job after the other\. Add hydra/launcher=local\."):
+        run_overrides(["hydra.launcher.n_jobs=2"], tmp_path)
+
+
 def test_a_sweep_with_one_unknown_file_is_refused_before_its_first_job():
     with pytest.raises(PylorusError, match='model=resnet5: there is no.*Did you mean "resnet50"'):
         check_overrides(["-m", "model=vgg19,resnet5"])
@@ -113,6 +124,16 @@ def test_a_sweep_with_one_unknown_file_is_refused_before_its_first_job():
 def test_a_stage_is_not_added_by_a_typo():
     with pytest.raises(PylorusError, match="stages are added in a file"):
         check_overrides(["+stages.pretain.epochs=3"])
+
+
+@pytest.mark.parametrize("word", ["stages.pretrian.epochs=3", "stages.pretrian.lr=1e-3", "stages.pretrian={}"])
+def test_keys_of_an_unknown_stage_are_refused_with_the_nearest_known_one(word, tmp_path):
+    with pytest.raises(PylorusError) as caught:
+        run_overrides([word], tmp_path)
+    assert str(caught.value) == (
+        'stages.pretrian: "stages" has no key "pretrian". Did you mean "pretrain"?\n'
+        "Keys at this level: pretrain, finetune."
+    )
 
 
 def test_arguments_for_timm_need_no_plus(compose_config):

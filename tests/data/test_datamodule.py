@@ -1,10 +1,14 @@
 """Batches are the same for any number of workers, in an order that depends on seed and epoch."""
 
 import multiprocessing
+import os
 import re
 import shutil
+import signal
+import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -213,3 +217,25 @@ def test_a_loader_that_was_left_unfinished_does_not_disturb_the_next_one(serve):
         assert rows == list(range(len(module.parts["test"])))
         with pytest.raises(RuntimeError, match="serve another loader"):
             next(unfinished)
+
+
+def _load_a_batch_and_be_killed(serve, connection):
+    with LoadingProcesses(2, pin_memory=False) as loading:
+        next(iter(serve(workers=2, loading=loading).build_loader("train")))
+        connection.send([process.pid for process in multiprocessing.active_children()])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can end a process with its parent")
+def test_the_processes_that_load_images_end_with_a_run_that_is_killed(serve):
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    run = context.Process(target=_load_a_batch_and_be_killed, args=(serve, sender))
+    run.start()
+    assert receiver.poll(60)
+    processes = [psutil.Process(pid) for pid in receiver.recv()]
+    run.join()
+    _, alive = psutil.wait_procs(processes, timeout=2)  # torch would leave them for five seconds
+    assert len(processes) == 2
+    assert not alive

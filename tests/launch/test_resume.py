@@ -470,3 +470,11 @@ def test_a_damaged_record_is_named_and_nothing_is_trained(stopped_run, tmp_path,
         resume(folder, [])
     assert "other images" not in str(found.value)
     assert {path: path.read_bytes() for path in folder.path.rglob("*.ckpt")} == before
+
+
+@pytest.mark.parametrize("text", ["", '{"state": "runn', '{"state": "running", "checksum": "0"}'])
+def test_a_damaged_status_names_the_folder_and_how_to_go_on(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    message = f"{tmp_path}/status.json: damaged.* Restore it from a backup. Without one, move {tmp_path} away"
+    with pytest.raises(PylorusError, match=message):
+        RunFolder(tmp_path).read_status()

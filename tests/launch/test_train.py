@@ -184,6 +184,9 @@ def test_a_nan_loss_fails_the_run_with_advice(train_run, tmp_path_factory):
         ("model.weights=/nowhere/resnet.safetensors", "expected hub, none, or an existing file"),
         ("model.name=test_resnett", "did you mean"),
         ("stages.finetune.learn=layr4", "layer4"),
+        ("optimizer.name=adamx", "did you mean"),
+        ("stages.finetune.augment=lihgt", "did you mean"),
+        ("augment.transforms={HorizontalFlop: {p: 1}}", "did you mean"),
     ],
 )
 def test_what_can_be_refused_before_reading_is_refused_before_reading(train_run, tmp_path, word, message):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
 from pylorus.config.schema import (
@@ -52,8 +52,10 @@ def check_key(path: str, *, schema: type = Config) -> None:
             if part not in known:
                 problem = f'"{".".join(parents)}" has no key "{part}"' if parents else f'there is no key "{part}"'
                 names = list(known) if parents else list(dict.fromkeys([*known, *GROUPS]))
+                if part in names:
+                    problem = f'"{part}" is a group of files, as in {part}=NAME, and has no keys'
                 raise PylorusError(
-                    f"{path}: {problem}.{format_suggestion(part, names)}\n"
+                    f"{path}: {problem}.{format_suggestion(part, set(names) - {part})}\n"
                     f"Keys at this level: {', '.join(names)}. For all keys, run: {TRAIN_COMMAND} --help"
                 )
             kind = known[part]
@@ -192,6 +194,15 @@ def format_error(error: BaseException) -> str:
     wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", str(type_error))
     if wrong is not None and isinstance(type_error, OmegaConfBaseException) and wrong[2] in KINDS:
         return f'{type_error.full_key}: found "{wrong[1]}", expected {KINDS[wrong[2]]}.'
+    if isinstance(type_error, ConfigKeyError | ConfigAttributeError) and isinstance(type_error.parent_node, DictConfig):
+        key, known = str(type_error.key), [str(name) for name in type_error.parent_node]  # a stage, which has any name
+        parent = str(type_error.full_key).removesuffix(f".{key}")
+        if type_error.full_key == "hydra.launcher.n_jobs":
+            return f"{type_error.full_key}: this launcher runs one job after the other. Add hydra/launcher=local."
+        return (
+            f'{type_error.full_key}: "{parent}" has no key "{key}".{format_suggestion(key, known)}\n'
+            f"Keys at this level: {', '.join(known)}."
+        )
     lines = [str(error)] + ([str(cause)] if cause is not None else [])
     return "\n".join(line.strip() for line in lines if line.strip())
 

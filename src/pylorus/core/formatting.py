@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import SupportsFloat
 
 DASH = "–"
@@ -226,4 +227,5 @@ def setup_terminal() -> None:
         return
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=TERMINAL_ERRORS)
+            with suppress(OSError):  # a file that something else writes to as well can't be repositioned
+                stream.reconfigure(errors=TERMINAL_ERRORS)

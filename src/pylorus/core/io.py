@@ -150,11 +150,14 @@ def read_json(path: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise PylorusError(f"{path}: not valid JSON: {error}") from error
+        raise PylorusError(f"{path}: damaged: not valid JSON: {error}. Restore it from a backup.") from error
     if isinstance(content, dict):
         content, is_intact = verify_object(content)
         if not is_intact:
-            raise PylorusError(f"{path}: damaged, or changed by hand: its content does not match its checksum.")
+            raise PylorusError(
+                f"{path}: damaged, or changed by hand: its content does not match its checksum. Restore it from a "
+                "backup."
+            )
     return content
 
 
@@ -511,6 +514,25 @@ def explain_disk_error(error: OSError) -> str | None:
     if error.errno == errno.ENAMETOOLONG:
         return f"{path}: the name is too long for this disk. Use a shorter name, or {OTHER_FOLDER_HINT}"
     return None
+
+
+def format_system_error(error: OSError) -> str:
+    """Return an error of the system as a message of a command, with the file and what to do, where that is certain.
+
+    Example:
+        >>> format_system_error(OSError(errno.ENOSPC, "No space left on device", "/data/predictions.csv"))
+        'the disk is full: /data/predictions.csv could not be written. Free some space, or write to another folder.'
+        >>> format_system_error(PermissionError(errno.EACCES, "Permission denied", "model"))
+        'model: Permission denied'
+    """
+    path = get_error_path(error)
+    if error.errno in DISK_FULL:
+        return (
+            f"the disk is full: {path or 'a file'} could not be written. Free some space, or write to another folder."
+        )
+    if error.errno == errno.EROFS:
+        return f"{path or 'the disk'} can't be written to: {error.strerror}. Write to another folder."
+    return f"{path}: {error.strerror}" if path and error.strerror else str(error)
 
 
 def get_error_path(error: BaseException) -> str | None:

@@ -428,8 +428,9 @@ def extract_groups(paths: list[str], pattern: str | None) -> list[str]:
     ]
     if unmatched:
         raise PylorusError(
-            f"data.group: {pattern!r} finds no patient in {len(unmatched)} of {len(paths)} "
-            f"paths:\n{format_name_list(unmatched)}"
+            f"data.group: '{pattern}' finds no patient in {len(unmatched)} of {len(paths)} paths:\n"
+            f"{format_name_list(unmatched)}\n"
+            "Write a pattern that finds a patient in these too, such as '(P\\d+|case_\\d+)', or move them out of the set."
         )
     return [get_matched_group(match) for match in matches if match is not None]
 
@@ -443,7 +444,7 @@ def parse_group_pattern(pattern: str, *, key: str) -> re.Pattern[str]:
     try:
         return re.compile(normalize_name(pattern))
     except re.error as error:
-        raise PylorusError(f"{key}: {pattern!r} is not a regular expression: {error}.") from error
+        raise PylorusError(f"{key}: '{pattern}' is not a regular expression: {error}.") from error
 
 
 def get_matched_group(match: re.Match[str]) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig
-from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed, end_with_parent
 from pylorus.data.augmentation import build_augmentation
 from pylorus.data.device_augmentation import DeviceAugmentation, find_obstacle, send_array
 from pylorus.data.files import Root
@@ -281,6 +281,15 @@ def setup_loading_process(_: int) -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
+def _setup_run_process(index: int) -> None:
+    """Set up a process that loads images for a run: it ends with the run, even if that is killed.
+
+    Torch's own watch takes up to five seconds, and does not look while an image is read.
+    """
+    setup_loading_process(index)
+    end_with_parent(signal.SIGKILL)
+
+
 class LoadingRequest(NamedTuple):
     """What a loading process is asked for: a batch of a split with a stage's augmentation."""
 
@@ -352,7 +361,7 @@ class LoadingProcesses:
                 batch_sampler=self,  # type: ignore[arg-type]
                 num_workers=self._count,
                 collate_fn=return_batch,
-                worker_init_fn=setup_loading_process,
+                worker_init_fn=_setup_run_process,
                 persistent_workers=True,
                 pin_memory=self._pin_memory,
             )

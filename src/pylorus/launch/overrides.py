@@ -339,7 +339,7 @@ def _create_config_repository(config_path: str | None, config_dir: str | None, o
 def _check_override(argument: str, override: Any, files: Any, extended: set[str]) -> str:
     key = override.key_or_group
     check_installed(argument)
-    if key.startswith("hydra"):
+    if key.startswith("hydra") and not files.group_exists(key):
         return argument
     if key in GROUPS or files.group_exists(key):
         value = override.value()

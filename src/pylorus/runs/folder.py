@@ -392,8 +392,17 @@ class RunFolder:
         return None if description is None else read_shipped(description)
 
     def read_status(self) -> dict[str, Any]:
-        """Read the run's status; empty if the folder has none. A run whose process is gone is `stopped`."""
-        status: dict[str, Any] = dict(read_json(self.path / STATUS) or {})
+        """Read the run's status; empty if the folder has none. A run whose process is gone is `stopped`.
+
+        Raises:
+            PylorusError: If the file is damaged.
+        """
+        try:
+            status: dict[str, Any] = dict(read_json(self.path / STATUS) or {})
+        except PylorusError as error:
+            raise PylorusError(
+                f"{error} Without one, move {self.path} away: the command that started the run then starts it again."
+            ) from error
         if not status:
             return {}
         if status["state"] in ("starting", "running") and not _is_alive(status):

@@ -31,7 +31,7 @@ from pylorus.model.freeze import apply_depth, resolve_depth
 from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix, build_evaluator
 from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import Evaluator, SplitOutputs, compute_split_outputs, prepare_network
-from pylorus.model.losses import build_loss, build_optimizer
+from pylorus.model.losses import build_loss, build_optimizer, check_optimizer_name
 from pylorus.model.metrics import build_metrics
 from pylorus.runs.folder import PARTS, StageFolder
 from pylorus.runs.predictions import (
@@ -292,7 +292,7 @@ def check_user_parts(config: Config) -> None:
     """Import and build what does not depend on the images, so that a typo is reported before they are read.
 
     Raises:
-        PylorusError: Names the key of the unknown metric, callback, `_target_` or argument.
+        PylorusError: Names the key of the unknown metric, callback, optimizer, augmentation, `_target_` or argument.
     """
     build_callbacks(config.callbacks)
     build_metrics(config.metrics, [stage.monitor for stage in config.stages.values()])
@@ -302,13 +302,16 @@ def check_user_parts(config: Config) -> None:
             check_node(node, key=key)
     if get_target(config.loss) is None:
         build_loss(config.loss, classes=2, images_of_class=[1, 1])
+    check_optimizer_name(config.optimizer.name, where="optimizer.name")
+    for stage in config.stages.values():
+        build_augmentation(resolve_augmentation(stage, config.augment))
 
 
 def check_stages(config: Config, backbone: Backbone, images: RunImages, processes: Processes) -> None:
     """Build what each stage will need, so that a typo is reported now and not after the previous stage.
 
     Raises:
-        PylorusError: Names the unknown block, augmentation or optimizer, or a split with fewer images than devices.
+        PylorusError: Names the unknown block or wrong argument, or a split with fewer images than devices.
     """
     smallest = min(sum(images.count_by_class(split)) for split in ("train", images.validation, "test"))
     if smallest < processes.count:
@@ -319,7 +322,6 @@ def check_stages(config: Config, backbone: Backbone, images: RunImages, processe
     build_loss(config.loss, classes=len(images.catalog.classes), images_of_class=images.count_by_class("train"))
     for stage in config.stages.values():
         resolve_depth(backbone.network, stage.learn)
-        build_augmentation(resolve_augmentation(stage, config.augment))
         build_optimizer(backbone.network, stage, config.optimizer)
 
 
