@@ -430,7 +430,7 @@ def extract_groups(paths: list[str], pattern: str | None) -> list[str]:
         raise PylorusError(
             f"data.group: '{pattern}' finds no patient in {len(unmatched)} of {len(paths)} paths:\n"
             f"{format_name_list(unmatched)}\n"
-            "Write a pattern that finds a patient in these too, such as '(P\\d+|case_\\d+)', or move them out of the set."
+            "Write a pattern that finds one in these too, such as '(P\\d+|case_\\d+)', or move them out of the set."
         )
     return [get_matched_group(match) for match in matches if match is not None]
 
