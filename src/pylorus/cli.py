@@ -13,7 +13,8 @@ from typing import Any
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, setup_terminal
-from pylorus.core.io import format_system_error, handle_closed_pipe
+from pylorus.core.io import handle_closed_pipe
+from pylorus.core.storage import format_system_error
 
 
 def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

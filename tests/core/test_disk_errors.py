@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from pylorus.core.io import explain_disk_error
+from pylorus.core.storage import explain_disk_error
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,12 @@ and pydantic is imported only where values are checked.
 """
 
 import dataclasses
-import errno
 import functools
 import hashlib
 import inspect
 import json
 import os
 import secrets
-import shutil
 import sys
 import types
 import typing
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -34,15 +31,9 @@ Result = TypeVar("Result")
 
 BROKEN_PIPE_CODE = 141
 """Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
-UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
-NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 
 CHECKSUM = "checksum"
 """Key of a JSON object's checksum: the SHA-256 of all other keys."""
-
-OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
 
 @contextmanager
@@ -494,79 +485,3 @@ def handle_closed_pipe() -> Iterator[None]:
         # Python flushes the remaining buffer at exit, so it needs somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE_CODE)
-
-
-def explain_disk_error(error: OSError) -> str | None:
-    """Return a message on why a run can't start or be summarized; None if it is not an error of the disk."""
-    path = get_error_path(error) or "the output folder"
-    folder = _find_existing_folder(Path(path) if get_error_path(error) else Path.cwd())
-    if error.errno in DISK_FULL:
-        return f"{format_disk_full(path, folder)}\nFree some space, or {OTHER_FOLDER_HINT}"
-    if error.errno in NOT_WRITABLE:
-        return f"{format_not_writable(error, path, folder)}\nOr {OTHER_FOLDER_HINT}"
-    if error.errno in UNREACHABLE:
-        return f"{format_drive_lost(error, path)}\nReconnect the drive or the network, or {OTHER_FOLDER_HINT}"
-    if error.errno in NOT_A_FOLDER:
-        return (
-            f"{path}: found a file with this name or with the name of a folder above it, expected a folder. Move the "
-            f"file, or {OTHER_FOLDER_HINT}"
-        )
-    if error.errno == errno.ENAMETOOLONG:
-        return f"{path}: the name is too long for this disk. Use a shorter name, or {OTHER_FOLDER_HINT}"
-    return None
-
-
-def format_system_error(error: OSError) -> str:
-    """Return an error of the system as a message of a command, with the file and what to do, where that is certain.
-
-    Example:
-        >>> format_system_error(OSError(errno.ENOSPC, "No space left on device", "/data/predictions.csv"))
-        'the disk is full: /data/predictions.csv could not be written. Free some space, or write to another folder.'
-        >>> format_system_error(PermissionError(errno.EACCES, "Permission denied", "model"))
-        'model: Permission denied'
-    """
-    path = get_error_path(error)
-    if error.errno in DISK_FULL:
-        return (
-            f"the disk is full: {path or 'a file'} could not be written. Free some space, or write to another folder."
-        )
-    if error.errno == errno.EROFS:
-        return f"{path or 'the disk'} can't be written to: {error.strerror}. Write to another folder."
-    return f"{path}: {error.strerror}" if path and error.strerror else str(error)
-
-
-def get_error_path(error: BaseException) -> str | None:
-    """Return the file that an error names, if any."""
-    filename = error.filename2 or error.filename if isinstance(error, OSError) else None
-    return str(filename) if filename else None
-
-
-def format_disk_full(path: str, folder: Path) -> str:
-    """Return the message for a full disk: what could not be written, and how much space is free at `folder`."""
-    return f"the disk is full: {path} could not be written{_format_free_space(folder)}."
-
-
-def format_not_writable(error: OSError, path: str, folder: Path) -> str:
-    """Return the message for a file or folder that is not writable, and how to find out why."""
-    return (
-        f"{path} can't be written to: {error.strerror}.\n"
-        f"Make the folder writable (to see its owner: ls -ld {folder}; to see whether its drive is mounted read-only: "
-        f"findmnt -T {folder})."
-    )
-
-
-def format_drive_lost(error: OSError, path: str) -> str:
-    """Return the message for a drive that has become unavailable."""
-    return f"{path} can't be reached: {error.strerror}."
-
-
-def _find_existing_folder(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that exists."""
-    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
-
-
-def _format_free_space(folder: Path) -> str:
-    try:
-        return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
-    except OSError:
-        return ""

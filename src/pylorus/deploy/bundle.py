@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pylorus import __version__
 from pylorus.config.schema import AugmentConfig, Config, list_loss_details
-from pylorus.core.integrity import write_digest
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
+from pylorus.core.storage import write_digest
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION

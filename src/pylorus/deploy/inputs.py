@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, fold_name, format_path, normalize_name
 from pylorus.core.formatting import format_count
-from pylorus.core.integrity import lock_folder
 from pylorus.core.io import read_json, write_atomically, write_json
+from pylorus.core.storage import lock_folder
 from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB
 from pylorus.data.walk import MAX_SORTED_FILES, PROBLEM, IgnoredFile, IgnoredFiles, log_ignored, walk_images

@@ -35,13 +35,8 @@ from pylorus.config.schema import CONF, EXTENSIBLE, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
 from pylorus.core.formatting import format_command, setup_terminal
-from pylorus.core.integrity import lock_folder
-from pylorus.core.io import (
-    explain_disk_error,
-    handle_closed_pipe,
-    iter_leaves,
-    resolve_path,
-)
+from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
+from pylorus.core.storage import explain_disk_error, lock_folder
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
     complete_launcher,

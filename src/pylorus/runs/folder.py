@@ -26,7 +26,8 @@ from scipy.special import log_softmax
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_percent
-from pylorus.core.integrity import (
+from pylorus.core.io import read_json, write_atomically, write_json
+from pylorus.core.storage import (
     LOCK,
     SUFFIX,
     check_digest,
@@ -35,7 +36,6 @@ from pylorus.core.integrity import (
     lock_folder,
     write_digest,
 )
-from pylorus.core.io import read_json, write_atomically, write_json
 
 ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
 """How a stage is chosen; see `ShippedStage`."""

@@ -14,7 +14,7 @@ import torch
 
 from pylorus.config.schema import Config, TrainerConfig
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, UnreadableImageError
-from pylorus.core.io import (
+from pylorus.core.storage import (
     DISK_FULL,
     NOT_WRITABLE,
     UNREACHABLE,

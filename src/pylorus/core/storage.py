@@ -1,0 +1,187 @@
+"""Stored files: checksums, by which damage is found before they are used, the lock of a folder, and faults of disks.
+
+A JSON object and a YAML file contain their own checksum, a table has one beside it, and a checkpoint of torch is a zip
+archive, which has one for each tensor that torch itself does not check.
+"""
+
+import errno
+import hashlib
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pylorus.core.errors import PylorusError
+from pylorus.core.formatting import format_bytes
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
+NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+LOCK = ".lock"
+"""File that is locked while a process writes to its folder."""
+FIRST_LINE = "# The last line holds the SHA-256 of the others.\n"
+LAST_LINE = "# SHA-256: "
+"""Start of a text's last line."""
+SUFFIX = ".sha256"
+"""What the name of the file beside a table ends in; `sha256sum --check` reads it, too."""
+
+
+def seal_text(text: str) -> str:
+    """Return a text of YAML with its checksum in a comment at the end."""
+    content = FIRST_LINE + text
+    return f"{content}{LAST_LINE}{hashlib.sha256(content.encode()).hexdigest()}\n"
+
+
+def verify_text(text: str) -> bool:
+    """Return whether a text is intact; one without a checksum is."""
+    content, separator, digest = text.rpartition(LAST_LINE)
+    if not separator:
+        return not text.startswith(FIRST_LINE)
+    return digest.strip() == hashlib.sha256(content.encode()).hexdigest()
+
+
+def compute_digest(path: Path) -> str:
+    """Return the SHA-256 of a file; empty if there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_digest(path: Path) -> str:
+    """Write the SHA-256 of a file into a file beside it, and return it."""
+    digest = compute_digest(path)
+    path.with_name(path.name + SUFFIX).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    return digest
+
+
+def check_digest(path: Path) -> None:
+    """Check a file against the SHA-256 beside it, if there is one.
+
+    Raises:
+        PylorusError: If they differ.
+    """
+    beside = path.with_name(path.name + SUFFIX)
+    if beside.is_file() and beside.read_text(encoding="utf-8", errors="replace").split()[:1] != [compute_digest(path)]:
+        raise PylorusError(
+            f"{path}: damaged, or changed since it was written: its SHA-256 is not that in {beside.name}. Restore it "
+            "from a backup, or start a new run."
+        )
+
+
+def is_archive_intact(path: Path) -> bool:
+    """Return whether a checkpoint exists and all its tensors have their checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError):
+        return False
+
+
+@contextmanager
+def lock_folder(folder: Path, explain: Callable[[], str]) -> Iterator[None]:
+    """Let no other process write to an existing folder; the lock is gone when this process is, however it ends.
+
+    A file system without locks grants it to everyone.
+
+    Args:
+        folder: The folder.
+        explain: Returns the message of the error.
+
+    Raises:
+        PylorusError: If another process has locked it.
+    """
+    lock = FileLock(folder / LOCK)
+    if folder.is_dir():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise PylorusError(explain()) from None
+        except (OSError, NotImplementedError):  # if the folder can't be written to, whoever writes reports it
+            pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def explain_disk_error(error: OSError) -> str | None:
+    """Return a message on why a run can't start or be summarized; None if it is not an error of the disk."""
+    path = get_error_path(error) or "the output folder"
+    folder = _find_existing_folder(Path(path) if get_error_path(error) else Path.cwd())
+    if error.errno in DISK_FULL:
+        return f"{format_disk_full(path, folder)}\nFree some space, or {OTHER_FOLDER_HINT}"
+    if error.errno in NOT_WRITABLE:
+        return f"{format_not_writable(error, path, folder)}\nOr {OTHER_FOLDER_HINT}"
+    if error.errno in UNREACHABLE:
+        return f"{format_drive_lost(error, path)}\nReconnect the drive or the network, or {OTHER_FOLDER_HINT}"
+    if error.errno in NOT_A_FOLDER:
+        return (
+            f"{path}: found a file with this name or with the name of a folder above it, expected a folder. Move the "
+            f"file, or {OTHER_FOLDER_HINT}"
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{path}: the name is too long for this disk. Use a shorter name, or {OTHER_FOLDER_HINT}"
+    return None
+
+
+def format_system_error(error: OSError) -> str:
+    """Return an error of the system as a message of a command, with the file and what to do, where that is certain.
+
+    Example:
+        >>> format_system_error(OSError(errno.ENOSPC, "No space left on device", "/data/predictions.csv"))
+        'the disk is full: /data/predictions.csv could not be written. Free some space, or write to another folder.'
+        >>> format_system_error(PermissionError(errno.EACCES, "Permission denied", "model"))
+        'model: Permission denied'
+    """
+    path = get_error_path(error)
+    if error.errno in DISK_FULL:
+        return (
+            f"the disk is full: {path or 'a file'} could not be written. Free some space, or write to another folder."
+        )
+    if error.errno == errno.EROFS:
+        return f"{path or 'the disk'} can't be written to: {error.strerror}. Write to another folder."
+    return f"{path}: {error.strerror}" if path and error.strerror else str(error)
+
+
+def get_error_path(error: BaseException) -> str | None:
+    """Return the file that an error names, if any."""
+    filename = error.filename2 or error.filename if isinstance(error, OSError) else None
+    return str(filename) if filename else None
+
+
+def format_disk_full(path: str, folder: Path) -> str:
+    """Return the message for a full disk: what could not be written, and how much space is free at `folder`."""
+    return f"the disk is full: {path} could not be written{_format_free_space(folder)}."
+
+
+def format_not_writable(error: OSError, path: str, folder: Path) -> str:
+    """Return the message for a file or folder that is not writable, and how to find out why."""
+    return (
+        f"{path} can't be written to: {error.strerror}.\n"
+        f"Make the folder writable (to see its owner: ls -ld {folder}; to see whether its drive is mounted read-only: "
+        f"findmnt -T {folder})."
+    )
+
+
+def format_drive_lost(error: OSError, path: str) -> str:
+    """Return the message for a drive that has become unavailable."""
+    return f"{path} can't be reached: {error.strerror}."
+
+
+def _find_existing_folder(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+
+
+def _format_free_space(folder: Path) -> str:
+    try:
+        return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
+    except OSError:
+        return ""
