@@ -12,7 +12,7 @@ from typing import Any
 
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.formatting import expand_words, format_command, setup_terminal
+from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
 from pylorus.core.io import handle_closed_pipe
 from pylorus.core.storage import format_system_error
 
@@ -482,7 +482,7 @@ def _run_audit(arguments: argparse.Namespace) -> None:
         raise
     except (PylorusError, ValueError, OSError) as error:
         # Exit code 1 means that the images have faults; a script must not mistake a mistyped folder for that.
-        print(f"error: {_format_error(error)}", file=sys.stderr)
+        print(f"error: {format_system_error(error)}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
@@ -506,13 +506,8 @@ def _run_pack(arguments: argparse.Namespace) -> None:
     from pylorus.data.sources import pack_shards
 
     shards = pack_shards(arguments.root, arguments.output, group=arguments.group, per_shard=arguments.per_shard)
-    count = "1 shard" if len(shards) == 1 else f"{len(shards)} shards"
-    print(f"Wrote {count} to {arguments.output}. To train on them:")
+    print(f"Wrote {format_count(len(shards), 'shard')} to {arguments.output}. To train on them:")
     print(f"  {TRAIN_COMMAND} data=shards {format_command([f'data.root={arguments.output}'])}")
-
-
-def _format_error(error: Exception) -> str:
-    return format_system_error(error) if isinstance(error, OSError) else str(error)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -532,7 +527,7 @@ def main(arguments: list[str] | None = None) -> None:
         except BrokenPipeError:
             raise
         except (PylorusError, ValueError, OSError) as error:
-            sys.exit(f"error: {_format_error(error)}")
+            sys.exit(f"error: {format_system_error(error)}")
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 

@@ -131,8 +131,8 @@ def explain_disk_error(error: OSError) -> str | None:
     return None
 
 
-def format_system_error(error: OSError) -> str:
-    """Return an error of the system as a message of a command, with the file and what to do, where that is certain.
+def format_system_error(error: Exception) -> str:
+    """Return an error as a message of a command; of an error of the system, with the file and what to do.
 
     Example:
         >>> format_system_error(OSError(errno.ENOSPC, "No space left on device", "/data/predictions.csv"))
@@ -140,6 +140,8 @@ def format_system_error(error: OSError) -> str:
         >>> format_system_error(PermissionError(errno.EACCES, "Permission denied", "model"))
         'model: Permission denied'
     """
+    if not isinstance(error, OSError):
+        return str(error)
     path = get_error_path(error)
     if error.errno in DISK_FULL:
         return (

@@ -42,13 +42,10 @@ ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", 
 
 PARTS = ("val", "test")
 """Splits that each stage predicts."""
-
 STATUS = "status.json"
 """File that identifies a folder as a run."""
-
 HEARTBEAT_SECONDS = 20.0
 """Seconds between two heartbeats of a running run."""
-
 HEARTBEAT_TIMEOUT = timedelta(minutes=3)
 """A run on another machine counts as dead after this time without a heartbeat."""
 
@@ -262,8 +259,7 @@ class StageFolder:
 
     def read_features(self, split: str) -> NDArray[np.float32]:
         """Read the features of a split."""
-        features: NDArray[np.float32] = np.load(self.get_features_path(split))
-        return features
+        return np.asarray(np.load(self.get_features_path(split)), dtype=np.float32)
 
     @property
     def network_path(self) -> Path:
@@ -287,8 +283,7 @@ class StageFolder:
         Raises:
             PylorusError: If the learning curves of a trained stage are damaged, which are not.
         """
-        found = self._find_damaged_state()
-        if found:
+        if found := self._find_damaged_state():
             for path in (self.record_path, self.best_checkpoint, *map(self.get_predictions_path, PARTS)):
                 path.unlink(missing_ok=True)
             self.delete_training_state()
@@ -313,7 +308,7 @@ class StageFolder:
         return sentences
 
     def _list_outputs(self) -> list[Path]:
-        return [path for split in PARTS for path in (self.get_features_path(split), self.get_predictions_path(split))]
+        return [*map(self.get_features_path, PARTS), *map(self.get_predictions_path, PARTS)]
 
     def _find_damaged_state(self) -> str:
         """Return what keeps the stage from being resumed or read, in words; empty if nothing does."""
@@ -328,13 +323,11 @@ class StageFolder:
         for path in needed:
             if not is_archive_intact(path):
                 return f"{path} is {'damaged' if path.is_file() else 'missing'}"
-        epochs = self.progress.epochs
-        if result is None and epochs and not bests:
+        epochs = self.progress.epochs if result is None else 0
+        if epochs and not bests:
             return f"{self.get_best_path(0).with_name('best-*.ckpt')} is missing"
         rows = max(0, self.metrics_path.read_bytes().count(b"\n") - 1) if self.metrics_path.is_file() else 0
-        if result is None and rows < epochs:
-            return f"{self.metrics_path} has {rows} of {epochs} epochs"
-        return ""
+        return f"{self.metrics_path} has {rows} of {epochs} epochs" if rows < epochs else ""
 
     @property
     def training_result(self) -> TrainingResult | None:
@@ -428,8 +421,7 @@ class RunFolder:
         """
 
         def explain() -> str:
-            status = self.read_status()
-            process = f"process {status['pid']} on {status['host']}" if status else "another process"
+            process = "process {pid} on {host}".format_map({"pid": "?", "host": "this machine", **self.read_status()})
             return f"{self.path}: {process} is training in this folder. Wait until it ends, or stop it first."
 
         with lock_folder(self.path, explain):
