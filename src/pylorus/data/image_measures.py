@@ -322,18 +322,23 @@ def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window
     start = window.build_transform(first.shape[0])
     best = Alignment(-1.0)
     for template, moving, initial in ((1, 0, start), (0, 1, cv2.invertAffineTransform(start))):
+        found = initial.astype(np.float32)
         try:
-            criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
-            _, found = cv2.findTransformECC(
-                filled[template],
-                filled[moving],
-                initial.astype(np.float32),
-                cv2.MOTION_AFFINE,
-                criteria,
-                np.full(first.shape, 255, dtype=np.uint8),
-                3,
-            )
+            for steps in FIRST_STEPS, FURTHER_STEPS:
+                correlation, found = cv2.findTransformECC(
+                    filled[template],
+                    filled[moving],
+                    found,
+                    cv2.MOTION_AFFINE,
+                    (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, steps, 1e-4),
+                    np.full(first.shape, 255, dtype=np.uint8),
+                    3,
+                )
+                if correlation < MIN_CORRELATION:
+                    break
         except cv2.error:  # no convergence: the images have nothing in common
+            continue
+        if correlation < MIN_CORRELATION:
             continue
         transform = np.asarray(found, dtype=np.float64)
         stretches = np.linalg.svd(transform[:, :2], compute_uv=False)
@@ -348,6 +353,8 @@ def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window
     return best
 
 
+FIRST_STEPS, FURTHER_STEPS, MIN_CORRELATION = 6, 44, 0.79
+"""Steps of an alignment, and the correlation that the first ones have to reach: most pairs are given up after them."""
 ALIGNED_LIKENESS = 0.95
 """Likeness from which the alignment is not tried in the other direction."""
 
