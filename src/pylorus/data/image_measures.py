@@ -322,7 +322,7 @@ def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window
     start = window.build_transform(first.shape[0])
     best = Alignment(-1.0)
     for template, moving, initial in ((1, 0, start), (0, 1, cv2.invertAffineTransform(start))):
-        found = initial.astype(np.float32)
+        found: Any = initial.astype(np.float32)
         try:
             for steps in FIRST_STEPS, FURTHER_STEPS:
                 correlation, found = cv2.findTransformECC(
