@@ -377,7 +377,7 @@ def _map_in_threads(
     submitted: deque[Future[Result]] = deque(maxlen=ahead + 1)
 
     def submit(item: Item) -> "Future[Result]":
-        submitted.append(_get_threads(threads).submit(function, item))
+        submitted.append(get_threads(threads).submit(function, item))
         return submitted[-1]
 
     def get_result(item: Item, future: "Future[Result]") -> Result:
@@ -392,8 +392,8 @@ def _map_in_threads(
 
 
 @cache
-def _get_threads(count: int) -> ThreadPoolExecutor:
-    """Return threads that live as long as this process.
+def get_threads(count: int) -> ThreadPoolExecutor:
+    """Return threads for OpenCV that live as long as this process; none of their functions may use them in turn.
 
     A thread that ends holds locks of OpenCV for a moment, after Python has let go of it. If the process is forked in
     that moment, the new process waits for them forever.
@@ -402,7 +402,7 @@ def _get_threads(count: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_get_threads.cache_clear)  # a forked process has none of these threads
+    os.register_at_fork(after_in_child=get_threads.cache_clear)  # a forked process has none of these threads
 
 
 def _map_in_processes(

@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -20,7 +19,7 @@ from pylorus.cache.shards import Records
 from pylorus.cache.store import RecordStore, create_store, load_or_compute_records
 from pylorus.config.checks import check_model_name
 from pylorus.config.schema import CacheConfig, Config, DataConfig
-from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, map_items
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, get_threads, map_items
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
 from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
@@ -124,9 +123,8 @@ class InputFormat:
             UnreadableImageError: Names the first file that can't be read.
         """
         # Data-loading workers already run in parallel; the main process would leave the other cores idle.
-        threads = 1 if _is_in_worker() else min(len(paths), count_free_cores())
-        with ThreadPoolExecutor(threads) as pool:
-            return np.stack(list(pool.map(self.load_image, paths, sha256 or [None] * len(paths))))
+        compute = map if _is_in_worker() else get_threads(count_free_cores()).map
+        return np.stack(list(compute(self.load_image, paths, sha256 or [None] * len(paths))))
 
 
 def describe_image_rules(data: DataConfig) -> dict[str, object]:

@@ -17,7 +17,6 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pylorus.core.distributed import count_free_cores
+from pylorus.core.distributed import count_free_cores, get_threads
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import create_private_folder, write_text
 from pylorus.data.audit_findings import Pair, Thresholds
@@ -354,9 +353,8 @@ def _find_cropped_copies(
         first, second = sorted((int(query), int(other)))
         return NearCopy(first, second, distance, alignment.likeness, undone, scale, alignment.angle)
 
-    with ThreadPoolExecutor(count_free_cores()) as threads:
-        confirmed = threads.map(confirm, candidates)
-        return [copy for copy in confirmed if copy is not None]
+    confirmed = get_threads(count_free_cores()).map(confirm, candidates)
+    return [copy for copy in confirmed if copy is not None]
 
 
 def _select_candidates(
