@@ -335,10 +335,10 @@ def _fit_cut_boxes(points: Points, normals: Points, box: Box) -> list[ChamferedB
         corners[index] = next((other for other in neighbours if other is not None), None if line is None else line[0])
     for index in range(4):  # a reflection in the lumen may look like a cut although points lie on the sides
         others = [None if other == index else corner for other, corner in enumerate(corners)]
-        square, cut = _build_cut_box(box, others), _build_cut_box(box, corners)
+        square, cut = build_cut_box(box, others), build_cut_box(box, corners)
         if count_border_points(square, points) > count_border_points(cut, points) + MIN_CORNER_POINTS:
             corners[index] = None
-    return [_build_cut_box(box, variant) for variant in _complete_corners(corners)]
+    return [build_cut_box(box, variant) for variant in _complete_corners(corners)]
 
 
 def _complete_corners(corners: list[Corner | None]) -> list[list[Corner | None]]:
@@ -353,7 +353,8 @@ def _complete_corners(corners: list[Corner | None]) -> list[list[Corner | None]]
     return [[None] * 4] if cut in ([0, 2], [1, 3]) else [corners]
 
 
-def _build_cut_box(box: Box, corners: list[Corner | None]) -> ChamferedBox:
+def build_cut_box(box: Box, corners: list[Corner | None]) -> ChamferedBox:
+    """Return a box with its corners cut off, from the top left one clockwise; those that are None are whole."""
     top_left, top_right, bottom_right, bottom_left = (corner or (0.0, 0.0) for corner in corners)
     return ChamferedBox(box, (top_left, top_right, bottom_right, bottom_left))
 
@@ -430,7 +431,7 @@ def _fit_disc(points: Points, lines: list[list[float]], size: tuple[int, int]) -
     disc = _fit_ellipse(circle, points[~at_border])
     for side, positions in enumerate(lines):
         for position in positions:
-            cut_disc = replace(disc, box=_replace_side(disc.box, side, position))
+            cut_disc = replace(disc, box=replace_side(disc.box, side, position))
             on_side = np.abs(points[:, side % 2] - position) < TOLERANCE
             on_side &= disc.compute_arc_distance(points) < -TOLERANCE
             if np.count_nonzero(on_side) >= MIN_SIDE_POINTS and count_border_points(
@@ -440,7 +441,8 @@ def _fit_disc(points: Points, lines: list[list[float]], size: tuple[int, int]) -
     return disc
 
 
-def _replace_side(box: Box, side: int, position: float) -> Box:
+def replace_side(box: Box, side: int, position: float) -> Box:
+    """Return a box with another position of one side: 0 is the left, 1 the top, 2 the right, 3 the bottom one."""
     left, top, right, bottom = (position if index == side else old for index, old in enumerate(box))
     return left, top, right, bottom
 

@@ -1,8 +1,8 @@
 """The first version of the field finder: bundles that were trained with it go on to crop as in their training.
 
-Nothing here is changed any more. The ground is black, its edge is searched for on rays from the centre of the
-brightest region, and the shape on which most points of the edge lie is the field. The current finder is in
-`field_of_view.py`.
+Nothing here is changed any more, so the fits are copies of those in `field_shape.py`, whose limits may be tuned; only
+what has no limits is shared. The ground is black, its edge is searched for on rays from the centre of the brightest
+region, and the shape on which most points of the edge lie is the field. The current finder is in `field_of_view.py`.
 """
 
 from dataclasses import dataclass, replace
@@ -20,9 +20,11 @@ from pylorus.data.field_shape import (
     Points,
     RoundedBox,
     Shape,
+    build_cut_box,
     build_full_field,
     compute_box_distance,
     draw_mask,
+    replace_side,
     scale_to_frame,
     transform_to_corner,
 )
@@ -247,7 +249,7 @@ def _find_boxes(points: Points, centre: tuple[float, float]) -> list[Box]:
     low, high = points.min(axis=0), points.max(axis=0)
     likely = [side[0] if side else float(bound) for side, bound in zip(sides, (*low, *high), strict=True)]
     box = likely[0], likely[1], likely[2], likely[3]
-    variants = [_replace_side(box, side, position) for side, lines in enumerate(sides) for position in lines[1:]]
+    variants = [replace_side(box, side, position) for side, lines in enumerate(sides) for position in lines[1:]]
     return [box, *variants]
 
 
@@ -280,17 +282,12 @@ def _fit_cut_box(points: Points, box: Box) -> ChamferedBox:
     for index in [index for index, corner in enumerate(corners) if corner is None]:
         line, neighbours = lines[index], (corners[3 - index], corners[index ^ 1], corners[index ^ 2])
         corners[index] = next((other for other in neighbours if other is not None), None if line is None else line[0])
-    cut = _build_cut_box(box, corners)
+    cut = build_cut_box(box, corners)
     for index in range(4):  # a reflection in the lumen may look like a cut although points lie on the sides
-        square = _build_cut_box(box, [None if other == index else corner for other, corner in enumerate(corners)])
+        square = build_cut_box(box, [None if other == index else corner for other, corner in enumerate(corners)])
         if _count_border_points(square, points) > _count_border_points(cut, points) + MIN_CORNER_POINTS:
             cut, corners[index] = square, None
     return cut
-
-
-def _build_cut_box(box: Box, corners: list[Corner | None]) -> ChamferedBox:
-    top_left, top_right, bottom_right, bottom_left = (corner or (0.0, 0.0) for corner in corners)
-    return ChamferedBox(box, (top_left, top_right, bottom_right, bottom_left))
 
 
 def _is_right_angle(points: Points, corner: Corner) -> bool:
@@ -368,7 +365,7 @@ def _fit_disc(points: Points, sides: Box) -> Disc | None:
         return None
     disc = _fit_ellipse(circle, points)
     for side, position in enumerate(sides):
-        cut_disc = replace(disc, box=_replace_side(disc.box, side, position))
+        cut_disc = replace(disc, box=replace_side(disc.box, side, position))
         on_side = (np.abs(points[:, side % 2] - position) < TOLERANCE) & (
             disc.compute_arc_distance(points) < -TOLERANCE
         )
@@ -377,11 +374,6 @@ def _fit_disc(points: Points, sides: Box) -> Disc | None:
         ) > _count_border_points(disc, points):
             disc = cut_disc
     return disc
-
-
-def _replace_side(box: Box, side: int, position: float) -> Box:
-    left, top, right, bottom = (position if index == side else old for index, old in enumerate(box))
-    return left, top, right, bottom
 
 
 def _find_circle(points: Points) -> Disc | None:
