@@ -266,7 +266,7 @@ def drop_excluded_classes(
         if not count and name not in empty:
             found = sorted(set(labels))
             raise PylorusError(
-                f'{where}: data.exclude names "{name}", but there are no images of such a class.'
+                f'{where}: data.exclude names "{name}", but no image has this class.'
                 f"{format_suggestion(name, found)} Found: {', '.join(found) or 'none'}."
             )
     return rows[~labels.isin(list(counts))].reset_index(drop=True), counts

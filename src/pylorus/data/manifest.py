@@ -423,7 +423,7 @@ SEARCHED_FILES = 100_000
 
 
 def explain_missing_files(missing: Sequence[str], total: int, root: Path, manifest: Path) -> str:
-    """Return the message about paths of a manifest that lead to no file, with what would mend it."""
+    """Return the message about paths of a manifest that lead to no file, and how to fix it."""
     message = f"{manifest}: {len(missing)} of {total} files do not exist below {root}:\n{format_name_list(missing)}\n"
     first = missing[0].replace("\\", "/")
     finder, parts = _FileFinder(str(root)), first.split("/")

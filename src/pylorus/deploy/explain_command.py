@@ -221,7 +221,7 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
         _explain_all(bundle, method, group, samples, maps_folder, options, results)
     if not results.rows:
         raise PylorusError(
-            "found no image in the inputs; in a folder, files that are images by suffix or content count."
+            "found no image in the inputs; files in a folder count if their suffix or content is an image's."
         )
     sanity = _run_sanity_check(bundle, results) if options.sanity else None
     _write_record(bundle, method, results, sanity, maps_folder, stage)

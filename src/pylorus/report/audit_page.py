@@ -41,7 +41,7 @@ OUTLINE_COLOR, OVERLAY_COLOR = (255, 60, 60), (60, 220, 255)
 
 LIMITS = (
     "Dark letters on bright ground, slanted or handwritten text, and a few letters that no other image of the size has "
-    "are not detected, nor is a second picture over the field of view. A row of reflections may be taken for text.",
+    "are not detected, nor is a second picture over the field of view. A row of reflections may be mistaken for text.",
     "Near copies are detected after re-encoding, resizing, rotation by multiples of 90 degrees, mirroring, rotation by "
     "up to 5 degrees and cropping by up to a tenth from each side; what is changed more, and frames of a video between "
     "which the endoscope moved, may be missed.",
