@@ -14,6 +14,7 @@ from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.wording import explain_degenerate_predictions
 from pylorus.report.candidate import FOLDS, SET, SPLITS, Candidate, Pool
 from pylorus.report.evidence import Evidence, Winner
 from pylorus.report.results import CONFIDENCE, Result
@@ -120,17 +121,9 @@ def _format_verdict(candidate: Candidate, predictions: Predictions | None) -> st
     sentences = [
         f"{candidate.label} classified {share} of {format_count(images, 'test image')}{of_groups} correctly{folds}."
     ]
-    predicted = np.unique(predictions.predicted)
-    if len(predicted) == 1:
-        sentences.append(f"It predicts {predictions.class_names[predicted[0]]} for every image.")
-    counts = np.bincount(predictions.true, minlength=predictions.classes)
-    frequent = counts.max() / images
-    if candidate.accuracy.has_interval and candidate.accuracy.low <= frequent:
-        name = predictions.class_names[int(counts.argmax())]
-        sentences.append(
-            f"That is not shown to be better than always answering {name}, which would be correct for "
-            f"{format_percent_with_unit(frequent)}."
-        )
+    sentences += explain_degenerate_predictions(
+        predictions.true, predictions.predicted, predictions.class_names, candidate.accuracy
+    )
     return " ".join(sentences)
 
 

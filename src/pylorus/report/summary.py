@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pylorus.core.errors import TRAIN_COMMAND
-from pylorus.core.formatting import format_command
+from pylorus.core.formatting import format_command, join_names
 from pylorus.core.privacy import redact_overrides
 from pylorus.data.stratification import explain_split, get_requested_fractions
 from pylorus.report.candidate import FOLDS, SET, Candidate, format_pool_notes
@@ -215,11 +215,33 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
             sentences.append(
                 f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}"
             )
+    sentences += _collect_problems(evidence)
     sentences += _collect_split_warnings(evidence.runs)
     sentences += format_pool_notes(evidence.pools, evidence.configurations)
     sentences += format_evaluation_counts(evidence.evaluation_counts)
     if not evidence.results:
         sentences.insert(0, "No stage has test predictions yet, so this report only describes the runs.")
+    return sentences
+
+
+def _collect_problems(evidence: Evidence) -> list[str]:
+    """Say which shipped stages are degenerate, and which networks started from random weights."""
+    headline = build_headline(evidence)
+    verdict = "" if headline is None else headline.verdict
+    problems: dict[str, list[str]] = {}
+    for result in evidence.results:
+        if result.is_shipped:
+            is_cross_entropy = result.run.get_setting("loss.name") == "cross_entropy"
+            for sentence in result.stage.explain_problems(is_cross_entropy=is_cross_entropy):
+                if sentence not in verdict:
+                    problems.setdefault(sentence, []).append(result.label)
+    sentences = [f"{join_names(labels, most=MAX_LABELS)}: {sentence}" for sentence, labels in problems.items()]
+    random = list(dict.fromkeys(run.label for run in evidence.runs if run.get_setting("model.weights") == "none"))
+    if random:
+        sentences.append(
+            f"{join_names(random, most=MAX_LABELS)}: training began with random weights (model.weights=none), not with "
+            "weights pretrained on other images. This is not transfer learning."
+        )
     return sentences
 
 
