@@ -362,7 +362,9 @@ def _fit_cut_boxes(points: Points, normals: Points, box: Box) -> list[ChamferedB
         for index, corner in enumerate(corners)
         if corner is not None and corner != (0.0, 0.0)
     }
-    for index, cut in list(cuts.items()):  # a reflection in the lumen may look like a cut although points lie on the sides
+    for index, cut in list(
+        cuts.items()
+    ):  # a reflection in the lumen may look like a cut although points lie on the sides
         others = [distance for other, distance in cuts.items() if other != index]
         square = reduce(np.maximum, others, whole)
         if _count_near(square) > _count_near(np.maximum(square, cut)) + MIN_CORNER_POINTS:
