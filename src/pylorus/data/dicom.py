@@ -56,8 +56,6 @@ PALETTE = "PALETTE COLOR"
 GROUP_DIGITS = 16
 
 _SIGNATURE = slice(128, 132)
-_DEFLATED = (b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.4.95", b"1.2.840.10008.1.2.4.205")
-DEFLATED = "a deflated DICOM file; convert it to another transfer syntax"
 _ALLOWED_TRAILERS = (
     b"\xfc\xff\xfc\xff",
     b"\xff\xfc\xff\xfc",
@@ -69,7 +67,6 @@ JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LS, JPEG_2000, RLE = (
     *("1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"),
 )
 PIXEL_DATA = 0x7FE00010
-_HEADER = slice(0, 4096)  # the file meta information, which names the transfer syntax
 
 
 def is_dicom(content: bytes) -> bool:
@@ -158,27 +155,11 @@ def _read_patient(content: bytes) -> tuple[str, str]:
 def _read_dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
     if importlib.util.find_spec("pydicom") is None:
         raise UnreadableImageError("a DICOM file, and pydicom is not installed: pip install 'pylorus[dicom]'")
-    if any(syntax in content[_HEADER] for syntax in _DEFLATED):
-        raise UnreadableImageError(DEFLATED)
-    if any(syntax in content for syntax in _DEFLATED):
-        require_limits()  # the transfer syntax may stand there, and pydicom inflates without a limit
-        if _read_transfer_syntax(content) in _DEFLATED:
-            raise UnreadableImageError(DEFLATED)
     check_dicom(content)
     import pydicom
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it prints what we raise
     return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels, force=is_dicom(content))
-
-
-def _read_transfer_syntax(content: bytes) -> str:
-    """Return the transfer syntax as pydicom reads it; empty if there is none."""
-    from pydicom.filereader import read_dataset
-
-    file = io.BytesIO(content)
-    file.seek(132 if content[_SIGNATURE] == b"DICM" else 0)
-    elements = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-    return str(elements.get("TransferSyntaxUID", ""))
 
 
 def _complete_elements(dataset: "Dataset") -> None:

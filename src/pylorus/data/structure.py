@@ -218,11 +218,11 @@ _PLAIN_COMPRESSIONS = frozenset([1, 5, 8, 32773, 32946])
 
 
 class _Entry(NamedTuple):
-    """A tag of a TIFF: its number, type and count, the length of its values, and the field for a short value."""
+    """A tag of a TIFF: its number, type and number of values, their length in bytes, and the field for a short one."""
 
     tag: int
     kind: int
-    count: int
+    number: int
     length: int
     field: bytes
 
@@ -270,7 +270,7 @@ def _check_entries(entries: list[_Entry], length: int, order: str) -> None:
     if sum(entry.length for entry in entries) > length:
         raise UnreadableImageError("damaged: truncated: the tags of a TIFF claim more bytes than the file has")
     by_tag = {entry.tag: entry for entry in entries}
-    strips = max((by_tag[tag].count for tag in (273, 279, 324, 325) if tag in by_tag), default=0)
+    strips = max((by_tag[tag].number for tag in (273, 279, 324, 325) if tag in by_tag), default=0)
     compression = by_tag.get(259)
     scheme = 1 if compression is None else struct.unpack(f"{order}H", compression.field[:2])[0]
     others = sum(entry.length for entry in entries if entry.tag not in (273, 279, 324, 325))
@@ -327,15 +327,23 @@ PLAIN_SYNTAXES = frozenset(
     ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"]
 )
 """Native pixels in little endian, and JPEG as other files hold it."""
+DEFLATED_SYNTAXES = (b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.4.95", b"1.2.840.10008.1.2.4.205")
+"""Transfer syntaxes that inflate to any size, which can't be known in advance."""
+MIN_HEADER = 4096
+"""First bytes of a file, in which none of these is accepted, whatever they say where."""
 
 
 def check_dicom(content: bytes) -> None:
     """Check that a DICOM file has few elements and plain pixels, following them as pydicom does.
 
     Raises:
+        UnreadableImageError: If it is deflated.
         LimitsRequiredError: If it has very many elements, is compressed in a rare way, or can't be followed.
     """
     offset, syntax = _read_syntax(content, 132 if content[128:132] == b"DICM" else 0)
+    header = content[: max(offset, MIN_HEADER)]
+    if any(each in header for each in DEFLATED_SYNTAXES):
+        raise UnreadableImageError("a deflated DICOM file; convert it to another transfer syntax")
     if syntax and syntax not in PLAIN_SYNTAXES:
         require_limits()
     is_implicit = not _has_kind(content, offset)
@@ -358,7 +366,7 @@ def check_dicom(content: bytes) -> None:
         offset += header
         if length == _UNDEFINED and (group, element) == _PIXEL_DATA:
             end = content.find(b"\xfe\xff\xdd\xe0", offset)
-            if end < 0 or content.count(b"\xfe\xff\x00\xe0", offset, end) > MAX_ELEMENTS:
+            if end < 0 or _count_items(content, offset) > MAX_ELEMENTS:
                 break
             length = end + 8 - offset
         elif length == _UNDEFINED:
@@ -367,6 +375,15 @@ def check_dicom(content: bytes) -> None:
             length = 0  # the items of the sequence follow
         offset += length
     require_limits()
+
+
+def _count_items(content: bytes, offset: int) -> int:
+    """Count the items of compressed pixel data, but not many more than the limit."""
+    count = 0
+    while count <= MAX_ELEMENTS and content[offset : offset + 4] == b"\xfe\xff\x00\xe0":
+        offset += 8 + int.from_bytes(content[offset + 4 : offset + 8], "little")
+        count += 1
+    return count
 
 
 def _has_kind(content: bytes, offset: int) -> bool:
@@ -381,12 +398,16 @@ def _read_syntax(content: bytes, offset: int) -> tuple[int, str]:
     for _ in range(MAX_ELEMENTS):
         if content[offset : offset + 2] != b"\2\0":
             return offset, syntax
+        if not _has_kind(content, offset):
+            break
         if content[offset + 4 : offset + 6] in _LONG_KINDS:
             header, length = 12, int.from_bytes(content[offset + 8 : offset + 12], "little")
         else:
             header, length = 8, int.from_bytes(content[offset + 6 : offset + 8], "little")
         if content[offset + 2 : offset + 4] == b"\x10\0":
             syntax = content[offset + header : offset + header + length].decode("ascii", "replace").strip("\0 ")
+        if length == _UNDEFINED:
+            break
         offset += header + length
     require_limits()
     return offset, syntax
