@@ -20,10 +20,6 @@ from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import explain_stage_problems, read_predictions
 from pylorus.runs.reading import HASH_DIGITS, compute_configuration_key, read_config, read_curves, read_split
 
-interrupted: list[Path] = []
-"""Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
-
-
 SHIPPED = "yes"
 """Value in the column `shipped` of the stage that represents its job."""
 ACCURACY = "accuracy"
