@@ -69,7 +69,7 @@ from pylorus.model.freeze import (
 from pylorus.model.metrics import build_metrics
 from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
-from pylorus.runs.console import detach_streams, open_run_log
+from pylorus.runs.console import detach_streams, open_run_log, print_results
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
     IN_SWEEP,
@@ -291,17 +291,12 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # The run is finished by now: a failing report does not change that.
             with timeline.measure("report"):
-                report = write_report([folder.path], parallel=True)
-            print(f"\nreport: {report}")
+                write_report([folder.path], parallel=True)
     if not is_finished:
         timeline.write(folder.speed)
         print(f"\n{timeline.format_line()}")
         timeline.begin("exit")
-    print(f"\nresults: {folder.path}")
-    shipped = folder.shipped
-    if shipped is not None:
-        choice = explain_choice(shipped, validated_on="test" if config.data.validation == "test" else "val")
-        print(f"model: {folder.path / 'model'} holds stage {shipped.name} ({choice})")
+    print_results(folder, validated_on="test" if config.data.validation == "test" else "val")
 
 
 @contextmanager

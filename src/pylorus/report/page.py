@@ -66,6 +66,7 @@ from pylorus.report.result_tables import (
 from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result, make_file_stems
 from pylorus.report.study_tables import (
     STUDY,
+    build_accuracy_table,
     build_confusion_table,
     build_published_comparison_table,
     build_published_confusion_table,
@@ -74,7 +75,7 @@ from pylorus.report.study_tables import (
     compare_with_published,
 )
 from pylorus.report.subgroup_tables import build_subgroup_section
-from pylorus.report.summary import Summary, build_accuracy_table, build_summary
+from pylorus.report.summary import Summary, build_summary
 from pylorus.report.table import Cell, Number, Table, format_cell, format_csv, format_latex, format_markdown
 from pylorus.runs.reading import SavedRun, resolve_scope
 
