@@ -88,7 +88,14 @@ from pylorus.runs.process import (
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
-from pylorus.training.stage import check_stages, check_user_parts, count_device_bytes, log_stage_table, run_stage
+from pylorus.training.stage import (
+    check_stages,
+    check_user_parts,
+    count_device_bytes,
+    find_problems,
+    log_stage_table,
+    run_stage,
+)
 from pylorus.training.trainer import Run, check_trainer_arguments
 
 FAILURE_PREFIX = ".failure-"
@@ -391,7 +398,13 @@ def train(
                 result = run_stage(plan, stage_run)
                 with timeline.measure("evaluation"):
                     metrics = build_metrics(config.metrics)
-                    log_stage_table(plan, result, validated_on=images.validation, metrics=metrics)
+                    log_stage_table(
+                        plan,
+                        result,
+                        validated_on=images.validation,
+                        metrics=metrics,
+                        problems=find_problems(plan, result, folder, config.loss),
+                    )
                 first_epoch += result.epochs
                 if processes.is_first:
                     with timeline.measure("bundle"):

@@ -1,4 +1,4 @@
-"""Run inference for the web page: a few threads decode files, one thread runs the network."""
+"""Run inference for the web page: a few processes with limits decode files, one thread runs the network."""
 
 import asyncio
 import base64
@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from pylorus.core.errors import PylorusError, UnreadableImageError
-from pylorus.data.decode import decode_image
+from pylorus.core.limited_process import call_limited
 from pylorus.data.files import RGB
+from pylorus.data.input_format import prepare_upload
 from pylorus.deploy.app.security import Upload
 from pylorus.deploy.model import Bundle
 from pylorus.model.inference import NetworkOutput
@@ -57,7 +58,7 @@ def find_heat_map_problem(bundle: Bundle) -> str:
 
 
 DECODER_THREADS = 2
-"""Threads that decode files; an image of 25 megapixels briefly takes up to 1 GiB."""
+"""Threads that decode files, each in a process of its own with the limits of `core.limited_process`."""
 MAX_BATCH = 8
 """Largest batch; after each batch it is the next user's turn."""
 MIN_PICTURE_SIDE = 448
@@ -187,20 +188,18 @@ class InferenceService:
 
 
 def _decode_upload(bundle: Bundle, upload: Upload, wanted: AnswerOptions) -> DecodedUpload:
+    """Decode an upload in a process that is ended if it takes too much time or memory."""
     if upload.error:
         return DecodedUpload(upload.name, error=upload.error)
-    input_format = bundle.input
+    form = bundle.input
+    display_form = replace(form, size=max(form.size, MIN_PICTURE_SIDE)) if wanted.image or wanted.heat_map else None
     try:
-        image = decode_image(upload.content, policy=input_format.policy)
-        pixels = input_format.prepare_image(image)
-        display_format = replace(input_format, size=max(input_format.size, MIN_PICTURE_SIDE))
-        display = display_format.prepare_image(image) if wanted.image or wanted.heat_map else None
+        return DecodedUpload(upload.name, *call_limited(prepare_upload, upload.content, form, display_form))
     except UnreadableImageError as error:
         return DecodedUpload(upload.name, error=str(error))
     except Exception as error:  # one file must not fail the whole request
         log.warning("failed to read a file: %s", type(error).__name__)
         return DecodedUpload(upload.name, error=f"damaged: {type(error).__name__}")
-    return DecodedUpload(upload.name, pixels, display)
 
 
 def _encode_data_url(image: RGB) -> str:
