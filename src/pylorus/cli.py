@@ -515,21 +515,20 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     setup_terminal()
     with handle_closed_pipe():
-        if words[:1] == ["-sc"]:
-            _complete_words(words)
-            return
-        if words[:1] == ["train"]:
-            _run_train(argparse.Namespace(words=words[1:]))  # prints its errors itself
-            return
         try:
-            options = build_parser().parse_args(expand_words(words))
-            options.act(options)
-        except BrokenPipeError:
-            raise
-        except (PylorusError, ValueError, OSError) as error:
-            sys.exit(f"error: {format_system_error(error)}")
+            if words[:1] == ["-sc"]:
+                _complete_words(words)
+            elif words[:1] == ["train"]:
+                _run_train(argparse.Namespace(words=words[1:]))
+            else:
+                options = build_parser().parse_args(expand_words(words))
+                options.act(options)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except (PylorusError, ValueError, OSError) as error:
+            if words[:1] in (["-sc"], ["train"]) or isinstance(error, BrokenPipeError):
+                raise  # Hydra's part of the command line prints the errors that a user can fix
+            sys.exit(f"error: {format_system_error(error)}")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -415,12 +415,7 @@ class StopRequest:
 
 
 def format_limit(minutes: float) -> str:
-    """Return why a run ended at its time limit.
-
-    Example:
-        >>> format_limit(90.0)
-        'time limit: trainer.time_limit=90 minutes are over'
-    """
+    """Return why a run ended at its time limit."""
     return f"time limit: trainer.time_limit={minutes:g} minutes are over"
 
 

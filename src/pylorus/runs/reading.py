@@ -46,6 +46,7 @@ MACHINE_KEYS = (
     "trainer.progress",
     "trainer.strategy",
     "trainer.threads",
+    "trainer.time_limit",
 )
 """Keys and groups that say where and how fast a run computes; they change its result by rounding at most.
 
