@@ -21,7 +21,7 @@ empty, text, HTML, GIF, …      rejected by name (`FOREIGN_FORMATS`); else the 
 truncated anywhere             rejected as truncated or damaged (`files.py`)
 wrong checksum (PNG)           rejected as damaged
 over `MAX_PIXELS`              rejected before the pixels are decompressed, as are decompression bombs
-of any cost (`structure.py`)   decoded in a process with limits (`core.limited_process`), and rejected if it exceeds them
+of any cost (`structure.py`)   decoded in a process with limits, and rejected if it exceeds them (`limited_process.py`)
 of hostile structure           rejected (`structure.py`): very many scans, a tag twice, pages in a circle, …
 over `files.MAX_BYTES`         rejected before it is read
 folder, pipe, device, socket   rejected at once, without waiting for a writer

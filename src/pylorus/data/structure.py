@@ -341,8 +341,8 @@ def check_dicom(content: bytes) -> None:
         LimitsRequiredError: If it has very many elements, is compressed in a rare way, or can't be followed.
     """
     offset, syntax = _read_syntax(content, 132 if content[128:132] == b"DICM" else 0)
-    header = content[: max(offset, MIN_HEADER)]
-    if any(each in header for each in DEFLATED_SYNTAXES):
+    meta = content[: max(offset, MIN_HEADER)]
+    if any(each in meta for each in DEFLATED_SYNTAXES):
         raise UnreadableImageError("a deflated DICOM file; convert it to another transfer syntax")
     if syntax and syntax not in PLAIN_SYNTAXES:
         require_limits()
