@@ -112,6 +112,8 @@ class InferenceService:
         self.why_no_heat = find_heat_map_problem(bundle)
         self._readers = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="reader")
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
+        for _ in range(DECODER_THREADS):  # the first upload need not wait for their processes
+            self._readers.submit(_decode_upload, bundle, Upload("", b""), AnswerOptions())
 
     async def decode_upload(self, upload: Upload, wanted: AnswerOptions) -> DecodedUpload:
         """Decode and preprocess a file; one that can't be read gets an error."""
