@@ -6,12 +6,16 @@ archive, which has one for each tensor that torch itself does not check.
 
 import errno
 import hashlib
+import shlex
 import shutil
+import socket
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +29,8 @@ NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 LOCK = ".lock"
 """File that is locked while a process writes to its folder."""
+HEARTBEAT_TIMEOUT = timedelta(minutes=3)
+"""A run on another machine counts as dead after this time without a heartbeat."""
 FIRST_LINE = "# The last line holds the SHA-256 of the others.\n"
 LAST_LINE = "# SHA-256: "
 """Start of a text's last line."""
@@ -109,6 +115,32 @@ def lock_folder(folder: Path, explain: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def explain_lock(folder: Path, activity: str, status: Mapping[str, Any]) -> str:
+    """Return the message for a folder that another process has locked.
+
+    Args:
+        folder: The folder.
+        activity: What is going on in it, as in "process 7 on node1 is training".
+        status: The status of the run in it, with `host` and `heartbeat`; empty if unknown.
+    """
+    message = f"{folder}: {activity} in this folder."
+    host, heartbeat = status.get("host", socket.gethostname()), status.get("heartbeat")
+    if host == socket.gethostname() or heartbeat is None:
+        return f"{message} Wait until it ends, or stop it first."
+    silence = datetime.now(UTC) - datetime.fromisoformat(heartbeat)
+    if silence < HEARTBEAT_TIMEOUT:
+        minutes = f"{HEARTBEAT_TIMEOUT.total_seconds() / 60:.0f} minutes"
+        return (
+            f"{message} Wait until it ends, or stop it first, on {host}. If that machine is off, try again once it has "
+            f"given no sign of life for {minutes} (now: {max(0.0, silence.total_seconds()):.0f} s)."
+        )
+    return (
+        f"{message} It has given no sign of life for {silence.total_seconds() / 60:.0f} minutes, but still holds the "
+        f"lock: {host} is off, out of reach, or has suspended it. Make sure there that it does not train any more, "
+        f"then remove the lock and start again: rm {shlex.quote(str(folder / LOCK))}"
+    )
 
 
 def explain_disk_error(error: OSError) -> str | None:

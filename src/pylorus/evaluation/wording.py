@@ -1,6 +1,10 @@
-"""Sentences that state what a comparison shows and what it does not show."""
+"""Sentences that state what a result or a comparison shows and what it does not show."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pylorus.core.formatting import (
     format_count,
@@ -72,7 +76,14 @@ def format_better_sentence(
 
 
 def format_paired_sentence(
-    first: str, second: str, difference: Difference, *, index: str, images: int, level: float = 0.05
+    first: str,
+    second: str,
+    difference: Difference,
+    *,
+    index: str,
+    images: int,
+    level: float = 0.05,
+    in_points: bool = False,
 ) -> str:
     """State whether an index of two models differs on the same images.
 
@@ -83,14 +94,15 @@ def format_paired_sentence(
         index: Name of the index, such as "macro F1".
         images: Number of images.
         level: Significance level, in (0, 1); a difference is shown if p is below it.
+        in_points: Whether the index is given in % elsewhere, so that the difference is in percentage points.
 
     Raises:
         ValueError: If level is not in (0, 1).
 
     Example:
         >>> difference = Difference(value=0.018, low=-0.012, high=0.048, standard_error=0.015, p_value=0.24)
-        >>> print(format_paired_sentence("ResNet50", "VGG19", difference, index="macro F1", images=450))
-        ResNet50 and VGG19 are not shown to differ in macro F1 on these 450 images (+0.018, p = 0.24).
+        >>> print(format_paired_sentence("ResNet50", "VGG19", difference, index="AUROC of GC", images=450))
+        ResNet50 and VGG19 are not shown to differ in AUROC of GC on these 450 images (+0.018, p = 0.24).
     """
     _check_level(level)
     where = f"in {index} on these {format_count(images, 'image')}"
@@ -98,7 +110,8 @@ def format_paired_sentence(
         return f"It can't be determined whether {first} and {second} differ {where}."
     verdict = "differ" if difference.p_value < level else "are not shown to differ"
     p_value = format_p_value(difference.p_value, level=level)
-    return f"{first} and {second} {verdict} {where} ({format_number(difference.value, 3, signed=True)}, {p_value})."
+    amount = _format_difference(difference.value, in_points=in_points)
+    return f"{first} and {second} {verdict} {where} ({amount}, {p_value})."
 
 
 def format_unpaired_sentence(
@@ -109,6 +122,7 @@ def format_unpaired_sentence(
     index: str,
     images: tuple[int, int],
     confidence: float = 0.95,
+    in_points: bool = False,
 ) -> str:
     r"""State whether an index of two models that were tested on different images differs.
 
@@ -119,26 +133,32 @@ def format_unpaired_sentence(
         index: Name of the index, such as "accuracy".
         images: Number of test images of each model.
         confidence: Confidence of the interval, in (0, 1).
+        in_points: Whether the index is given in % elsewhere, so that the difference is in percentage points.
 
     Example:
         >>> difference = Estimate(value=0.018, low=-0.022, high=0.057)
         >>> sentence = format_unpaired_sentence(
-        ...     "Ours", "the published VGG19", difference, index="F1", images=(200, 450)
+        ...     "Ours", "the published VGG19", difference, index="F1", images=(200, 450), in_points=True
         ... )
         >>> print(sentence.replace(" (", "\n("))
         Ours and the published VGG19 are not shown to differ in F1, on 200 and 450 different images
-        (+0.018, 95 % interval −0.022 to +0.057).
+        (+1.8 points, 95 % interval −2.2 to +5.7).
     """
     where = f"in {index}, on {images[0]:,} and {images[1]:,} different images"
     if not difference.has_interval:
         return f"It can't be determined whether {first} and {second} differ {where}."
     excludes_zero = difference.low > 0 or difference.high < 0
     verdict = "differ" if excludes_zero else "are not shown to differ"
-    ends = (
-        f"{format_percent(confidence, digits=None)} % interval {format_number(difference.low, 3, signed=True)} to "
-        f"{format_number(difference.high, 3, signed=True)}"
-    )
-    return f"{first} and {second} {verdict} {where} ({format_number(difference.value, 3, signed=True)}, {ends})."
+    low, high = (_format_difference(end, in_points=in_points, unit="") for end in (difference.low, difference.high))
+    ends = f"{format_percent(confidence, digits=None)} % interval {low} to {high}"
+    amount = _format_difference(difference.value, in_points=in_points)
+    return f"{first} and {second} {verdict} {where} ({amount}, {ends})."
+
+
+def _format_difference(value: float, *, in_points: bool, unit: str = " points") -> str:
+    if in_points:
+        return f"{format_percent(value, signed=True)}{unit}"
+    return format_number(value, 3, signed=True)
 
 
 def format_guarantee_sentence(
@@ -186,6 +206,100 @@ def format_guarantee_sentence(
         f"probability of {class_name} among them, the true sensitivity is at least "
         f"{format_percent_at_least(fixed.sensitivity_reached)} % with {confidence} confidence{reached}.{unknown}"
     )
+
+
+MAX_LOSS_RATIO = 3.0
+"""A loss above this multiple of that of equal probabilities for all classes has exploded."""
+LEARNED, MAX_GAIN = 0.9, 0.1
+"""Training accuracy of a network that fits its images; validation accuracy above the training accuracy by more than
+the second is suspicious."""
+
+
+def explain_degenerate_predictions(
+    true: NDArray[np.int64], predicted: NDArray[np.int64], class_names: Sequence[str], accuracy: Estimate
+) -> tuple[str, ...]:
+    """Say if predictions are worthless: a single class for all images, or no better than always the same answer.
+
+    Args:
+        true: True classes of shape (n,), n >= 1.
+        predicted: Predicted classes of shape (n,).
+        class_names: Names of the classes.
+        accuracy: Accuracy with its interval.
+
+    Returns:
+        Sentences; none if nothing is wrong.
+
+    Example:
+        >>> true, predicted = np.array([0, 1, 1]), np.array([1, 1, 1])
+        >>> for sentence in explain_degenerate_predictions(true, predicted, ["GC", "CG"], Estimate(2 / 3, 0.2, 0.9)):
+        ...     print(sentence)
+        It predicts CG for every image.
+        That is not shown to be better than always answering CG, which would be correct for 66.7 %.
+    """
+    sentences = []
+    answers = np.unique(predicted)
+    if len(answers) == 1:
+        sentences.append(f"It predicts {class_names[answers[0]]} for every image.")
+    counts = np.bincount(true, minlength=len(class_names))
+    frequent = counts.max() / len(true)
+    if accuracy.has_interval and accuracy.low <= frequent:
+        sentences.append(
+            f"That is not shown to be better than always answering {class_names[int(counts.argmax())]}, which would "
+            f"be correct for {format_percent_with_unit(frequent)}."
+        )
+    return tuple(sentences)
+
+
+def explain_training_problems(
+    *, loss: tuple[float, float], train_accuracy: float, validation: Estimate, frequent: float, classes: int
+) -> tuple[str, ...]:
+    r"""Say if training went wrong: the loss exploded, or training and validation contradict each other.
+
+    Args:
+        loss: Training loss and validation loss at the selected epoch, of cross-entropy.
+        train_accuracy: Accuracy on the training images in that epoch, in [0, 1].
+        validation: Accuracy on the validation images with its interval.
+        frequent: Fraction of the most frequent class among the validation images.
+        classes: Number of classes.
+
+    Returns:
+        Sentences; none if nothing is wrong.
+
+    Example:
+        >>> chance = Estimate(0.3, 0.2, 0.4)
+        >>> (sentence,) = explain_training_problems(
+        ...     loss=(5e7, 6e7), train_accuracy=0.3, validation=chance, frequent=0.4, classes=3
+        ... )
+        >>> print(sentence.replace(" Try", "\nTry"))
+        The loss exploded: 5e+07 on training images, where equal probabilities for all classes give 1.1.
+        Try a lower learning rate.
+    """
+    sentences = []
+    uniform = math.log(classes)
+    exploded = [
+        f"{value:.2g} on {images} images"
+        for value, images in zip(loss, ("training", "validation"), strict=True)
+        if not math.isnan(value) and value > MAX_LOSS_RATIO * uniform
+    ]
+    if exploded:
+        sentences.append(
+            f"The loss exploded: {exploded[0]}, where equal probabilities for all classes give {uniform:.2g}. "
+            "Try a lower learning rate."
+        )
+    if train_accuracy >= LEARNED and validation.has_interval and validation.low <= frequent:
+        sentences.append(
+            "Training and validation contradict each other: "
+            f"{format_percent_with_unit(train_accuracy)} of the training images are classified correctly, but only "
+            f"{format_percent_with_unit(validation.value)} of the validation images. The network has "
+            "memorized its images, or the two splits differ in more than chance."
+        )
+    elif validation.has_interval and validation.low > train_accuracy + MAX_GAIN:
+        sentences.append(
+            f"Validation images are classified better ({format_percent_with_unit(validation.value)}) than training "
+            f"images ({format_percent_with_unit(train_accuracy)}). Strong augmentation and dropout do that; otherwise "
+            "check the splits."
+        )
+    return tuple(sentences)
 
 
 def _check_level(level: float) -> None:

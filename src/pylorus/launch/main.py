@@ -36,9 +36,10 @@ from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
 from pylorus.core.formatting import format_command, setup_terminal
 from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
-from pylorus.core.storage import explain_disk_error, lock_folder
+from pylorus.core.storage import explain_disk_error, explain_lock, lock_folder
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
+    JobError,
     complete_launcher,
     count_job_gpus,
     explain_sweep_end,
@@ -63,6 +64,7 @@ CHANGEABLE_KEYS = (
     "trainer.nodes",
     "trainer.progress",
     "trainer.strategy",
+    "trainer.time_limit",
 )
 """Keys that may change when a run is resumed: its result stays the same, apart from the rounding of other devices."""
 INFERRED_KEYS = ("data.classes", "data.short_names", "data.root")  # a run fills them in if they are not given
@@ -130,8 +132,8 @@ def check_resumable(folder: RunFolder) -> None:
         raise PylorusError(f"resume: found no run in {folder.path}, expected a folder with status.json.")
     if status["state"] in ("starting", "running"):
         raise PylorusError(
-            f"resume: the run in {folder.path} is {status['state']} as process {status['pid']} on {status['host']}. "
-            "Wait until it ends, or stop it first."
+            "resume: "
+            + explain_lock(folder.path, "the run is {state} as process {pid} on {host}".format_map(status), status)
         )
     if not folder.config.is_file():
         words = [*status.get("overrides", []), *map(_format_search_path, filter(None, [status.get("searchpath")]))]
@@ -216,14 +218,20 @@ class SweepFolder(Callback):
         _expand_folder(config.hydra.sweep)
         path = Path(config.hydra.sweep.dir).absolute()
         path.mkdir(parents=True, exist_ok=True)
-        message = f"{path}: another process is running a sweep in this folder. Wait until it ends, or stop it first."
         try:
-            SweepFolder._lock.enter_context(lock_folder(path, lambda: message))
+            SweepFolder._lock.enter_context(lock_folder(path, lambda: _explain_sweep_lock(path)))
         except PylorusError as error:  # Hydra would only warn of it
             print(f"\nerror: {error}", file=sys.stderr)
             sys.exit(1)
         SweepFolder.path = path
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
+
+
+def _explain_sweep_lock(sweep: Path) -> str:
+    """Return the message for a locked sweep; the latest sign of life is that of its jobs."""
+    statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
+    latest = max(statuses, key=lambda status: str(status.get("heartbeat", "")), default={})
+    return explain_lock(sweep, "another process is running a sweep", latest)
 
 
 def _expand_folder(section: DictConfig) -> None:
@@ -265,7 +273,7 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     except PylorusError as error:
         if not in_sweep:
             _failures.append(error)  # if raised here, Hydra would print the command line again
-        elif folder.read_status().get("state") not in ("failed", "stopped"):
+        elif not isinstance(error, JobError):
             raise  # the folder belongs to another run, so its status does not report this error
         return None
     if not in_sweep:
@@ -300,10 +308,14 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
     else:
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
-        with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
-            config = build_config(composed)
-            check_ignored_keys(config.data)
-            save_config(folder.config, config)
+        sources = _list_own_sources(context.runtime.config_sources)
+        try:
+            with folder.set_starting(overrides, sweep=sweep, searchpath=sources):
+                config = build_config(composed)
+                check_ignored_keys(config.data)
+                save_config(folder.config, config)
+        except PylorusError as error:
+            raise JobError(str(error)) from error
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:

@@ -72,20 +72,30 @@ from pylorus.report.page import write_report
 from pylorus.runs.console import detach_streams, open_run_log
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
+    IN_SWEEP,
     OTHER,
     STOP_TIMEOUT,
     BackgroundTask,
     StopRequest,
     Timeline,
     check_environment,
+    end_after_parent,
     exit_process,
     handle_signals,
+    limit_time,
     restore_trainer_config,
 )
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
-from pylorus.training.stage import check_stages, check_user_parts, count_device_bytes, log_stage_table, run_stage
+from pylorus.training.stage import (
+    check_stages,
+    check_user_parts,
+    count_device_bytes,
+    find_problems,
+    log_stage_table,
+    run_stage,
+)
 from pylorus.training.trainer import Run, check_trainer_arguments
 
 FAILURE_PREFIX = ".failure-"
@@ -263,6 +273,7 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
                 handle_signals() as stop,
                 open_run_log(folder.path),
                 folder.update_status(),
+                limit_time(config.trainer.time_limit, stop),
                 report_faults(),
             ):
                 for name in config.stages:
@@ -387,7 +398,13 @@ def train(
                 result = run_stage(plan, stage_run)
                 with timeline.measure("evaluation"):
                     metrics = build_metrics(config.metrics)
-                    log_stage_table(plan, result, validated_on=images.validation, metrics=metrics)
+                    log_stage_table(
+                        plan,
+                        result,
+                        validated_on=images.validation,
+                        metrics=metrics,
+                        problems=find_problems(plan, result, folder, config.loss),
+                    )
                 first_epoch += result.epochs
                 if processes.is_first:
                     with timeline.measure("bundle"):
@@ -482,6 +499,8 @@ def main() -> None:
         train_rank(folder, processes, train)
         return
     timeline, code = Timeline.from_process_start(), 0
+    if IN_SWEEP in os.environ:
+        end_after_parent(int(os.environ[IN_SWEEP]))
     try:
         run_folder = RunFolder(Path(sys.argv[1]))
         with handle_closed_pipe(), run_folder.lock():

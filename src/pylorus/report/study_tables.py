@@ -325,6 +325,7 @@ class PublishedComparison:
             index=name,
             images=(self.ours.test.images, int(self.theirs.confusion.sum())),
             confidence=CONFIDENCE,
+            in_points=True,
         )
 
 

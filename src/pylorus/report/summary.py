@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pylorus.core.errors import TRAIN_COMMAND
-from pylorus.core.formatting import DASH, format_command
+from pylorus.core.formatting import format_command, join_names
 from pylorus.core.privacy import redact_overrides
 from pylorus.data.stratification import explain_split, get_requested_fractions
-from pylorus.report.candidate import FOLDS, SET, Candidate, Pool, format_pool_notes
+from pylorus.report.candidate import FOLDS, SET, Candidate, format_pool_notes
 from pylorus.report.captions import (
     Caveat,
     collect_caveats,
@@ -17,10 +17,10 @@ from pylorus.report.captions import (
     format_training_basis,
     is_validated_on_test,
 )
-from pylorus.report.evidence import Evidence, Winner
+from pylorus.report.evidence import Evidence
+from pylorus.report.headline import Headline, KeyFigure, build_headline, build_image_figures
 from pylorus.report.results import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, convert_to_percent_cell, create_text_columns
-from pylorus.runs.folder import KEY, LAST
 from pylorus.runs.reading import PARTS, SavedRun
 
 KINDS = {"run": "Report of a run", "sweep": "Report of a sweep", "runs": "Report of several runs"}
@@ -39,15 +39,6 @@ MAX_LABELS = 4
 
 
 @dataclass(frozen=True)
-class KeyFigure:
-    """A key figure at the head of the page: its name, value and details."""
-
-    name: str
-    value: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class Summary:
     """Head of a report.
 
@@ -55,17 +46,19 @@ class Summary:
         title: Title of the page.
         subtitle: Dates of the runs.
         marks: Caveats, each with the labels of the runs concerned (empty if it concerns all).
-        facts: Key figures.
-        findings: Sentences on what was trained, which model is best and which differences are significant.
+        headline: Result of the winner; None without results, or with several test sets.
+        findings: Sentences on which model is best, which differences are significant, and what was trained.
         warnings: Sentences on incomplete runs, results that are not compared and the use of the test sets.
+        facts: Key figures on the provenance of the results: test images, split, evaluations of the test set.
     """
 
     title: str
     subtitle: str
     marks: tuple[tuple[Caveat, str], ...]
-    facts: tuple[KeyFigure, ...]
+    headline: Headline | None
     findings: tuple[str, ...]
     warnings: tuple[str, ...]
+    facts: tuple[KeyFigure, ...]
 
 
 def build_summary(evidence: Evidence, *, kind: str) -> Summary:
@@ -76,9 +69,10 @@ def build_summary(evidence: Evidence, *, kind: str) -> Summary:
         title=f"{KINDS[kind]}: {named}",
         subtitle=_format_subtitle(evidence.runs),
         marks=_collect_caveats(evidence.runs),
-        facts=_collect_key_figures(evidence),
+        headline=build_headline(evidence),
         findings=tuple(_collect_findings(evidence)),
         warnings=tuple(_collect_warnings(evidence)),
+        facts=_collect_key_figures(evidence),
     )
 
 
@@ -106,8 +100,7 @@ def _collect_key_figures(evidence: Evidence) -> tuple[KeyFigure, ...]:
         )
     facts = []
     for winner in evidence.winners:
-        chosen = winner.preferred or winner.leaders[0]
-        facts += [_build_accuracy_figure(chosen, _format_choice(winner)), *_build_image_figures(chosen, winner.pool)]
+        facts += build_image_figures(winner.preferred or winner.leaders[0], winner.pool)
     for count in evidence.evaluation_counts if len(evidence.tests) == 1 else ():
         total = count.stages + count.epochs + count.other_stages
         detail = "at least; each one makes the best result more optimistic"
@@ -115,53 +108,11 @@ def _collect_key_figures(evidence: Evidence) -> tuple[KeyFigure, ...]:
     return tuple(facts)
 
 
-def _build_accuracy_figure(candidate: Candidate, selection: str) -> KeyFigure:
-    accuracy = convert_to_percent_cell(candidate.accuracy)
-    interval = f"{accuracy.interval_text}; " if accuracy.interval_text not in ("", DASH) else ""
-    if candidate.kind == SET:
-        name, replicates = "Test accuracy", f", mean of {candidate.replicate_text}" if candidate.replicates > 1 else ""
-    elif candidate.kind == FOLDS:
-        name, replicates = "Accuracy, folds pooled", f", {candidate.replicate_text}"
-    else:
-        name, replicates = "Mean test accuracy", f", {candidate.replicate_text}"
-    return KeyFigure(name, f"{accuracy.value_text} %", f"{interval}{candidate.label}{replicates}, {selection}")
-
-
-def _build_image_figures(candidate: Candidate, pool: Pool) -> list[KeyFigure]:
-    test = candidate.representative.test
-    if pool.kind == SET:
-        groups = f"of {test.groups:,} groups" if test.clusters is not None else "each its own group"
-        return [
-            KeyFigure("Test images", f"{test.images:,}", groups),
-            KeyFigure("Split", candidate.representative.split, "first digits of the SHA-256 of split.csv"),
-        ]
-    if pool.kind == FOLDS:
-        predictions = candidate.round_predictions[0]
-        count = len(set(predictions.group.tolist()))
-        groups = f"of {count:,} groups" if count < len(predictions.true) else "each its own group"
-        folds = f"{len(candidate.rounds[0])} of {candidate.fold_count}"
-        return [
-            KeyFigure("Test images", f"{len(predictions.true):,}", f"{groups}, each tested in one fold"),
-            KeyFigure("Folds", folds, "each with its own split"),
-        ]
-    return [KeyFigure("Splits", str(len(candidate.by_test)), "with overlapping test images")]
-
-
-def _format_choice(winner: Winner) -> str:
-    """Describe in a few words how the headline candidate was selected."""
-    if winner.headline_result is None:
-        return "selected by test accuracy"
-    shipped = winner.headline_result.run.bundle_stage
-    if len(winner.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-        return "named by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which is in the bundle"
-    on_test = winner.headline_result.run.get_setting("data.validation") == "test"
-    return "selected by accuracy on these same images" if on_test else "selected by validation accuracy"
-
-
 def _collect_findings(evidence: Evidence) -> list[str]:
-    sentences = _format_training_sentences(evidence)
-    for winner in evidence.winners:
-        sentences += [winner.rule, winner.verdict, winner.choice]
+    sentences = [sentence for winner in evidence.winners for sentence in (winner.choice, winner.verdict)]
+    # Only a report whose two criteria disagree has to explain that there is another winner.
+    sentences += [each.rule for each in evidence.winners if each.preferred and each.preferred not in each.leaders]
+    sentences += _format_training_sentences(evidence)
     if evidence.results:
         sentences.append(_explain_levels(evidence.results))
     return [sentence for sentence in sentences if sentence]
@@ -264,11 +215,33 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
             sentences.append(
                 f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}"
             )
+    sentences += _collect_problems(evidence)
     sentences += _collect_split_warnings(evidence.runs)
     sentences += format_pool_notes(evidence.pools, evidence.configurations)
     sentences += format_evaluation_counts(evidence.evaluation_counts)
     if not evidence.results:
         sentences.insert(0, "No stage has test predictions yet, so this report only describes the runs.")
+    return sentences
+
+
+def _collect_problems(evidence: Evidence) -> list[str]:
+    """Say which shipped stages are degenerate, and which networks started from random weights."""
+    headline = build_headline(evidence)
+    verdict = "" if headline is None else headline.verdict
+    problems: dict[str, list[str]] = {}
+    for result in evidence.results:
+        if result.is_shipped:
+            is_cross_entropy = result.run.get_setting("loss.name") == "cross_entropy"
+            for sentence in result.stage.explain_problems(is_cross_entropy=is_cross_entropy):
+                if sentence not in verdict:
+                    problems.setdefault(sentence, []).append(result.label)
+    sentences = [f"{join_names(labels, most=MAX_LABELS)}: {sentence}" for sentence, labels in problems.items()]
+    random = list(dict.fromkeys(run.label for run in evidence.runs if run.get_setting("model.weights") == "none"))
+    if random:
+        sentences.append(
+            f"{join_names(random, most=MAX_LABELS)}: training began with random weights (model.weights=none), not with "
+            "weights pretrained on other images. This is not transfer learning."
+        )
     return sentences
 
 
@@ -290,14 +263,16 @@ def build_run_table(runs: Sequence[SavedRun]) -> Table:
 
 
 def format_command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
-    """Return the command line of each run, one per line; folder names are redacted unless `names` is True."""
+    """Return the command line of each run below a comment that names the run, so that all can be pasted into a shell.
+
+    Folder names are redacted unless `names` is True.
+    """
     lines = []
     for run in runs:
         words = [str(word) for word in run.status.get("overrides", [])]
-        lines.append(
-            f"{run.label}: {TRAIN_COMMAND} {format_command(words) if names else ' '.join(redact_overrides(words))}"
-        )
-    return "\n".join(line.rstrip() for line in lines)
+        lines.append(f"# {run.label}")
+        lines.append(f"{TRAIN_COMMAND} {format_command(words if names else redact_overrides(words))}".rstrip())
+    return "\n".join(lines)
 
 
 def build_accuracy_table(results: Sequence[Result]) -> Table:

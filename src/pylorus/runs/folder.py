@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +24,16 @@ import psutil
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, TimeLimitReached
 from pylorus.core.formatting import format_percent
 from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.core.storage import (
+    HEARTBEAT_TIMEOUT,
     LOCK,
     SUFFIX,
     check_digest,
     compute_digest,
+    explain_lock,
     is_archive_intact,
     lock_folder,
     write_digest,
@@ -46,8 +48,6 @@ STATUS = "status.json"
 """File that identifies a folder as a run."""
 HEARTBEAT_SECONDS = 20.0
 """Seconds between two heartbeats of a running run."""
-HEARTBEAT_TIMEOUT = timedelta(minutes=3)
-"""A run on another machine counts as dead after this time without a heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -351,8 +351,8 @@ class RunFolder:
     A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `slurm` (the SLURM job
     ID and how often the job was requeued, or null), `started`, `heartbeat`, `ended`, `seconds` (running time without
     interruptions), `resumed` (how often), `overrides` (from the command line), `sweep` (the sweep's name, or null) and,
-    if the run failed, `error`. A finished run also has `shipped_stage` and `shipped_by`: the stage in `model` and how
-    it was chosen (see `pylorus.runs.folder`).
+    if the run failed or reached its time limit, `error`. A finished run also has `shipped_stage` and `shipped_by`: the
+    stage in `model` and how it was chosen.
 
     Attributes:
         path: The folder.
@@ -421,8 +421,8 @@ class RunFolder:
         """
 
         def explain() -> str:
-            process = "process {pid} on {host}".format_map({"pid": "?", "host": "this machine", **self.read_status()})
-            return f"{self.path}: {process} is training in this folder. Wait until it ends, or stop it first."
+            status = {"pid": "?", "host": "this machine", **self.read_status()}
+            return explain_lock(self.path, "process {pid} on {host} is training".format_map(status), status)
 
         with lock_folder(self.path, explain):
             yield
@@ -477,8 +477,9 @@ class RunFolder:
         try:
             with _send_heartbeats(write_update):
                 yield
-        except KeyboardInterrupt:
-            write_if_possible(state="interrupted", ended=_format_now())
+        except KeyboardInterrupt as stop:
+            reason = {"error": str(stop)} if isinstance(stop, TimeLimitReached) else {}
+            write_if_possible(state="interrupted", ended=_format_now(), **reason)
             raise
         except BaseException as error:
             write_if_possible(state="failed", ended=_format_now(), error=str(error) or type(error).__name__)

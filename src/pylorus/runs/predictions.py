@@ -25,8 +25,10 @@ from scipy.special import softmax
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
-from pylorus.evaluation.confusion import confusion_matrix
+from pylorus.evaluation.confusion import confusion_matrix, get_monitor_column
+from pylorus.evaluation.index_intervals import Proportion, proportions_of_predictions
 from pylorus.evaluation.predictions import Predictions, check_logits
+from pylorus.evaluation.wording import explain_degenerate_predictions, explain_training_problems
 
 COLUMNS = ("sample_id", "group", "true", "predicted")
 """Columns of every table, besides `logit/CLASS` and `probability/CLASS` for each class."""
@@ -178,3 +180,54 @@ def check_predictions(table: pd.DataFrame, *, order: Sequence[str] = ()) -> Save
         if name.startswith(MANIFEST_PREFIX)
     }
     return SavedPredictions(predictions, logits, about)
+
+
+def explain_stage_problems(
+    name: str,
+    *,
+    monitor: str,
+    curves: pd.DataFrame | None,
+    predictions: Mapping[str, SavedPredictions],
+    is_cross_entropy: bool,
+) -> tuple[str, ...]:
+    """Say what makes the results of a stage degenerate: one predicted class, chance, an exploded loss, a contradiction.
+
+    Args:
+        name: Name of the stage.
+        monitor: Metric that selected the epoch.
+        curves: Content of its metrics.csv; None if it is missing.
+        predictions: Predictions by split: test, and val if there is one.
+        is_cross_entropy: Whether the loss is comparable with that of equal probabilities.
+
+    Returns:
+        Sentences, the first ones about the test images; none if nothing is wrong.
+    """
+    sentences: list[str] = []
+    accuracies = {split: _estimate_accuracy(saved) for split, saved in predictions.items()}
+    test, validation = predictions.get("test"), predictions.get("val")
+    if test is not None:
+        table = test.predictions
+        sentences += explain_degenerate_predictions(
+            table.true, np.asarray(table.predicted), table.class_names, accuracies["test"]
+        )
+    if curves is not None and len(curves) and validation is not None:
+        monitored = curves.get(f"{name}/{get_monitor_column(monitor)}", pd.Series(np.nan, index=curves.index))
+        if monitored.notna().any():
+            best = curves.iloc[int(np.nanargmin(monitored) if monitor == "loss" else np.nanargmax(monitored))]
+            truth = validation.predictions.true
+            loss = [float(best.get(f"{name}/{split}/loss", np.nan)) for split in ("train", "val")]
+            sentences += explain_training_problems(
+                loss=(loss[0], loss[1]) if is_cross_entropy else (np.nan, np.nan),
+                train_accuracy=float(best.get(f"{name}/train/accuracy", np.nan)),
+                validation=accuracies["val"],
+                frequent=float(np.bincount(truth).max() / len(truth)),
+                classes=validation.predictions.classes,
+            )
+    return tuple(sentences)
+
+
+def _estimate_accuracy(saved: SavedPredictions) -> Proportion:
+    table = saved.predictions
+    return proportions_of_predictions(
+        table.true, np.asarray(table.predicted), saved.clusters, classes=table.classes
+    ).accuracy

@@ -1,4 +1,4 @@
-"""From the body of a request to rows: its files are parsed and decoded by processes; one thread runs the network.
+"""From the body of a request to rows: its files are parsed and decoded in processes; one thread runs the network.
 
 The files are parsed one at a time, in memory only: none is ever written to disk.
 """
@@ -7,11 +7,13 @@ import asyncio
 import base64
 import io
 import logging
+import threading
 import time
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
@@ -22,9 +24,10 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from pylorus.core.errors import PylorusError, format_path
+from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
+from pylorus.core.limited_process import Budget, LimitedProcess, read_budget
 from pylorus.data.files import RGB
-from pylorus.deploy.app.reader import ReaderPool
+from pylorus.data.input_format import InputFormat, prepare_upload
 from pylorus.deploy.app.security import MIN_BODY_RATE
 from pylorus.deploy.model import Bundle
 from pylorus.model.inference import NetworkOutput
@@ -276,6 +279,12 @@ def find_heat_map_problem(bundle: Bundle) -> str:
     return ""
 
 
+READERS = 2
+"""Processes that decode files; an image of 25 megapixels briefly takes up to 1 GiB."""
+MAX_CPU_SECONDS = 10
+"""CPU time that decoding a file may take; the largest honest images take about 2 s."""
+MIN_DISPLAY_SIDE = 448
+"""Minimum side of an image for the page, in pixels."""
 MAX_BATCH = 8
 """Largest batch; after each batch it is the next user's turn."""
 JPEG_QUALITY = 85
@@ -316,6 +325,96 @@ class DecodedUpload:
     ended: bool = False
 
 
+class ReaderPool:
+    """Processes with limits that decode files, shared fairly: clients take turns, however many files each has."""
+
+    def __init__(self) -> None:
+        budget = read_budget()
+        self._budget = Budget(budget.pixels, min(budget.seconds, MAX_CPU_SECONDS))
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._lock = threading.Lock()
+        self._processes = [LimitedProcess(self._budget) for _ in range(READERS)]
+        self._idle = list(range(READERS))
+        self._waiting: OrderedDict[str, deque[Future[int]]] = OrderedDict()
+
+    async def decode(
+        self, upload: Upload, form: InputFormat, display_form: InputFormat | None, *, client: str = ""
+    ) -> DecodedUpload:
+        """Decode a file when it is its client's turn; if this is cancelled, its process is ended.
+
+        Args:
+            upload: The file.
+            form: How an image becomes the network's input.
+            display_form: How it becomes the image for the page; None: none is wanted.
+            client: Whose file it is.
+        """
+        number = await self._wait_for_turn(client)
+        job = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._decode, number, upload, form, display_form
+        )
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            self._processes[number].kill()
+            await asyncio.wait([job])
+            raise
+        finally:
+            self._pass_on(number)
+
+    def get_process_ids(self) -> tuple[int, ...]:
+        """Return the ids of the processes."""
+        return tuple(process.id for process in self._processes)
+
+    def close(self) -> None:
+        """End the processes; pending work is dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.kill()
+
+    def _decode(
+        self, number: int, upload: Upload, form: InputFormat, display_form: InputFormat | None
+    ) -> DecodedUpload:
+        if not self._processes[number].is_usable:
+            self._processes[number].close()
+            self._processes[number] = LimitedProcess(self._budget)
+        process = self._processes[number]
+        try:
+            return DecodedUpload(upload.name, *process.call(prepare_upload, upload.content, form, display_form))
+        except UnreadableImageError as error:
+            return DecodedUpload(upload.name, error=" ".join(str(error).split()), ended=not process.is_usable)
+        except Exception as error:  # one file must not fail the whole request
+            log.warning("failed to read a file: %s", type(error).__name__)
+            return DecodedUpload(upload.name, error=f"damaged: {type(error).__name__}", ended=not process.is_usable)
+
+    async def _wait_for_turn(self, client: str) -> int:
+        """Return the number of a process that nobody else uses."""
+        turn: Future[int] = Future()
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            self._waiting.setdefault(client, deque()).append(turn)
+        try:
+            return await asyncio.wrap_future(turn)
+        except asyncio.CancelledError:
+            with self._lock:
+                has_turn = turn.done() and not turn.cancelled()
+            if has_turn:
+                self._pass_on(turn.result())
+            raise
+
+    def _pass_on(self, number: int) -> None:
+        with self._lock:
+            while self._waiting:
+                client, turns = self._waiting.popitem(last=False)
+                turn = turns.popleft()
+                if turns:
+                    self._waiting[client] = turns  # at the end: another client is next
+                if turn.set_running_or_notify_cancel():
+                    turn.set_result(number)
+                    return
+            self._idle.append(number)
+
+
 class InferenceService:
     """Answers requests for one bundle, from any number of users at once.
 
@@ -326,7 +425,7 @@ class InferenceService:
     def __init__(self, bundle: Bundle):
         cv2.setNumThreads(0)
         self.bundle = bundle
-        self._readers = ReaderPool(bundle.input)  # its processes start while the heat maps are tried
+        self._readers = ReaderPool()  # its processes start while the heat maps are tried
         self.why_no_heat = find_heat_map_problem(bundle)
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
 
@@ -334,8 +433,10 @@ class InferenceService:
         """Decode and preprocess a file of a client; one that can't be read gets an error."""
         if upload.error:
             return DecodedUpload(upload.name, error=upload.error)
-        file = await self._readers.decode(upload.content, with_display=wanted.image or wanted.heat_map, client=client)
-        return DecodedUpload(upload.name, file.pixels, file.display, file.error, file.ended)
+        form = self.bundle.input
+        wants_display = wanted.image or wanted.heat_map
+        display_form = replace(form, size=max(form.size, MIN_DISPLAY_SIDE)) if wants_display else None
+        return await self._readers.decode(upload, form, display_form, client=client)
 
     async def classify_uploads(self, frames: Sequence[DecodedUpload], wanted: AnswerOptions) -> list[Row]:
         """Return one row per image, in their order, with the columns of `pylorus predict`."""

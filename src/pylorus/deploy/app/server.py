@@ -26,6 +26,7 @@ from starlette.types import ASGIApp
 
 from pylorus import __version__
 from pylorus.core.errors import PylorusError
+from pylorus.core.limited_process import forbid_core_dumps
 from pylorus.deploy.app.inference import (
     FORM_FIELD,
     AnswerOptions,
@@ -469,6 +470,7 @@ def serve(folder: Path, options: ServeOptions) -> None:
         PylorusError: If an option or the bundle is invalid, or the port is in use.
     """
     options.check()
+    forbid_core_dumps()
     password = options.read_password()
     listener = open_listener(options)
     with listener:
