@@ -270,6 +270,13 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="another host name of this server, such as a proxy's",
     )
+    command.add_argument(
+        "--trust-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a reverse proxy's address, whose X-Forwarded-For is believed: limits then apply to its clients",
+    )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
     _add_device_option(command)
@@ -290,6 +297,7 @@ def _run_serve(arguments: argparse.Namespace) -> None:
         password_file=arguments.password_file,
         without_password=arguments.without_password,
         allowed_hosts=tuple(arguments.allow_host),
+        trusted_proxies=tuple(arguments.trust_proxy),
         max_mb=arguments.max_mb,
         max_images=arguments.max_images,
         device=arguments.device,
