@@ -428,8 +428,6 @@ class InferenceService:
         self._readers = ReaderPool()  # its processes start while the heat maps are tried
         self.why_no_heat = find_heat_map_problem(bundle)
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
-        for _ in range(DECODER_THREADS):  # the first upload need not wait for their processes
-            self._readers.submit(_decode_upload, bundle, Upload("", b""), AnswerOptions())
 
     async def decode_upload(self, upload: Upload, wanted: AnswerOptions, *, client: str = "") -> DecodedUpload:
         """Decode and preprocess a file of a client; one that can't be read gets an error."""
