@@ -40,6 +40,7 @@ from pylorus.report.record_sections import (
     build_data_section,
     build_method_section,
     build_mistake_section,
+    build_picture_section,
 )
 from pylorus.report.replicate_tables import (
     build_fold_training_table,
@@ -223,6 +224,7 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
         build_training_section(evidence),
         build_test_figure_section(evidence),
         build_mistake_section(evidence),
+        build_picture_section(evidence),
         build_network_section(evidence),
         build_audit_section(evidence),
         build_data_section(evidence),
