@@ -14,6 +14,7 @@ from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
 from pylorus.core.io import handle_closed_pipe
+from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
 
 
@@ -526,8 +527,10 @@ def main(arguments: list[str] | None = None) -> None:
             options.act(options)
         except BrokenPipeError:
             raise
-        except (PylorusError, ValueError, OSError) as error:
-            sys.exit(f"error: {format_system_error(error)}")
+        except Exception as error:
+            if isinstance(error, PylorusError | ValueError | OSError) or explain_limit(error) is not None:
+                sys.exit(f"error: {format_system_error(error)}")
+            raise
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 

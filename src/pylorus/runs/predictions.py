@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.core.io import write_atomically
+from pylorus.core.io import PARQUET_OPTIONS, write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.predictions import Predictions, check_logits
@@ -123,7 +123,7 @@ def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictio
         PylorusError: If the file is damaged or inconsistent; the message names the file and the problem.
     """
     try:
-        table = pd.read_parquet(path, page_checksum_verification=True)
+        table = pd.read_parquet(path, page_checksum_verification=True, **PARQUET_OPTIONS)
     except Exception as error:  # pyarrow raises many types of exceptions on a damaged file
         raise PylorusError(f"{path}: cannot be read as a table of predictions: {error}") from error
     try:
