@@ -271,6 +271,13 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="another host name of this server, such as a proxy's",
     )
+    command.add_argument(
+        "--trust-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a reverse proxy's address, whose X-Forwarded-For is believed: limits then apply to its clients",
+    )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
     _add_device_option(command)
@@ -291,6 +298,7 @@ def _run_serve(arguments: argparse.Namespace) -> None:
         password_file=arguments.password_file,
         without_password=arguments.without_password,
         allowed_hosts=tuple(arguments.allow_host),
+        trusted_proxies=tuple(arguments.trust_proxy),
         max_mb=arguments.max_mb,
         max_images=arguments.max_images,
         device=arguments.device,
@@ -516,23 +524,22 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     setup_terminal()
     with handle_closed_pipe():
-        if words[:1] == ["-sc"]:
-            _complete_words(words)
-            return
-        if words[:1] == ["train"]:
-            _run_train(argparse.Namespace(words=words[1:]))  # prints its errors itself
-            return
         try:
-            options = build_parser().parse_args(expand_words(words))
-            options.act(options)
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            if isinstance(error, PylorusError | ValueError | OSError) or explain_limit(error) is not None:
-                sys.exit(f"error: {format_system_error(error)}")
-            raise
+            if words[:1] == ["-sc"]:
+                _complete_words(words)
+            elif words[:1] == ["train"]:
+                _run_train(argparse.Namespace(words=words[1:]))
+            else:
+                options = build_parser().parse_args(expand_words(words))
+                options.act(options)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except Exception as error:
+            if words[:1] in (["-sc"], ["train"]) or isinstance(error, BrokenPipeError):
+                raise  # Hydra's part of the command line prints the errors that a user can fix
+            if not isinstance(error, PylorusError | ValueError | OSError) and explain_limit(error) is None:
+                raise
+            sys.exit(f"error: {format_system_error(error)}")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -82,12 +82,14 @@ def run_limited(program: str, **limits: int) -> "subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=set_limits, check=False)
 
 
+@pytest.mark.slow
 def test_a_limit_of_addresses_counts_as_memory():
     program = "from pylorus.core.limits import get_free_memory; print(get_free_memory())"
     limited = run_limited(program, AS=2**30)
     assert 0 <= int(limited.stdout) < 2**30 <= get_free_memory()
 
 
+@pytest.mark.slow
 def test_the_cpu_time_limit_interrupts_a_run_before_the_system_kills_it():
     program = (
         "from pylorus.core.limits import *; from pylorus.runs.process import handle_signals\n"
@@ -102,12 +104,14 @@ def test_the_cpu_time_limit_interrupts_a_run_before_the_system_kills_it():
     assert ended.stdout.startswith("ended by SIGXCPU: the CPU time limit of 6 s is almost used up.")
 
 
+@pytest.mark.slow
 def test_tables_are_read_where_no_thread_can_be_started(tmp_path):
     table = tmp_path / "table.parquet"
     pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}).to_parquet(table)
     program = f"""
 import resource, pandas as pd, pyarrow.parquet
 from pylorus.core.io import PARQUET_OPTIONS
+pd.read_parquet({str(table)!r}, **PARQUET_OPTIONS)  # imports what it needs
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 4 * 2**20  # less than the stack of a thread
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

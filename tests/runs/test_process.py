@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -69,6 +70,24 @@ def test_a_signal_that_arrives_in_a_destructor_is_not_lost(number):
     with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), handle_signals() as stop:
         Interrupted()
         assert stop.asked
+        for _ in range(200):
+            time.sleep(0.01)
+
+
+def test_a_signal_that_arrives_in_a_destructor_is_not_lost_on_a_busy_machine(monkeypatch):
+    class Interrupted:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    class SlowThread(threading.Thread):
+        def start(self):
+            super().start()
+            time.sleep(0.05)  # the thread has run meanwhile
+
+    monkeypatch.setattr(threading, "Thread", SlowThread)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"), handle_signals():
+        Interrupted()
         for _ in range(200):
             time.sleep(0.01)
 

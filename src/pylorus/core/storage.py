@@ -7,11 +7,12 @@ archive, which has one for each tensor that torch itself does not check.
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import socket
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -150,6 +151,32 @@ def is_process_alive(status: dict[str, Any]) -> bool:
 def format_now() -> str:
     """Return the present time in UTC, to the second, as a status holds it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def explain_lock(folder: Path, activity: str, status: Mapping[str, Any]) -> str:
+    """Return the message for a folder that another process has locked.
+
+    Args:
+        folder: The folder.
+        activity: What is going on in it, as in "process 7 on node1 is training".
+        status: The status of the run in it, with `host` and `heartbeat`; empty if unknown.
+    """
+    message = f"{folder}: {activity} in this folder."
+    host, heartbeat = status.get("host", socket.gethostname()), status.get("heartbeat")
+    if host == socket.gethostname() or heartbeat is None:
+        return f"{message} Wait until it ends, or stop it first."
+    silence = datetime.now(UTC) - datetime.fromisoformat(heartbeat)
+    if silence < HEARTBEAT_TIMEOUT:
+        minutes = f"{HEARTBEAT_TIMEOUT.total_seconds() / 60:.0f} minutes"
+        return (
+            f"{message} Wait until it ends, or stop it first, on {host}. If that machine is off, try again once it has "
+            f"given no sign of life for {minutes} (now: {max(0.0, silence.total_seconds()):.0f} s)."
+        )
+    return (
+        f"{message} It has given no sign of life for {silence.total_seconds() / 60:.0f} minutes, but still holds the "
+        f"lock: {host} is off, out of reach, or has suspended it. Make sure there that it does not train any more, "
+        f"then remove the lock and start again: rm {shlex.quote(str(folder / LOCK))}"
+    )
 
 
 def explain_disk_error(error: OSError) -> str | None:

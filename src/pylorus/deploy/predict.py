@@ -259,7 +259,14 @@ def _read_images(items: Iterable[Item], form: InputFormat, *, ahead: int) -> Gen
     """Yield the image of each item, or the reason why there is none; decoded frames of videos stay in this process."""
     for is_frame, group in groupby(items, key=lambda item: not isinstance(item.source, Path)):
         name = attrgetter("path")
-        yield from map_items(lambda item: _read_image(item, form), group, ahead=ahead, in_threads=is_frame, name=name)
+        yield from map_items(
+            lambda item: _read_image(item, form),
+            group,
+            ahead=ahead,
+            in_threads=is_frame,
+            name=name,
+            on_failure=lambda _, reason: reason,
+        )
 
 
 def _read_image(item: Item, form: InputFormat) -> RGB | str:

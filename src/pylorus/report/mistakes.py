@@ -331,8 +331,10 @@ class Section:
         key: Anchor of the section in the page.
         title: Heading.
         items: Content, in order; a section without items is omitted.
+        is_appendix: Whether the section is folded below the short report, which is what a browser prints.
     """
 
     key: str
     title: str
     items: tuple[Item, ...]
+    is_appendix: bool = True

@@ -28,8 +28,8 @@ from pylorus.report.mistakes import (
 )
 from pylorus.report.result_tables import explain_comparisons
 from pylorus.report.results import Result
+from pylorus.report.run_tables import build_run_table, build_split_table, format_command_lines, format_split_sentences
 from pylorus.report.subgroup_columns import get_subgroup_columns
-from pylorus.report.summary import build_run_table, build_split_table, format_command_lines, format_split_sentences
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.folder import read_shipped
 from pylorus.runs.reading import SavedRun

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, TimeLimitReached
 from pylorus.core.formatting import format_percent
 from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.core.limits import explain_limit
@@ -30,6 +30,7 @@ from pylorus.core.storage import (
     check_digest,
     compute_digest,
     describe_process,
+    explain_lock,
     format_now,
     is_archive_intact,
     is_process_alive,
@@ -349,8 +350,8 @@ class RunFolder:
     A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `slurm` (the SLURM job
     ID and how often the job was requeued, or null), `started`, `heartbeat`, `ended`, `seconds` (running time without
     interruptions), `resumed` (how often), `overrides` (from the command line), `sweep` (the sweep's name, or null) and,
-    if the run failed, `error`. A finished run also has `shipped_stage` and `shipped_by`: the stage in `model` and how
-    it was chosen (see `pylorus.runs.folder`).
+    if the run failed or reached its time limit, `error`. A finished run also has `shipped_stage` and `shipped_by`: the
+    stage in `model` and how it was chosen.
 
     Attributes:
         path: The folder.
@@ -419,8 +420,8 @@ class RunFolder:
         """
 
         def explain() -> str:
-            process = "process {pid} on {host}".format_map({"pid": "?", "host": "this machine", **self.read_status()})
-            return f"{self.path}: {process} is training in this folder. Wait until it ends, or stop it first."
+            status = {"pid": "?", "host": "this machine", **self.read_status()}
+            return explain_lock(self.path, "process {pid} on {host} is training".format_map(status), status)
 
         with lock_folder(self.path, explain):
             yield
@@ -487,8 +488,9 @@ class RunFolder:
         try:
             with _send_heartbeats(write_update):
                 yield
-        except KeyboardInterrupt:
-            write_if_possible(state="interrupted", ended=format_now())
+        except KeyboardInterrupt as stop:
+            reason = {"error": str(stop)} if isinstance(stop, TimeLimitReached) else {}
+            write_if_possible(state="interrupted", ended=format_now(), **reason)
             raise
         except BaseException as error:
             write_if_possible(state="failed", ended=format_now(), error=str(error) or type(error).__name__)

@@ -30,7 +30,7 @@ import psutil
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import end_with_parent
-from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.errors import INTERRUPTED, PylorusError, TimeLimitReached
 from pylorus.core.formatting import format_number
 from pylorus.core.io import read_json, write_json
 
@@ -382,18 +382,20 @@ class StopRequest:
 
     Attributes:
         asked: Whether the run was asked to end.
+        time_limit: The minutes of the time limit that asked for it; None: a signal did.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self._name = ""
+        self.time_limit: float | None = None
         self._waits = False
 
     def handle_request(self, name: str) -> None:
         """Raise a KeyboardInterrupt with the signal's name, or leave that to the end of the training step."""
         self.asked, self._name = True, name
         if not self._waits:
-            raise KeyboardInterrupt(name)
+            self.raise_interrupt()
 
     def wait_for_step(self) -> None:
         """Let signals take effect at the end of a training step: from now on the trainer checks `asked`."""
@@ -406,13 +408,59 @@ class StopRequest:
             self.raise_interrupt()
 
     def raise_interrupt(self) -> None:
-        """End the run.
-
-        Raises:
-            KeyboardInterrupt: Always, with the signal's name.
-        """
+        """Raise a KeyboardInterrupt with the signal's name; TimeLimitReached if the time limit asked for it."""
         self._waits = False
-        raise KeyboardInterrupt(self._name)
+        raise (
+            KeyboardInterrupt(self._name)
+            if self.time_limit is None
+            else TimeLimitReached(format_limit(self.time_limit))
+        )
+
+
+def format_limit(minutes: float) -> str:
+    """Return why a run ended at its time limit."""
+    return f"time limit: trainer.time_limit={minutes:g} minutes are over"
+
+
+@contextmanager
+def limit_time(minutes: float | None, stop: StopRequest) -> Iterator[None]:
+    """Ask a run to end after some time, and kill its process if it has not ended STOP_TIMEOUT later.
+
+    Args:
+        minutes: The time from now; None: no limit.
+        stop: From `handle_signals`.
+    """
+    ended = threading.Event()
+
+    def end_run(seconds: float) -> None:
+        if ended.wait(seconds) or stop.asked:
+            return
+        stop.time_limit = minutes
+        os.kill(os.getpid(), JOB_STOP_SIGNAL)
+        if not ended.wait(STOP_TIMEOUT):
+            os._exit(INTERRUPTED)
+
+    if minutes is not None:
+        threading.Thread(target=end_run, args=(60.0 * minutes,), name="time limit", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def end_after_parent(parent: int) -> None:
+    """Send this process SIGTERM when its parent is gone: if that was killed, it can't end this one."""
+
+    def wait_for_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), JOB_STOP_SIGNAL)
+
+    threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
+
+
+REPEAT_SECONDS = 0.2
+"""So long after a repeated signal, another one may be a repetition, too."""
 
 
 @contextmanager
@@ -424,15 +472,26 @@ def handle_signals() -> Iterator[StopRequest]:
     these requeue it themselves.
     """
     received: list[int] = []
+    repeated: list[float] = []
     request = StopRequest()
     dropped = threading.Event()
 
-    def handle_signal(number: int, _: FrameType | None) -> None:
+    def send_again() -> None:
+        while dropped.is_set():
+            os.kill(os.getpid(), received[0])
+            time.sleep(0.01)
+
+    def handle_signal(number: int, frame: FrameType | None) -> None:
         if dropped.is_set():
+            if any(each.f_code is repeat_dropped.__code__ for each, _ in traceback.walk_stack(frame)):
+                return  # an exception would be dropped once more
             dropped.clear()
+            repeated.append(time.monotonic())
             request.handle_request(signal.Signals(received[0]).name)
             return
         if received and ((number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ) or number == HANGUP):
+            return
+        if repeated and time.monotonic() < repeated[0] + REPEAT_SECONDS:
             return
         if received:
             os._exit(INTERRUPTED)
@@ -442,7 +501,7 @@ def handle_signals() -> Iterator[StopRequest]:
     def repeat_dropped(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt) and received:
             dropped.set()
-            threading.Timer(0.01, os.kill, (os.getpid(), received[0])).start()
+            threading.Thread(target=send_again, daemon=True).start()
         else:
             previous_hook(unraisable)
 
@@ -455,6 +514,7 @@ def handle_signals() -> Iterator[StopRequest]:
                 before[number] = signal.signal(number, handle_signal)
         yield request
     finally:
+        dropped.clear()
         sys.unraisablehook = previous_hook
         for number, handler in before.items():
             signal.signal(number, handler)
