@@ -14,6 +14,7 @@ from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
 from pylorus.core.io import handle_closed_pipe
+from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
 
 
@@ -533,9 +534,11 @@ def main(arguments: list[str] | None = None) -> None:
                 options.act(options)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except (PylorusError, ValueError, OSError) as error:
+        except Exception as error:
             if words[:1] in (["-sc"], ["train"]) or isinstance(error, BrokenPipeError):
                 raise  # Hydra's part of the command line prints the errors that a user can fix
+            if not isinstance(error, PylorusError | ValueError | OSError) and explain_limit(error) is None:
+                raise
             sys.exit(f"error: {format_system_error(error)}")
 
 

@@ -45,6 +45,7 @@ from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
 from pylorus.core.formatting import format_command, setup_terminal
 from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
+from pylorus.core.limits import explain_limit, format_stop, reserve_cpu_time
 from pylorus.core.storage import explain_disk_error, explain_lock, lock_folder
 from pylorus.launch.corrections import correct_value, format_advice
 from pylorus.launch.overrides import check_overrides
@@ -285,11 +286,15 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     try:
         timeline = Timeline() if in_sweep else Timeline.from_process_start()
         _start_or_resume(composed, context, folder, in_sweep=in_sweep, timeline=timeline)
-    except PylorusError as error:
+    except Exception as error:
+        message = str(error) if isinstance(error, PylorusError) else _explain_system_error(error)
+        if message is None:
+            raise
+        failure = error if isinstance(error, PylorusError) else PylorusError(message)
         if not in_sweep:
-            _failures.append(error)  # if raised here, Hydra would print the command line again
+            _failures.append(failure)  # if raised here, Hydra would print the command line again
         elif not isinstance(error, JobError):
-            raise  # the folder belongs to another run, so its status does not report this error
+            raise failure from error  # the folder belongs to another run, so its status does not report this error
         return None
     if not in_sweep:
         return None
@@ -338,7 +343,8 @@ def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
     """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
     reading = start_reading(folder) if folder.read_status()["state"] != "finished" else None
     try:
-        import_training().run(folder, reading, timeline)
+        with folder.report_early_end():
+            import_training().run(folder, reading, timeline)
     finally:
         if reading is not None:
             reading.stop()
@@ -358,6 +364,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors, so that we print them
     code = 0
     setup_terminal()
+    reserve_cpu_time()
     with handle_closed_pipe():
         try:
             code = _get_exit_code(_run_launched if is_launched() else _run_command_line)
@@ -445,9 +452,8 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
     try:
         return run_command()
     except KeyboardInterrupt as stop:
-        suffix = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
         with suppress(OSError):  # a terminal that was closed
-            print(f"\ninterrupted{suffix}", file=sys.stderr)
+            print(f"\ninterrupted{format_stop(str(stop))}", file=sys.stderr)
             if SweepFolder.path is not None:
                 print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
         return INTERRUPTED
@@ -459,13 +465,17 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
         return 1
 
 
+def _explain_system_error(error: Exception) -> str | None:
+    return explain_disk_error(error) if isinstance(error, OSError) else explain_limit(error)
+
+
 def _explain_error(error: Exception) -> str | None:
     """Return the message of an error that users can fix, to be shown without a traceback; None for all others."""
     if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
         explanation = format_error(error)
         corrected = None if "\nType:\n" in explanation else correct_value(explanation, _typed_words)
         return explanation if corrected is None else f"{explanation}{format_advice(corrected)}"
-    message = explain_disk_error(error) if isinstance(error, OSError) else None
+    message = _explain_system_error(error)
     if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
         message = explain_sweep_end(error, SweepFolder.path)
     return message

@@ -27,7 +27,7 @@ from scipy.special import softmax
 
 from pylorus.core.errors import PylorusError, format_name_list
 from pylorus.core.formatting import format_percent_with_unit
-from pylorus.core.io import write_atomically
+from pylorus.core.io import PARQUET_OPTIONS, write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.evaluation.confusion import confusion_matrix, get_monitor_column
 from pylorus.evaluation.index_intervals import Proportion, proportions_of_predictions
@@ -129,7 +129,7 @@ def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictio
         PylorusError: If the file is damaged or inconsistent; the message names the file and the problem.
     """
     try:
-        table = pd.read_parquet(path, page_checksum_verification=True)
+        table = pd.read_parquet(path, page_checksum_verification=True, **PARQUET_OPTIONS)
     except Exception as error:  # pyarrow raises many types of exceptions on a damaged file
         raise PylorusError(f"{path}: cannot be read as a table of predictions: {error}") from error
     try:
