@@ -252,6 +252,20 @@ def test_a_forked_process_has_its_own_environment_log_and_functions_at_exit(star
 
 
 @pytest.mark.slow
+def test_a_forked_process_that_ctrl_c_ends_early_prints_no_traceback(start_fork, capfd, monkeypatch):
+    parent, set_mask = os.getpid(), signal.pthread_sigmask
+
+    def set_mask_after_ctrl_c(how, mask):
+        if os.getpid() != parent:
+            signal.raise_signal(signal.SIGINT)  # blocked until the mask is set
+        return set_mask(how, mask)
+
+    monkeypatch.setattr(signal, "pthread_sigmask", set_mask_after_ctrl_c)
+    assert start_fork(lambda: None).wait() == 130
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
 def test_a_forked_process_holds_only_the_files_that_it_is_given(start_fork):
     (read, write), (other_read, other_write) = os.pipe(), os.pipe()
     process = start_fork(lambda: (os.write(write, b"given"), time.sleep(60)), pass_fds=[write])

@@ -148,7 +148,10 @@ def _start_job(
 
     def run_job() -> None:
         sys.argv = arguments[2:]
-        import_training().main()
+        try:
+            import_training().main()
+        except KeyboardInterrupt:  # before signals were handled
+            sys.exit(INTERRUPTED)
 
     return ForkedProcess(run_job, environment=environment, pass_fds=locks)
 
