@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from pylorus.core.errors import INTERRUPTED
 from pylorus.runs.process import (
     IN_SWEEP,
     OTHER,
@@ -285,7 +286,7 @@ def test_a_forked_process_does_not_handle_signals_as_its_parent_does(start_fork,
     with handle_signals():
         process = start_fork(lambda: time.sleep(60))
         process.send_signal(number)
-        assert process.wait(timeout=30) == (1 if number == signal.SIGINT else -number)
+        assert process.wait(timeout=30) == (INTERRUPTED if number == signal.SIGINT else -number)
 
 
 @pytest.mark.slow

@@ -148,10 +148,7 @@ def _start_job(
 
     def run_job() -> None:
         sys.argv = arguments[2:]
-        try:
-            import_training().main()
-        except KeyboardInterrupt:  # before signals were handled
-            sys.exit(INTERRUPTED)
+        import_training().main()
 
     return ForkedProcess(run_job, environment=environment, pass_fds=locks)
 

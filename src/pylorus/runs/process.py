@@ -358,16 +358,15 @@ def _run_as_program(
             if signal.getsignal(number) is not signal.SIG_IGN:
                 is_ctrl_c = number == signal.SIGINT
                 signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
-        code = INTERRUPTED
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a signal that has waited until now ends the process
-        code = 1
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         function()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except BaseException:
-        if code != INTERRUPTED:
-            traceback.print_exc()
+        traceback.print_exc()
     finally:
         exit_process(code)
 
