@@ -446,7 +446,8 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=10, help="kills of each case")
     parser.add_argument("--minutes", type=float, default=30, help="minutes after which no new command is started")
     parser.add_argument("--seed", type=int, default=0, help="random seed of moments and signals")
-    parser.add_argument("--only", default="", help="kinds of commands whose name contains this text")
+    kinds = list(dict.fromkeys(case.kind for case in CASES))
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="what to start (default: all)")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "outputs" / "soak")
     options = parser.parse_args()
     work: Path = options.work.absolute()
@@ -456,7 +457,7 @@ def main() -> None:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     has_joblib = find_spec("hydra_plugins") is not None and find_spec("hydra_plugins.hydra_joblib_launcher") is not None
-    cases = [case for case in CASES if options.only in case.kind and (has_joblib or case.kind != "joblib")]
+    cases = [case for case in CASES if case.kind in options.kinds and (has_joblib or case.kind != "joblib")]
     print(
         f"seed {options.seed}, {len(cases)} cases{'' if has_joblib else ', without joblib: not installed'}", flush=True
     )

@@ -54,6 +54,8 @@ STOP_SIGNALS = tuple(
 )
 HANGUP = getattr(signal, "SIGHUP", None)
 """The signal of a terminal that closes; the kernel and the shell both send it."""
+REPEAT_SECONDS = 0.2
+"""So long after a repeated signal, another one may be a repetition, too."""
 
 
 OTHER = "other"
@@ -363,6 +365,8 @@ def _run_as_program(
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except BaseException:
         traceback.print_exc()
     finally:
@@ -459,10 +463,6 @@ def end_after_parent(parent: int) -> None:
     threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
 
 
-REPEAT_SECONDS = 0.2
-"""So long after a repeated signal, another one may be a repetition, too."""
-
-
 @contextmanager
 def handle_signals() -> Iterator[StopRequest]:
     """Turn the first signal inside the context into a KeyboardInterrupt; a second one ends the process.
@@ -489,9 +489,8 @@ def handle_signals() -> Iterator[StopRequest]:
             repeated.append(time.monotonic())
             request.handle_request(signal.Signals(received[0]).name)
             return
-        if received and ((number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ) or number == HANGUP):
-            return
-        if repeated and time.monotonic() < repeated[0] + REPEAT_SECONDS:
+        is_repetition = repeated and time.monotonic() < repeated[0] + REPEAT_SECONDS
+        if received and (is_repetition or number == HANGUP or (number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ)):
             return
         if received:
             os._exit(INTERRUPTED)
