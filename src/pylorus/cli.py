@@ -14,6 +14,7 @@ from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
 from pylorus.core.io import handle_closed_pipe
+from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
 
 
@@ -270,6 +271,13 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="another host name of this server, such as a proxy's",
     )
+    command.add_argument(
+        "--trust-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a reverse proxy's address, whose X-Forwarded-For is believed: limits then apply to its clients",
+    )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
     _add_device_option(command)
@@ -290,6 +298,7 @@ def _run_serve(arguments: argparse.Namespace) -> None:
         password_file=arguments.password_file,
         without_password=arguments.without_password,
         allowed_hosts=tuple(arguments.allow_host),
+        trusted_proxies=tuple(arguments.trust_proxy),
         max_mb=arguments.max_mb,
         max_images=arguments.max_images,
         device=arguments.device,
@@ -525,9 +534,11 @@ def main(arguments: list[str] | None = None) -> None:
                 options.act(options)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except (PylorusError, ValueError, OSError) as error:
+        except Exception as error:
             if words[:1] in (["-sc"], ["train"]) or isinstance(error, BrokenPipeError):
                 raise  # Hydra's part of the command line prints the errors that a user can fix
+            if not isinstance(error, PylorusError | ValueError | OSError) and explain_limit(error) is None:
+                raise
             sys.exit(f"error: {format_system_error(error)}")
 
 

@@ -177,7 +177,8 @@ def format_command(words: Sequence[str]) -> str:
 
 
 def _quote_word(word: str) -> str:
-    if not re.search(r"""[\s'"\\$()&;<>|*?`~]""", word):
+    """Quote a word unless bash and zsh pass it on as it is: zsh takes `[a]`, `(a)`, `a?` and `a*` for file names."""
+    if re.fullmatch(r"[\w@%+=:,./…-]+", word) and not word.startswith("="):
         return word
     return shlex.quote(word) if "'" not in word or re.search(r'["\\$`!]', word) else f'"{word}"'
 

@@ -1,9 +1,9 @@
 """The process of a run: what stays the same when it is resumed, what it forks, and the signals that end it.
 
-Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up,
-each end the run cleanly: during training after the current step (after the last step of an epoch: after its
-validation), whose state is saved; otherwise at once. A second signal does not wait for any of that. A signal that is
-ignored, as under nohup, stays ignored.
+Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, SIGXCPU of a CPU time limit that is almost reached, and SIGUSR1 or
+SIGUSR2, which SLURM sends when a job's time is up, each end the run cleanly: during training after the current step
+(after the last step of an epoch: after its validation), whose state is saved; otherwise at once. A second signal does
+not wait for any of that. A signal that is ignored, as under nohup, stays ignored.
 """
 
 import atexit
@@ -48,7 +48,9 @@ JOB_STOP_TIMEOUT = 1.5 * STOP_TIMEOUT
 JOB_STOP_SIGNAL = signal.SIGTERM
 """The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
 )
 HANGUP = getattr(signal, "SIGHUP", None)
 """The signal of a terminal that closes; the kernel and the shell both send it."""
@@ -389,14 +391,15 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self._name = ""
         self.time_limit: float | None = None
         self._waits = False
 
     def handle_request(self, name: str) -> None:
         """Raise a KeyboardInterrupt with the signal's name, or leave that to the end of the training step."""
-        self.asked = True
+        self.asked, self._name = True, name
         if not self._waits:
-            self.raise_interrupt(name)
+            self.raise_interrupt()
 
     def wait_for_step(self) -> None:
         """Let signals take effect at the end of a training step: from now on the trainer checks `asked`."""
@@ -408,14 +411,14 @@ class StopRequest:
         if self.asked:
             self.raise_interrupt()
 
-    def raise_interrupt(self, *name: str) -> None:
-        """End the run.
-
-        Raises:
-            KeyboardInterrupt: Always; TimeLimitReached if the time limit asked for it.
-        """
+    def raise_interrupt(self) -> None:
+        """Raise a KeyboardInterrupt with the signal's name; TimeLimitReached if the time limit asked for it."""
         self._waits = False
-        raise KeyboardInterrupt(*name) if self.time_limit is None else TimeLimitReached(format_limit(self.time_limit))
+        raise (
+            KeyboardInterrupt(self._name)
+            if self.time_limit is None
+            else TimeLimitReached(format_limit(self.time_limit))
+        )
 
 
 def format_limit(minutes: float) -> str:
