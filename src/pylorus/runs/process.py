@@ -414,11 +414,9 @@ class StopRequest:
     def raise_interrupt(self) -> None:
         """Raise a KeyboardInterrupt with the signal's name; TimeLimitReached if the time limit asked for it."""
         self._waits = False
-        raise (
-            KeyboardInterrupt(self._name)
-            if self.time_limit is None
-            else TimeLimitReached(format_limit(self.time_limit))
-        )
+        if self.time_limit is not None:
+            raise TimeLimitReached(format_limit(self.time_limit))
+        raise KeyboardInterrupt(self._name)
 
 
 def format_limit(minutes: float) -> str:
