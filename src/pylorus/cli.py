@@ -16,6 +16,7 @@ from pylorus.core.formatting import expand_words, format_command, format_count, 
 from pylorus.core.io import handle_closed_pipe
 from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
+from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 
 def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -54,11 +55,12 @@ def _complete_words(options: list[str]) -> None:
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `predict`, `explain`, `export` and `serve` to the command line."""
+    """Add `predict`, `explain`, `export`, `serve` and `sign` to the command line."""
     _add_predict(commands)
     _add_explain(commands)
     _add_export(commands)
     _add_serve(commands)
+    add_sign_command(commands)
 
 
 def _add_inference_options(command: argparse.ArgumentParser, *, batch: int) -> None:
@@ -82,15 +84,15 @@ def _add_network_option(command: argparse.ArgumentParser) -> None:
         metavar="MODULE.NAME",
         help="your own class or function that builds the network, if it is not timm's; it is imported and called",
     )
+    add_trust_option(command)
 
 
-def _import_network(arguments: argparse.Namespace) -> Any:
-    """Import what the user typed; the bundle has no say in it."""
-    if arguments.network is None:
-        return None
+def _get_model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keys to trust, and the network: it is imported as the user typed it, the bundle has no say in it."""
     from pylorus.config.instantiation import TARGET, get_object
 
-    return get_object({TARGET: arguments.network}, key="--network")
+    network = None if arguments.network is None else get_object({TARGET: arguments.network}, key="--network")
+    return {"network": network, "trust": tuple(arguments.trust)}
 
 
 def _validate_batch_size(arguments: argparse.Namespace) -> int:
@@ -152,7 +154,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
-        network=_import_network(arguments),
+        **_get_model_options(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
 
@@ -202,7 +204,7 @@ def _run_explain(arguments: argparse.Namespace) -> None:
         frames_every=arguments.frames_every,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
-        network=_import_network(arguments),
+        **_get_model_options(arguments),
     )
     sys.exit(explain(arguments.bundle, arguments.inputs, arguments.output, options))
 
@@ -226,9 +228,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--images", type=Path, metavar="DIR", help="images to verify the export on (default: those of BUNDLE's run)"
     )
     command.add_argument(
-        "--group",
-        metavar="REGEX",
-        help="regular expression that finds the patient in a path of --images, for intervals",
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path of --images"
     )
     command.add_argument(
         "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
@@ -247,7 +247,7 @@ def _run_export(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         int8=arguments.int8,
         speed=arguments.speed,
-        network=_import_network(arguments),
+        **_get_model_options(arguments),
     )
     export(arguments.bundle, options)
 
@@ -302,7 +302,7 @@ def _run_serve(arguments: argparse.Namespace) -> None:
         max_mb=arguments.max_mb,
         max_images=arguments.max_images,
         device=arguments.device,
-        network=_import_network(arguments),
+        **_get_model_options(arguments),
     )
     serve(arguments.bundle, options)
 
@@ -378,9 +378,8 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "is missing or wrong. Makes no network connection. Exit code 1 if something is wrong, else 0.",
     )
     doctor.add_argument("--data", type=Path, metavar="DIR", help="also check this folder of class folders")
-    doctor.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="also check this bundle (the folder model/ of a run)"
-    )
+    doctor.add_argument("--bundle", type=Path, metavar="DIR", help="also check this bundle (model/ of a run)")
+    add_trust_option(doctor)
     doctor.add_argument(
         "--weights",
         type=Path,
@@ -396,7 +395,7 @@ def _run_doctor(arguments: argparse.Namespace) -> None:
     from pylorus.doctor.examine import DoctorOptions, format_json, print_checks, run_checks
     from pylorus.doctor.packages import State
 
-    checks = run_checks(DoctorOptions(weights=arguments.weights, data=arguments.data, bundle=arguments.bundle))
+    checks = run_checks(DoctorOptions(arguments.weights, arguments.data, arguments.bundle, tuple(arguments.trust)))
     if arguments.json:
         text, state = format_json(checks)
         print(text)
