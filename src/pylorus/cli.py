@@ -13,7 +13,7 @@ from typing import Any
 from pylorus import __version__
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
-from pylorus.core.io import handle_closed_pipe
+from pylorus.core.io import check_table_name, handle_closed_pipe
 from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
 from pylorus.deploy.signature import add_sign_command, add_trust_option
@@ -144,6 +144,7 @@ def _use_passive_waiting() -> None:
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
+    check_table_name(arguments.output, argument="--output")  # before torch is imported
     _use_passive_waiting()
     from pylorus.deploy.predict import PredictOptions, predict
 

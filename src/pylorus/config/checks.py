@@ -276,8 +276,19 @@ def _check_trainer(config: Config) -> None:
         )
 
 
+def _check_deciding_class(config: Config) -> None:
+    """Check deploy.class_name before anything is read, if the names of the classes are in the configuration."""
+    name, names = config.deploy.class_name, [*(config.data.short_names or []), *(config.data.classes or [])]
+    if name is not None and config.data.classes and name not in names:
+        raise PylorusError(
+            f'deploy.class_name: found "{name}", expected one of {", ".join(map(str, names))}.'
+            f"{format_suggestion(name, map(str, names))}"
+        )
+
+
 def _check_test_set(config: Config) -> None:
     data = config.data
+    _check_deciding_class(config)
     if data.kind == "manifest" and data.manifest is None:
         raise PylorusError("data.manifest: no value given. Add data.manifest=FILE, a CSV or Parquet file.")
     if data.kind != "manifest" and data.manifest is not None:

@@ -357,8 +357,13 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
     if folder.read_status() and folder.config.is_file():
         # The same command on the same folder: resume it.
         check_resumable(folder)
-        update_config(folder, build_config(composed, folder=context.runtime.cwd))
-    else:
+        try:
+            update_config(folder, build_config(composed, folder=context.runtime.cwd))
+        except PylorusError:
+            if folder.has_trained:
+                raise
+            folder.delete_preparation()  # that run failed before it trained: the corrected command starts anew
+    if not folder.config.is_file():
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
         sources = _list_own_sources(context.runtime.config_sources)
