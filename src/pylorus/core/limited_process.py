@@ -131,8 +131,7 @@ def call_limited(function: Callable[..., Result], *arguments: Any) -> Result:
     if _is_limited or os.name != "posix":
         return function(*arguments)
     with _borrow_process() as process:
-        result: Result = next(process.iterate(function, arguments))
-        return result
+        return process.call(function, *arguments)
 
 
 def iterate_limited(function: Callable[..., Iterator[Result]], *arguments: Any) -> Generator[Result]:
@@ -231,8 +230,12 @@ class _Stream:
         self.function = function
 
 
-class _LimitedProcess:
-    """A process with limits that calls functions, one at a time."""
+class LimitedProcess:
+    """A process with limits that calls functions, one at a time.
+
+    Args:
+        budget: What each call may cost.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -295,10 +298,25 @@ class _LimitedProcess:
         except (EOFError, OSError):  # its ends of the pipes are closed
             raise UnreadableImageError(describe_end(self._process.wait(), self.budget)) from None
 
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function of a module; see `iterate` for the errors."""
+        result: Result = next(self.iterate(function, arguments))
+        return result
+
+    @property
+    def id(self) -> int:
+        """Process id."""
+        return self._process.pid
+
     @property
     def is_usable(self) -> bool:
         """Whether the process lives."""
         return not self._requests.closed and self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the process; a call that another thread waits for raises an error."""
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         """End the process."""
@@ -308,13 +326,13 @@ class _LimitedProcess:
         self._answers.close()
 
 
-_idle: list[_LimitedProcess] = []
+_idle: list[LimitedProcess] = []
 """Processes that nobody uses at the moment; at most as many are ever started as threads call at once."""
 _lock = threading.Lock()
 
 
 @contextmanager
-def _borrow_process() -> Iterator[_LimitedProcess]:
+def _borrow_process() -> Iterator[LimitedProcess]:
     budget = read_budget()
     process = None
     with _lock:
@@ -324,7 +342,7 @@ def _borrow_process() -> Iterator[_LimitedProcess]:
                 process.close()
                 process = None
     if process is None:
-        process = _LimitedProcess(budget)
+        process = LimitedProcess(budget)
     try:
         yield process
     finally:
@@ -381,6 +399,7 @@ def serve_calls(requests: int, answers: int, seconds: int, memory: int) -> None:
     assume_limits(True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent ends this one
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    forbid_core_dumps()
     source, target = Connection(requests, writable=False), Connection(answers, readable=False)
     has_memory_limit = False
     with suppress(EOFError, OSError):
@@ -436,6 +455,14 @@ def limit_memory(extra: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = used + extra if hard == resource.RLIM_INFINITY else min(hard, used + extra)
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def forbid_core_dumps() -> None:
+    """Have the system save no memory of this process if it crashes: it would hold images of patients, or a password."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def keep_freed_memory() -> None:
