@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pylorus.config.checks import check_model_name
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
+from pylorus.core.limits import get_free_memory
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import Description
@@ -41,7 +42,6 @@ from pylorus.deploy.verified_files import (
 )
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.decisions import prediction_sets
-from pylorus.hardware.engine import get_free_memory
 from pylorus.model.backbone import call_factory, create_network, is_timm_model
 from pylorus.model.inference import (
     APPEARANCE_LENGTH,
