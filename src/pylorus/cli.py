@@ -117,10 +117,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="table to write; its name ends in .csv, .parquet or .json",
     )
     command.add_argument(
-        "--class",
-        dest="class_name",
-        metavar="NAME",
-        help="class whose threshold makes the decision (default: the bundle's)",
+        "--class", dest="class_name", metavar="NAME", help="class whose threshold decides (default: the bundle's)"
     )
     command.add_argument(
         "--evaluate",
@@ -266,18 +263,10 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password, on one line")
     command.add_argument("--without-password", action="store_true", help="let everybody in the network use it")
     command.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another host name of this server, such as a proxy's",
+        "--allow-host", action="append", default=[], metavar="NAME", help="another name of this server or of its proxy"
     )
     command.add_argument(
-        "--trust-proxy",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="a reverse proxy's address, whose X-Forwarded-For is believed: limits then apply to its clients",
+        "--trust-proxy", action="append", default=[], metavar="ADDRESS", help="proxy whose X-Forwarded-For is believed"
     )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
