@@ -128,15 +128,15 @@ def test_what_is_compressed_is_searched():
         archive.writestr("x", zlib.compress(text))
     pd.DataFrame({"x": [text.decode()] * 50}).to_parquet(table, compression="zstd")
     for content in (packed.getvalue(), table.getvalue(), b"base64," + base64.b64encode(zlib.compress(text))):
-        assert b"hidden" not in content
-        assert any(b"hidden" in part for part in unpack(content))
+        assert content.count(b"hidden") < 2
+        assert any(part.count(b"hidden") > 2 for part in unpack(content))
 
 
 MACHINE, PATIENT = "zqmachine", "zqpatient"
 """Planted in everything that names the machine, its user and its folders; in everything that names a patient."""
 
 
-def start_elsewhere(words, base, root):
+def start_elsewhere(words, base, *, at=None):
     """Run a command of Pylorus on a machine whose host, user, folders, variables, Git and Python path have one name."""
     home, cwd, path = (base / f"{name}-{MACHINE}" for name in ("home", "cwd", "path"))
     for folder in (home, cwd, path):
@@ -154,7 +154,7 @@ def start_elsewhere(words, base, root):
     renamed = ["unshare", "--user", "--map-root-user", "--uts", "sh", "-c", f'hostname {MACHINE} && exec "$@"', "sh"]
     if shutil.which("unshare") and not subprocess.run([*renamed, "true"], capture_output=True, check=False).returncode:
         command = [*renamed, *command]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=at or cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -185,10 +185,9 @@ def test_what_leaves_names_neither_machine_nor_user_nor_folders_nor_patients(tmp
             f"hydra.run.dir={folder}",
         ],
         tmp_path,
-        root,
     )  # fmt: skip
     output = tmp_path / "predictions.csv"
-    start_elsewhere(["predict", str(folder / "model"), str(root), "--output", str(output)], tmp_path, root)
+    start_elsewhere(["predict", str(folder / "model"), ".", "--output", str(output)], tmp_path, at=root)
     leaving = [*(folder / "model").rglob("*"), *(folder / "report").rglob("*")]
     shown = [*(folder / "tensorboard").rglob("*"), *folder.glob("wandb/offline-run-*/**/*")]
     shown = [path for path in shown if path.is_file() and "logs" not in path.relative_to(folder).parts]
