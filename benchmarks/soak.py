@@ -50,8 +50,8 @@ EXIT_CODES = (0, 130, *(-number for number in SIGNALS))
 """How a command may end that received a signal."""
 IN_CHAIN = 2
 """Kills of a case in a row, each of what the one before was resumed to."""
-MOMENTS = 0.6
-"""The part of a command's time in which it is killed, if in no certain phase: enough is left for another kill."""
+MOMENTS = 0.5
+"""The part of a command's or a phase's time after which it is killed at the latest: enough is left for another kill."""
 UNINTERRUPTED = 2
 """Commands of each kind that are not killed: what they have in common is compared."""
 WORDS = [
@@ -76,7 +76,6 @@ class Case:
             (the process that is in that phase) or `child` (one of the processes that this one has started).
         signals: The signals to choose from.
         is_real: Whether a new interpreter is started instead of a fork that has imported everything.
-        occurrences: The signal is sent the first time that the phase occurs after the start, or up to so many times.
     """
 
     name: str
@@ -85,7 +84,6 @@ class Case:
     target: str = "group"
     signals: tuple[signal.Signals, ...] = SIGNALS
     is_real: bool = False
-    occurrences: int = 1
 
 
 KILL = (signal.SIGKILL,)
@@ -98,16 +96,16 @@ CASES = (
     Case("training of the head", "run", "pretrain"),
     Case("prediction, evaluation", "run", "evaluation"),
     Case("bundle", "run", "bundle"),
-    Case("writing a checkpoint", "run", "checkpoint", occurrences=3),
-    Case("training of the backbone", "run", "finetune", occurrences=3),
+    Case("writing a checkpoint", "run", "checkpoint"),
+    Case("training of the backbone", "run", "finetune"),
     Case("exit", "run", "exit"),
     Case("report", "report", "report"),
     Case("2 workers", "workers", "finetune"),
     Case("2 workers: one of them", "workers", "finetune", "child", KILL),
-    Case("2 workers: their parent alone", "workers", "finetune", "parent", occurrences=2),
+    Case("2 workers: their parent alone", "workers", "finetune", "parent"),
     Case("2 devices", "devices", None),
     Case("2 devices: one of them", "devices", "finetune", "reporter", KILL),
-    Case("2 devices: their parent alone", "devices", "finetune", "parent", occurrences=2),
+    Case("2 devices: their parent alone", "devices", "finetune", "parent"),
     Case("sweep", "sweep", None),
     Case("sweep: its parent alone", "sweep", None, "parent"),
     Case("sweep: one of its jobs", "sweep", "finetune", "reporter"),
@@ -245,18 +243,10 @@ class Soak:
         if case.phase in (None, "imports"):
             moment = time.monotonic() + self.chance.uniform(0.0, self.get_duration(case))
         else:
-            moment, left = None, self.chance.randrange(case.occurrences)
-            while moment is None:
-                trace = self.read_trace(0.05)
-                if trace is None:
-                    if process.poll() is not None:
-                        return None
-                    continue
-                phases[trace[0]] = trace[1]
-                if trace[1] == case.phase:
-                    moment, left = (None, left - 1) if left else (time.monotonic(), 0)
-            reporter = trace[0]
-            moment += self.chance.uniform(0.0, max(self.durations[case.kind, case.phase]))
+            found = self.wait_for_moment(case, process, phases)
+            if found is None:
+                return None
+            reporter, moment = found, time.monotonic()
         while (seconds := moment - time.monotonic()) > 0 and process.poll() is None:
             if trace := self.read_trace(min(0.05, seconds)):
                 phases[trace[0]] = trace[1]
@@ -283,6 +273,33 @@ class Soak:
         outcome.phases[phase] += 1
         self.awaited = ("setup" if phase == "imports" else phase, outcome)
         return f"{name} to {case.target} in {phase}", family
+
+    def wait_for_moment(self, case: Case, process: Any, phases: dict[int, str]) -> int | None:
+        """Wait until a process has spent a random time in the phase of a case, and return its number.
+
+        Args:
+            case: The case.
+            process: The command; if it ends before, the result is None.
+            phases: The phase of each process, which is updated.
+        """
+        left = self.chance.uniform(0.0, MOMENTS * sum(self.durations[case.kind, str(case.phase)]) / UNINTERRUPTED)
+        reporter, since, deadline = None, 0.0, time.monotonic() + TIMEOUT
+        while since < deadline:
+            trace, before = self.read_trace(0.05 if reporter is None else min(0.05, left)), since
+            since = time.monotonic()
+            left -= since - before if reporter is not None else 0.0
+            if trace is not None:
+                phases[trace[0]] = trace[1]
+                if reporter is None and trace[1] == case.phase:
+                    reporter = trace[0]
+                elif reporter == trace[0]:
+                    reporter = None
+                    left = max(left, 1e-4)
+            elif process.poll() is not None:
+                return None
+            if reporter is not None and left <= 0.0:
+                return reporter
+        return None
 
     def get_duration(self, case: Case) -> float:
         """Return the seconds from the start of a command within which it is killed, if in no certain phase."""
@@ -446,7 +463,8 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=10, help="kills of each case")
     parser.add_argument("--minutes", type=float, default=30, help="minutes after which no new command is started")
     parser.add_argument("--seed", type=int, default=0, help="random seed of moments and signals")
-    parser.add_argument("--only", default="", help="kinds of commands whose name contains this text")
+    kinds = list(dict.fromkeys(case.kind for case in CASES))
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="what to start (default: all)")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "outputs" / "soak")
     options = parser.parse_args()
     work: Path = options.work.absolute()
@@ -456,7 +474,7 @@ def main() -> None:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     has_joblib = find_spec("hydra_plugins") is not None and find_spec("hydra_plugins.hydra_joblib_launcher") is not None
-    cases = [case for case in CASES if options.only in case.kind and (has_joblib or case.kind != "joblib")]
+    cases = [case for case in CASES if case.kind in options.kinds and (has_joblib or case.kind != "joblib")]
     print(
         f"seed {options.seed}, {len(cases)} cases{'' if has_joblib else ', without joblib: not installed'}", flush=True
     )

@@ -263,3 +263,20 @@ def test_another_command_in_the_folder_of_a_sweep_with_a_failed_job_is_refused(t
     assert second.returncode == 1
     assert "this folder contains a run with a different configuration" in second.stderr
     assert "optimizer.lr: the run has" in second.stderr
+
+
+@pytest.mark.parametrize("words", [(str(TRAIN),), ("-m", "pylorus", "train")])
+def test_ctrl_c_while_the_command_line_is_imported_has_no_traceback(tmp_path, words):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'pylorus.launch.overrides': os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    found = subprocess.run(
+        [sys.executable, *words, "--help"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (130, b"", b"")

@@ -1,7 +1,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from pylorus.core.formatting import format_p_value, format_threshold
@@ -9,8 +8,6 @@ from pylorus.evaluation.comparison import Difference, McNemar
 from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.wording import (
-    explain_degenerate_predictions,
-    explain_training_problems,
     format_better_sentence,
     format_guarantee_sentence,
     format_paired_sentence,
@@ -140,32 +137,3 @@ def test_a_sensitivity_of_100_percent_is_never_guaranteed():
 @pytest.mark.parametrize("threshold", [1.0, 0.99999, 0.5, 0.12345678, 1e-4, 3.0001e-7, 1e-300])
 def test_the_printed_threshold_gives_the_same_positives(threshold):
     assert 0.999 * threshold <= float(format_threshold(threshold)) <= threshold
-
-
-SURE, CHANCE = Estimate(0.9, 0.8, 0.95), Estimate(0.35, 0.2, 0.5)
-SOUND = {"loss": (0.4, 0.5), "train_accuracy": 0.92, "validation": SURE, "frequent": 0.4, "classes": 3}
-
-
-@pytest.mark.parametrize(
-    ("change", "start"),
-    [
-        ({}, None),
-        ({"loss": (5e7, 0.5)}, "The loss exploded: 5e+07 on training images"),
-        ({"loss": (0.4, 40.0)}, "The loss exploded: 40 on validation images"),
-        ({"loss": (float("nan"), float("nan"))}, None),
-        ({"train_accuracy": 0.99, "validation": CHANCE}, "Training and validation contradict each other: 99.0 %"),
-        ({"train_accuracy": 0.4, "validation": CHANCE}, None),
-        ({"train_accuracy": 0.5}, "Validation images are classified better (90.0 %) than training images (50.0 %)"),
-    ],
-)
-def test_what_went_wrong_in_training_is_said_and_nothing_else(change, start):
-    sentences = explain_training_problems(**(SOUND | change))
-    assert [sentence.startswith(start) for sentence in sentences] == ([] if start is None else [True])
-
-
-def test_a_sound_result_is_not_called_degenerate():
-    true = np.array([0, 1, 2] * 20)
-    assert explain_degenerate_predictions(true, true, ("a", "b", "c"), SURE) == ()
-    one_class = explain_degenerate_predictions(true, np.zeros(60, int), ("a", "b", "c"), CHANCE)
-    assert one_class[0] == "It predicts a for every image."
-    assert "always answering a, which would be correct for 33.3 %" in one_class[1]

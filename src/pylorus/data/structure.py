@@ -27,8 +27,8 @@ MAX_PAGES = 1_000
 """Pages of a TIFF that are counted for the message that refuses it."""
 MAX_TAGS, MAX_STRIPS = 500, 100_000
 """Tags of a TIFF, and strips or tiles, that are read without limits."""
-MAX_ELEMENTS = 10_000
-"""Elements and fragments of a DICOM file that are read without limits."""
+MAX_ELEMENTS, MAX_DEPTH = 10_000, 50
+"""Elements and fragments of a DICOM file that are read without limits, and sequences within one another."""
 
 _MARKERS_WITHOUT_LENGTH = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])
 _SCAN, _END = 0xDA, 0xD9
@@ -337,16 +337,16 @@ def check_dicom(content: bytes) -> None:
     """Check that a DICOM file has few elements and plain pixels, following them as pydicom does.
 
     Raises:
-        UnreadableImageError: If it is deflated.
+        UnreadableImageError: If it is deflated, or sequences are deeply nested.
         LimitsRequiredError: If it has very many elements, is compressed in a rare way, or can't be followed.
     """
     offset, syntax = _read_syntax(content, 132 if content[128:132] == b"DICM" else 0)
-    header = content[: max(offset, MIN_HEADER)]
-    if any(each in header for each in DEFLATED_SYNTAXES):
+    meta = content[: max(offset, MIN_HEADER)]
+    if any(each in meta for each in DEFLATED_SYNTAXES):
         raise UnreadableImageError("a deflated DICOM file; convert it to another transfer syntax")
     if syntax and syntax not in PLAIN_SYNTAXES:
         require_limits()
-    is_implicit = not _has_kind(content, offset)
+    is_implicit, depth = not _has_kind(content, offset), 0
     for _ in range(MAX_ELEMENTS):
         if offset + 8 > len(content):
             return
@@ -356,7 +356,7 @@ def check_dicom(content: bytes) -> None:
             is_switched = element == 0xE000 and not (is_implicit or _has_kind(content, offset + 8))
             if is_switched or (element != 0xE000 and length):
                 break
-            length = 0  # the elements of the item follow
+            length, depth = 0, depth - (element == 0xE0DD)  # the elements of the item follow
         elif not is_implicit:
             header, length = (12, 0) if kind in _LONG_KINDS else (8, length >> 16)
             if header == 12:
@@ -372,7 +372,9 @@ def check_dicom(content: bytes) -> None:
         elif length == _UNDEFINED:
             if not (is_implicit or kind == b"SQ"):
                 break
-            length = 0  # the items of the sequence follow
+            length, depth = 0, depth + 1  # the items of the sequence follow
+            if depth > MAX_DEPTH:
+                raise UnreadableImageError(f"damaged: a DICOM file with more than {MAX_DEPTH} nested sequences")
         offset += length
     require_limits()
 

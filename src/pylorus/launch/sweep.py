@@ -120,11 +120,10 @@ def _check_job_end(folder: RunFolder, code: int, limit: str | None) -> None:
 
 
 def _explain_exit_code(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "its process was killed by SIGKILL. Most often the machine ran out of memory (see dmesg)"
-    return (
-        f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended with code {code}"
-    )
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    memory = ". Most often the machine ran out of memory (see dmesg)" if code == -signal.SIGKILL else ""
+    return f"its process was killed by {signal.Signals(-code).name}{memory}"
 
 
 SWEEP_PROCESS = "PYLORUS_SWEEP_PROCESS"

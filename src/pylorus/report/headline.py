@@ -14,12 +14,12 @@ from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.wording import explain_degenerate_predictions
 from pylorus.report.candidate import FOLDS, SET, SPLITS, Candidate, Pool
 from pylorus.report.evidence import Evidence, Winner
 from pylorus.report.results import CONFIDENCE, Result
 from pylorus.report.table import convert_to_number_cell, convert_to_percent_cell
 from pylorus.runs.folder import KEY, LAST
+from pylorus.runs.predictions import explain_degenerate_predictions
 
 MAX_MATRIX_CLASSES = 8
 """Largest number of classes for which the first screen shows the confusion matrix."""

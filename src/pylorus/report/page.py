@@ -40,6 +40,7 @@ from pylorus.report.record_sections import (
     build_data_section,
     build_method_section,
     build_mistake_section,
+    build_picture_section,
 )
 from pylorus.report.replicate_tables import (
     build_fold_training_table,
@@ -66,6 +67,7 @@ from pylorus.report.result_tables import (
 from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result, make_file_stems
 from pylorus.report.study_tables import (
     STUDY,
+    build_accuracy_table,
     build_confusion_table,
     build_published_comparison_table,
     build_published_confusion_table,
@@ -74,7 +76,7 @@ from pylorus.report.study_tables import (
     compare_with_published,
 )
 from pylorus.report.subgroup_tables import build_subgroup_section
-from pylorus.report.summary import Summary, build_accuracy_table, build_summary
+from pylorus.report.summary import Summary, build_summary
 from pylorus.report.table import Cell, Number, Table, format_cell, format_csv, format_latex, format_markdown
 from pylorus.runs.reading import SavedRun, resolve_scope
 
@@ -222,6 +224,7 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
         build_training_section(evidence),
         build_test_figure_section(evidence),
         build_mistake_section(evidence),
+        build_picture_section(evidence),
         build_network_section(evidence),
         build_audit_section(evidence),
         build_data_section(evidence),

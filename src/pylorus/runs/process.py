@@ -1,9 +1,9 @@
 """The process of a run: what stays the same when it is resumed, what it forks, and the signals that end it.
 
-Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up,
-each end the run cleanly: during training after the current step (after the last step of an epoch: after its
-validation), whose state is saved; otherwise at once. A second signal does not wait for any of that. A signal that is
-ignored, as under nohup, stays ignored.
+Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, SIGXCPU of a CPU time limit that is almost reached, and SIGUSR1 or
+SIGUSR2, which SLURM sends when a job's time is up, each end the run cleanly: during training after the current step
+(after the last step of an epoch: after its validation), whose state is saved; otherwise at once. A second signal does
+not wait for any of that. A signal that is ignored, as under nohup, stays ignored.
 """
 
 import atexit
@@ -48,10 +48,14 @@ JOB_STOP_TIMEOUT = 1.5 * STOP_TIMEOUT
 JOB_STOP_SIGNAL = signal.SIGTERM
 """The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
 )
 HANGUP = getattr(signal, "SIGHUP", None)
 """The signal of a terminal that closes; the kernel and the shell both send it."""
+REPEAT_SECONDS = 0.2
+"""So long after a repeated signal, another one may be a repetition, too."""
 
 
 OTHER = "other"
@@ -361,6 +365,8 @@ def _run_as_program(
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except BaseException:
         traceback.print_exc()
     finally:
@@ -385,14 +391,15 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self._name = ""
         self.time_limit: float | None = None
         self._waits = False
 
     def handle_request(self, name: str) -> None:
         """Raise a KeyboardInterrupt with the signal's name, or leave that to the end of the training step."""
-        self.asked = True
+        self.asked, self._name = True, name
         if not self._waits:
-            self.raise_interrupt(name)
+            self.raise_interrupt()
 
     def wait_for_step(self) -> None:
         """Let signals take effect at the end of a training step: from now on the trainer checks `asked`."""
@@ -404,23 +411,16 @@ class StopRequest:
         if self.asked:
             self.raise_interrupt()
 
-    def raise_interrupt(self, *name: str) -> None:
-        """End the run.
-
-        Raises:
-            KeyboardInterrupt: Always; TimeLimitReached if the time limit asked for it.
-        """
+    def raise_interrupt(self) -> None:
+        """Raise a KeyboardInterrupt with the signal's name; TimeLimitReached if the time limit asked for it."""
         self._waits = False
-        raise KeyboardInterrupt(*name) if self.time_limit is None else TimeLimitReached(format_limit(self.time_limit))
+        if self.time_limit is not None:
+            raise TimeLimitReached(format_limit(self.time_limit))
+        raise KeyboardInterrupt(self._name)
 
 
 def format_limit(minutes: float) -> str:
-    """Return why a run ended at its time limit.
-
-    Example:
-        >>> format_limit(90.0)
-        'time limit: trainer.time_limit=90 minutes are over'
-    """
+    """Return why a run ended at its time limit."""
     return f"time limit: trainer.time_limit={minutes:g} minutes are over"
 
 
@@ -461,10 +461,6 @@ def end_after_parent(parent: int) -> None:
     threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
 
 
-REPEAT_SECONDS = 0.2
-"""So long after a repeated signal, another one may be a repetition, too."""
-
-
 @contextmanager
 def handle_signals() -> Iterator[StopRequest]:
     """Turn the first signal inside the context into a KeyboardInterrupt; a second one ends the process.
@@ -491,9 +487,8 @@ def handle_signals() -> Iterator[StopRequest]:
             repeated.append(time.monotonic())
             request.handle_request(signal.Signals(received[0]).name)
             return
-        if received and ((number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ) or number == HANGUP):
-            return
-        if repeated and time.monotonic() < repeated[0] + REPEAT_SECONDS:
+        is_repetition = repeated and time.monotonic() < repeated[0] + REPEAT_SECONDS
+        if received and (is_repetition or number == HANGUP or (number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ)):
             return
         if received:
             os._exit(INTERRUPTED)

@@ -17,7 +17,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.core.io import read_json
+from pylorus.core.io import PARQUET_OPTIONS, read_json
 from pylorus.core.privacy import HIDDEN_VALUE
 from pylorus.evaluation.confusion import CLASS_METRICS, select_class_metrics
 from pylorus.evaluation.intervals import Estimate
@@ -46,6 +46,7 @@ MACHINE_KEYS = (
     "trainer.progress",
     "trainer.strategy",
     "trainer.threads",
+    "trainer.time_limit",
 )
 """Keys and groups that say where and how fast a run computes; they change its result by rounding at most.
 
@@ -440,7 +441,7 @@ def _read_given_splits(path: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     try:
-        splits = pd.read_parquet(path, columns=["split"])["split"]
+        splits = pd.read_parquet(path, columns=["split"], **PARQUET_OPTIONS)["split"]
     except (ValueError, OSError, KeyError) as error:  # pyarrow's errors derive from these
         raise PylorusError(f"{path}: cannot be read as a table with a column `split`: {error}") from error
     return frozenset(str(split) for split in splits.unique()) - {""}

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pylorus.config.instantiation import check_node, get_target
-from pylorus.config.schema import EXTENSIBLE, AugmentConfig, CacheConfig, Config, LossConfig, StageConfig
+from pylorus.config.schema import EXTENSIBLE, CacheConfig, Config, LossConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_json
-from pylorus.data.augmentation import build_augmentation, load_policy
+from pylorus.data.augmentation import build_augmentation, resolve_augmentation
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import DeviceMemory
 from pylorus.data.input_format import InputFormat, resolve_mask
@@ -50,18 +50,6 @@ log = logging.getLogger(__name__)
 
 DEVICE_SHARE = 0.25
 """Fraction of a GPU's free memory that images or features may take by default."""
-
-
-def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
-    """Return the augmentation of a stage: the run's, or the one of conf/augment that it names.
-
-    Raises:
-        PylorusError: If there is no such file.
-    """
-    is_own = default._target_ is not None and default.name == "none"  # without a name of its own
-    if stage.augment is None or (stage.augment == default.name and not is_own):
-        return default
-    return load_policy(stage.augment, key="stages: augment")
 
 
 def build_image_data(plan: StagePlan, run: Run) -> ImageDataModule:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import socket
@@ -44,10 +43,11 @@ from pylorus.deploy.app.security import (
     ServeOptions,
     get_client_network,
 )
-from pylorus.deploy.bundle_files import CARD, SUMS
 from pylorus.deploy.card import format_threshold_guarantee
+from pylorus.deploy.description import INTENDED_USE
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import resolve_device
+from pylorus.deploy.verified_files import CARD
 
 MAX_CARD_BYTES = 1_000_000
 HEADING_OFFSET = 2
@@ -59,10 +59,9 @@ TABLE_MARKUP = {
 """Markup around a table, so that a wide one scrolls by itself, by keyboard too."""
 
 
-def render_card_html(path: Path) -> Markup:
-    """Render a Markdown file as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
-    with path.open("rb") as file:
-        text = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+def render_card_html(content: bytes) -> Markup:
+    """Render Markdown as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
+    text = content[:MAX_CARD_BYTES].decode("utf-8", errors="replace")
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     renderer.disable(["html_block", "html_inline", "link", "image", "autolink", "reference"])
     tokens = renderer.parse(text)
@@ -100,7 +99,7 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
         "info": {
             "title": "Pylorus: predictions of a trained model",
             "version": __version__,
-            "description": bundle.description.intended_use,
+            "description": INTENDED_USE,
         },
         "paths": {
             "/api/predict": {"post": _build_predict_operation(options)},
@@ -277,7 +276,7 @@ class RequestHandlers:
         self._desk = desk
         self._limits = UploadLimits(options.max_bytes, options.max_images)
         self._places: list[_Place] = []
-        self._health = {"status": "ok", "bundle": compute_bundle_id(desk.bundle), "version": __version__}
+        self._health = {"status": "ok", "bundle": desk.bundle.identity, "version": __version__}
         self._model = _build_model_facts(desk, options)
         self._interface = build_openapi(desk.bundle, options)
         self._page = _render_page(desk.bundle, options)
@@ -331,8 +330,7 @@ class RequestHandlers:
             return Response(status_code=400)
         finally:
             self._places.remove(place)
-        intended_use = self._desk.bundle.description.intended_use
-        return JSONResponse({"bundle": self._health["bundle"], "intended_use": intended_use, "results": results})
+        return JSONResponse({"bundle": self._health["bundle"], "intended_use": INTENDED_USE, "results": results})
 
     def _find_place(self, address: str) -> Response | None:
         """Return why a request has to wait; None if there is a place, or one whose client is too slow for it."""
@@ -406,16 +404,11 @@ async def _run_while_connected(request: Request, work: Coroutine[Any, Any, Resul
             await asyncio.wait([task])
 
 
-def compute_bundle_id(bundle: Bundle) -> str:
-    """Return the SHA-256 of a bundle's list of file hashes, which identifies the bundle."""
-    return hashlib.sha256((bundle.folder / SUMS).read_bytes()).hexdigest()
-
-
 def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[str, object]:
     description = desk.bundle.description
     decision_class = description.decision.class_name
     return {
-        "bundle": compute_bundle_id(desk.bundle),
+        "bundle": desk.bundle.identity,
         "architecture": description.architecture,
         "classes": list(description.classes),
         "short_names": list(description.short_names),
@@ -429,7 +422,7 @@ def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[st
         },
         "limits": {"max_bytes": options.max_bytes, "max_files": options.max_images},
         "no_heat_maps": desk.why_no_heat,
-        "intended_use": description.intended_use,
+        "intended_use": INTENDED_USE,
     }
 
 
@@ -443,10 +436,11 @@ def _render_page(bundle: Bundle, options: ServeOptions) -> str:
     )
     return environment.get_template("page.html.j2").render(
         description=bundle.description,
+        intended_use=INTENDED_USE,
         guarantee=format_threshold_guarantee(bundle.description, bundle.description.decision.class_name),
         options=options,
-        card=render_card_html(bundle.folder / CARD),
-        bundle=compute_bundle_id(bundle),
+        card=render_card_html(bundle.contents[CARD]),
+        bundle=bundle.identity,
         version=__version__,
     )
 
@@ -483,10 +477,12 @@ def serve(folder: Path, options: ServeOptions) -> None:
     password = options.read_password()
     listener = open_listener(options)
     with listener:
-        bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network)
+        bundle = load_bundle(
+            folder, device=resolve_device(options.device), network=options.network, trust=options.trust
+        )
         desk = InferenceService(bundle)
         print(f"{bundle.description.architecture}: {', '.join(bundle.description.classes)}")
-        print(f"{bundle.description.intended_use}")
+        print(INTENDED_USE)
         if desk.why_no_heat:
             print(f"no heat maps: {desk.why_no_heat}")
         if not options.is_loopback:
