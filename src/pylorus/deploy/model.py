@@ -41,7 +41,6 @@ from pylorus.deploy.verified_files import (
 )
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.decisions import prediction_sets
-from pylorus.hardware.engine import get_free_memory
 from pylorus.model.backbone import call_factory, create_network, is_timm_model
 from pylorus.model.inference import (
     APPEARANCE_LENGTH,
