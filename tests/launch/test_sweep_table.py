@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pylorus.launch.sweep_table import build_sweep_table, format_sweep_table, summarize_configurations
+from pylorus.launch.sweep_table import build_sweep_table, collect_problems, format_sweep_table, summarize_configurations
 from tests.report.conftest import Story, write_story
 
 GOOD, FAIR, POOR = ([[20 - wrong, wrong, 0], [0, 20, 0], [0, 0, 20]] for wrong in (0, 6, 15))
@@ -94,3 +94,14 @@ def test_single_runs_are_one_table_under_one_line(sweep):
     head, _, body = format_sweep_table(table).partition("\n\n")
     assert head == "The same test images. Ordered by the validation accuracy of the shipped stage, best first."
     assert len(body.splitlines()) == len(table) + 2
+
+
+def test_a_degenerate_job_is_named_below_the_table(sweep, tmp_path):
+    one_class = [[0, 20, 0]] * 3
+    table = sweep(
+        {"model": "resnet50", "confusions": {"s": GOOD}, "skill": 6.0},
+        {"model": "vgg19", "confusions": {"s": one_class}, "skill": 0.1},
+    )
+    problems = collect_problems(tmp_path, table)
+    assert problems[0] == "Job 1: It predicts GU for every image."
+    assert all(sentence.startswith("Job 1: ") for sentence in problems)

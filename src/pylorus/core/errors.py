@@ -19,6 +19,10 @@ class PylorusError(Exception):
     """An error that the user can fix; its message names the file or key, what was found and how to fix it."""
 
 
+class TimeLimitReached(KeyboardInterrupt):
+    """The time limit of a run ended it, as a signal would; its message says which limit."""
+
+
 @contextmanager
 def translate_errors(words: Mapping[str, str]) -> Iterator[None]:
     """Translate the messages of errors that are raised in the body of the `with` statement.

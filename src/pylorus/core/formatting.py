@@ -43,6 +43,19 @@ def format_number(value: SupportsFloat, digits: int, *, signed: bool = False) ->
     return f"{round(number, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
 
+def format_duration(seconds: float) -> str:
+    """Format an estimated duration in the two largest units.
+
+    Example:
+        >>> format_duration(42.4), format_duration(1500), format_duration(8100)
+        ('42 s', '25 min', '2 h 15 min')
+    """
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def format_percent(proportion: SupportsFloat, *, digits: int | None = 1, signed: bool = False) -> str:
     """Format a proportion in percent, without the unit; NaN becomes a dash.
 

@@ -34,6 +34,9 @@ BROKEN_PIPE_CODE = 141
 
 CHECKSUM = "checksum"
 """Key of a JSON object's checksum: the SHA-256 of all other keys."""
+NO_THREADS = {"use_threads": False}
+PARQUET_OPTIONS: Mapping[str, Any] = {"pre_buffer": False, "to_pandas_kwargs": NO_THREADS, **NO_THREADS}
+"""Options of `pandas.read_parquet`: pyarrow waits forever for a thread that can't be started (`ulimit -v`, `-u`)."""
 
 
 @contextmanager

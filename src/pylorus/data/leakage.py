@@ -47,7 +47,7 @@ from pylorus.data.image_measures import (
     transform_thumbnails,
 )
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Increment when the same images would give other copies."""
 MOST_SAVED = 16
 """Image sets whose copies are cached; those used last are kept."""

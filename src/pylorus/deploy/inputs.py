@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pylorus.core.errors import PylorusError, UnreadableImageError, fold_name, format_path, normalize_name
 from pylorus.core.formatting import format_count
 from pylorus.core.io import read_json, write_atomically, write_json
+from pylorus.core.limited_process import iterate_limited, restart_clock
 from pylorus.core.storage import lock_folder
 from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB
@@ -47,16 +48,22 @@ def decode_frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
     Raises:
         UnreadableImageError: If the file is not a video, has frames that are too large, or contains no frames.
     """
+    yield from iterate_limited(_decode_frames_here, path, every, MAX_PIXELS)
+
+
+def _decode_frames_here(path: Path, every: float, max_pixels: int) -> Iterator[tuple[float, RGB]]:
+    """Decode frames in this process; see `decode_frames`. Its limits hold for one frame after the other."""
     # A file may be a playlist of addresses: only local files may be opened.
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
     video = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
     try:
         if not video.isOpened():
             raise UnreadableImageError("not a video that OpenCV can read")
-        if video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT) > MAX_PIXELS:
-            raise UnreadableImageError(f"its frames exceed the limit of {MAX_PIXELS:,} pixels")
+        if video.get(cv2.CAP_PROP_FRAME_WIDTH) * video.get(cv2.CAP_PROP_FRAME_HEIGHT) > max_pixels:
+            raise UnreadableImageError(f"its frames exceed the limit of {max_pixels:,} pixels")
         next_index, count = 0, 0
         while video.grab():
+            restart_clock()
             second = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
             if second < next_index * every - 1e-6:
                 continue

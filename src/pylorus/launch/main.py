@@ -4,14 +4,16 @@ Nothing here imports torch, so that help, error messages and composition are imm
 """
 
 import json
+import math
 import os
 import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import hydra
@@ -42,12 +44,14 @@ from pylorus.config.unused_keys import (
 )
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
-from pylorus.core.formatting import format_command, setup_terminal
+from pylorus.core.formatting import format_command, format_duration, setup_terminal
 from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
-from pylorus.core.storage import explain_disk_error, lock_folder
+from pylorus.core.limits import explain_limit, format_stop, reserve_cpu_time
+from pylorus.core.storage import explain_disk_error, explain_lock, lock_folder
 from pylorus.launch.corrections import explain_error
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
+    JobError,
     complete_launcher,
     count_job_gpus,
     explain_sweep_end,
@@ -72,6 +76,7 @@ CHANGEABLE_KEYS = (
     "trainer.nodes",
     "trainer.progress",
     "trainer.strategy",
+    "trainer.time_limit",
 )
 """Keys that may change when a run is resumed: its result stays the same, apart from the rounding of other devices."""
 MAX_JOBS_CHECKED = 64
@@ -143,8 +148,8 @@ def check_resumable(folder: RunFolder) -> None:
         raise PylorusError(f"resume: found no run in {folder.path}, expected a folder with status.json.{hint}")
     if status["state"] in ("starting", "running"):
         raise PylorusError(
-            f"resume: the run in {folder.path} is {status['state']} as process {status['pid']} on {status['host']}. "
-            "Wait until it ends, or stop it first."
+            "resume: "
+            + explain_lock(folder.path, "the run is {state} as process {pid} on {host}".format_map(status), status)
         )
     if not folder.config.is_file():
         words = [*status.get("overrides", []), *map(_format_search_path, filter(None, [status.get("searchpath")]))]
@@ -219,6 +224,8 @@ class SweepFolder(Callback):
     """Record for `main` where the sweep's jobs are; Hydra calls this before the first job."""
 
     path: Path | None = None
+    jobs: int | None = None
+    """Number of jobs; None for a search, which decides as it goes."""
     _lock = ExitStack()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -230,14 +237,48 @@ class SweepFolder(Callback):
         _expand_folder(config.hydra.sweep)
         path = Path(config.hydra.sweep.dir).absolute()
         path.mkdir(parents=True, exist_ok=True)
-        message = f"{path}: another process is running a sweep in this folder. Wait until it ends, or stop it first."
         try:
-            SweepFolder._lock.enter_context(lock_folder(path, lambda: message))
+            SweepFolder._lock.enter_context(lock_folder(path, lambda: _explain_sweep_lock(path)))
         except PylorusError as error:  # Hydra would only warn of it
             print(f"\nerror: {error}", file=sys.stderr)
             sys.exit(1)
-        SweepFolder.path = path
+        SweepFolder.path, SweepFolder.jobs = path, _count_jobs(config)
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
+
+
+def _count_jobs(config: DictConfig) -> int | None:
+    """Return how many jobs Hydra's own sweeper makes of a command line; None for a search."""
+    if not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    sweeps = [override for override in parsed if override.is_sweep_override()]
+    if not all(override.is_discrete_sweep() for override in sweeps):
+        return None
+    return math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+
+
+def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
+    """Print which job of how many begins, and how long the others will take if they are like those before."""
+    jobs, seconds = SweepFolder.jobs, []
+    for path in folder.path.parent.glob("*/status.json"):
+        with suppress(OSError, PylorusError):  # a damaged one is reported at the end of the sweep
+            status = RunFolder(path.parent).read_status()
+            seconds += [float(status["seconds"])] if status.get("state") == "finished" and "seconds" in status else []
+    number = int(folder.path.name) + 1 if folder.path.name.isdigit() else len(seconds) + 1
+    words = [f"job {number}" if jobs is None else f"job {number} of {jobs}", format_command(overrides)]
+    if jobs is not None and seconds:
+        words.append(f"about {format_duration(fmean(seconds) * max(1, jobs - len(seconds)))} left")
+    print(f"\n{' | '.join(filter(None, words))}", flush=True)
+
+
+def _explain_sweep_lock(sweep: Path) -> str:
+    """Return the message for a locked sweep; the latest sign of life is that of its jobs."""
+    statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
+    latest = max(statuses, key=lambda status: str(status.get("heartbeat", "")), default={})
+    return explain_lock(sweep, "another process is running a sweep", latest)
 
 
 def _expand_folder(section: DictConfig) -> None:
@@ -276,11 +317,15 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     try:
         timeline = Timeline() if in_sweep else Timeline.from_process_start()
         _start_or_resume(composed, context, folder, in_sweep=in_sweep, timeline=timeline)
-    except PylorusError as error:
+    except Exception as error:
+        message = str(error) if isinstance(error, PylorusError) else _explain_system_error(error)
+        if message is None:
+            raise
+        failure = error if isinstance(error, PylorusError) else PylorusError(message)
         if not in_sweep:
-            _failures.append(error)  # if raised here, Hydra would print the command line again
-        elif folder.read_status().get("state") not in ("failed", "stopped"):
-            raise  # the folder belongs to another run, so its status does not report this error
+            _failures.append(failure)  # if raised here, Hydra would print the command line again
+        elif not isinstance(error, JobError):
+            raise failure from error  # the folder belongs to another run, so its status does not report this error
         return None
     if not in_sweep:
         return None
@@ -303,6 +348,7 @@ def _start_or_resume(
     if in_sweep and folder.read_status()["state"] == "finished":
         print(f"job {folder.path.name}: already finished")
     elif in_sweep:
+        _announce_job(folder, context.overrides.task)
         run_job_process(folder)  # it locks the folder itself
 
 
@@ -314,18 +360,23 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
     else:
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
-        with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
-            config = build_config(composed, folder=context.runtime.cwd)
-            check_used_keys(config, [] if in_sweep else overrides)  # `check_sweep` has checked the words of a sweep
-            check_paths(config)
-            save_config(folder.config, config)
+        sources = _list_own_sources(context.runtime.config_sources)
+        try:
+            with folder.set_starting(overrides, sweep=sweep, searchpath=sources):
+                config = build_config(composed, folder=context.runtime.cwd)
+                check_used_keys(config, [] if in_sweep else overrides)  # `check_sweep` has checked the words of a sweep
+                check_paths(config)
+                save_config(folder.config, config)
+        except PylorusError as error:
+            raise JobError(str(error)) from error
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
     """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
     reading = start_reading(folder) if folder.read_status()["state"] != "finished" else None
     try:
-        import_training().run(folder, reading, timeline)
+        with folder.report_early_end():
+            import_training().run(folder, reading, timeline)
     finally:
         if reading is not None:
             reading.stop()
@@ -345,6 +396,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors, so that we print them
     code = 0
     setup_terminal()
+    reserve_cpu_time()
     with handle_closed_pipe():
         try:
             code = _get_exit_code(_run_launched if is_launched() else _run_command_line)
@@ -432,9 +484,8 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
     try:
         return run_command()
     except KeyboardInterrupt as stop:
-        suffix = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
         with suppress(OSError):  # a terminal that was closed
-            print(f"\ninterrupted{suffix}", file=sys.stderr)
+            print(f"\ninterrupted{format_stop(str(stop))}", file=sys.stderr)
             if SweepFolder.path is not None:
                 print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
         return INTERRUPTED
@@ -446,11 +497,15 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
         return 1
 
 
+def _explain_system_error(error: Exception) -> str | None:
+    return explain_disk_error(error) if isinstance(error, OSError) else explain_limit(error)
+
+
 def _explain_error(error: Exception) -> str | None:
     """Return the message of an error that users can fix, to be shown without a traceback; None for all others."""
     if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
         return explain_error(error, _typed_words)
-    message = explain_disk_error(error) if isinstance(error, OSError) else None
+    message = _explain_system_error(error)
     if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
         message = explain_sweep_end(error, SweepFolder.path)
     return message

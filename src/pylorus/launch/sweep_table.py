@@ -11,18 +11,14 @@ from omegaconf import OmegaConf
 
 from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_number, format_percent
+from pylorus.core.formatting import format_number, format_percent, join_names
 from pylorus.core.io import write_atomically, write_text
 from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
 from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.report.page import write_report
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.predictions import read_predictions
-from pylorus.runs.reading import HASH_DIGITS, compute_configuration_key, read_config, read_split
-
-interrupted: list[Path] = []
-"""Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
-
+from pylorus.runs.predictions import explain_stage_problems, read_predictions
+from pylorus.runs.reading import HASH_DIGITS, compute_configuration_key, read_config, read_curves, read_split
 
 SHIPPED = "yes"
 """Value in the column `shipped` of the stage that represents its job."""
@@ -40,7 +36,7 @@ def write_sweep_table(sweep: Path) -> int:
         return 0
     with write_atomically(sweep / "sweep.csv") as temporary:
         table.to_csv(temporary, index=False)
-    text = format_sweep_table(table)
+    text = "\n\n".join([format_sweep_table(table), *collect_problems(sweep, table)])
     write_text(sweep / "sweep.md", text + "\n")
     print(f"\n{text}\n")
     code = int((table["state"] != "finished").any())
@@ -166,6 +162,31 @@ def format_sweep_table(table: pd.DataFrame) -> str:
         parts += ["Jobs without test predictions:"] * bool(sets)
         parts.append(_format_jobs(untested, table, numbered=False))
     return "\n\n".join(parts)
+
+
+def collect_problems(sweep: Path, table: pd.DataFrame) -> list[str]:
+    """Say which shipped stages of a sweep are degenerate: one predicted class, chance, an exploded loss.
+
+    Args:
+        sweep: Folder of the sweep.
+        table: From `build_sweep_table`.
+    """
+    jobs: dict[str, list[str]] = {}
+    for row in table[table["shipped"] == SHIPPED].to_dict("records"):
+        folder = RunFolder(sweep / str(row["job"]))
+        config = read_config(folder.path)
+        parts = {split: folder.get_predictions_path(row["stage"], split) for split in ("test", "val")}
+        for sentence in explain_stage_problems(
+            row["stage"],
+            monitor=str(OmegaConf.select(config, f"stages.{row['stage']}.monitor", default="loss")),
+            curves=read_curves(folder.get_stage(row["stage"]).metrics_path),
+            predictions={split: read_predictions(path) for split, path in parts.items() if path.is_file()},
+            is_cross_entropy=OmegaConf.select(config, "loss.name", default=None) == "cross_entropy",
+        ):
+            jobs.setdefault(sentence, []).append(str(row["job"]))
+    return [
+        f"{'Job' if len(names) == 1 else 'Jobs'} {join_names(names)}: {sentence}" for sentence, names in jobs.items()
+    ]
 
 
 def _format_heading(rows: pd.DataFrame, number: int, sets: int, *, several: bool) -> str:
