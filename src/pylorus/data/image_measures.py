@@ -18,8 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pylorus.data.files import FORMATS, RGB
+from pylorus.core.errors import UnreadableImageError
+from pylorus.core.limited_process import call_within_limits
+from pylorus.data.decode import MAX_PIXELS
+from pylorus.data.files import FORMATS, HEAD_BYTES, RGB, identify_format
 from pylorus.data.overlays import Overlays, find_overlays
+from pylorus.data.structure import check_header, is_tiff
 
 FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
@@ -83,14 +87,25 @@ class Metadata:
 def read_metadata(content: bytes) -> Metadata:
     """Read the header of a file, not its pixels. If it can't be read, the result is empty; the decoder says why."""
     try:
+        return call_within_limits(_read_metadata_here, content)
+    except UnreadableImageError:
+        return Metadata(format=name if (name := identify_format(content[:HEAD_BYTES])) in FORMATS else "")
+
+
+def _read_metadata_here(content: bytes) -> Metadata:
+    if content[128:132] == b"DICM":
+        return Metadata()
+    check_header(content)
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return Metadata(image.format or "", image.mode)
                 orientation, personal = _read_exif(image)
                 return Metadata(image.format or "", image.mode, orientation, personal)
     except Exception:  # Pillow raises almost any exception on a damaged header
-        is_deep_tiff = content[:4] in (b"II*\0", b"MM\0*")
-        return Metadata(format="TIFF", mode="16 bits") if is_deep_tiff else Metadata()
+        return Metadata(format="TIFF", mode="16 bits") if is_tiff(content) else Metadata()
 
 
 def _read_exif(image: Image.Image) -> tuple[int, tuple[str, ...]]:
