@@ -1,6 +1,10 @@
 """One training run or a sweep of them: `python train.py --help`."""
 
-from pylorus.launch.main import main
+import sys
 
 if __name__ == "__main__":
+    try:
+        from pylorus.launch.main import main
+    except KeyboardInterrupt:  # pressed before signals are handled
+        sys.exit(130)
     main()

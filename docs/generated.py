@@ -72,6 +72,7 @@ def _render_sections(schema: Any, path: str) -> Iterator[str]:
 
 
 def _render_table(schema: Any, path: str) -> Iterator[str]:
+    yield from ('<div class="keys" markdown>', "")
     yield "| key | meaning | type | default | values |"
     yield "| --- | --- | --- | --- | --- |"
     for name, field, kind in _iter_keys(schema, path, deep=False):
@@ -84,6 +85,7 @@ def _render_table(schema: Any, path: str) -> Iterator[str]:
             _format_range(metadata),
         )
         yield f"| {' | '.join(cells)} |"
+    yield from ("", "</div>")
 
 
 def _iter_keys(schema: Any, path: str, *, deep: bool) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
@@ -224,4 +226,6 @@ def _get_first_line(kind: type) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """Escape what Markdown would interpret; underscores only outside of code."""
+    parts = text.replace("|", "\\|").replace("<", "&lt;").split("`")
+    return "`".join(part if index % 2 else part.replace("_", "\\_") for index, part in enumerate(parts))

@@ -30,6 +30,7 @@ from PIL import Image
 from pylorus.config.checks import build_config
 from pylorus.config.schema import CONF, Config
 from pylorus.core.io import write_text
+from pylorus.core.limited_process import assume_limits
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import register
 from pylorus.runs.folder import RunFolder
@@ -97,10 +98,12 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Tell the audit hook below whether the running test is a fast one."""
     global _running_fast_test
     _running_fast_test = item.get_closest_marker("fast") is not None
+    assume_limits(_running_fast_test)  # then this process decodes what otherwise only one with limits may
     try:
         return (yield)
     finally:
         _running_fast_test = False
+        assume_limits(False)
 
 
 def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:

@@ -105,11 +105,11 @@ def _run_forked_job(writer: Any, context: HydraContext, config: DictConfig, task
     from pylorus.core.errors import INTERRUPTED
     from pylorus.runs.process import STOP_SIGNALS
 
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
-    end_with_parent(signal.SIGTERM)
     try:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
+        end_with_parent(signal.SIGTERM)
         result = run_job(
             hydra_context=context,
             task_function=task_function,

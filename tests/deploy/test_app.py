@@ -26,9 +26,9 @@ from starlette.testclient import TestClient
 
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
-from pylorus.deploy.app import security
+from pylorus.deploy.app import inference, security
 from pylorus.deploy.app import server as pages_module
-from pylorus.deploy.app.inference import InferenceService
+from pylorus.deploy.app.inference import InferenceService, ReaderPool, Upload
 from pylorus.deploy.app.security import ServeOptions
 from pylorus.deploy.app.server import (
     STATIC,
@@ -414,7 +414,7 @@ def test_a_model_card_cannot_inject_html(tmp_path):
         "# T\n\n<script>alert(1)</script>\n\n[a](javascript:alert(1)) ![b](http://evil.example/x.png) <http://evil.example>\n\n"
         "<img src=x onerror=alert(1)>\n\n| a |\n| --- |\n| <b>c</b> |\n\n`<i>`"
     )
-    found = str(render_card_html(path))
+    found = str(render_card_html(path.read_bytes()))
     assert set(re.findall(r"<(\w+)", found)) == {"h3", "p", "div", "table", "thead", "tr", "th", "tbody", "td", "code"}
     assert "href" not in found
 
@@ -550,6 +550,182 @@ def test_slow_clients_are_disconnected_and_health_always_answers(address, monkey
     assert get_health(address) == 200
 
 
+def form_part(content: bytes) -> bytes:
+    return b"--x\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\n" + content + b"\r\n"
+
+
+def post_head(content: bytes, query: str = "") -> bytes:
+    return (
+        f"POST /api/predict{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nConnection: close\r\n\r\n"
+    ).encode()
+
+
+def png_of_zeros(side: int) -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", (side, side)).save(written, "PNG")
+    return written.getvalue()
+
+
+@pytest.fixture(scope="module")
+def slow_jpeg() -> bytes:
+    """An image that takes a decoder a while: 24 megapixels in progressive scans."""
+    written = io.BytesIO()
+    pixels = np.add.outer(np.arange(4900) % 251, np.arange(4900) % 13).astype(np.uint8)
+    Image.fromarray(pixels).convert("RGB").save(written, "JPEG", progressive=True, quality=90, subsampling=0)
+    return written.getvalue()
+
+
+@pytest.mark.slow
+def test_a_file_that_takes_too_long_is_given_up_and_other_users_do_not_wait(bundle_folder, monkeypatch, slow_jpeg):
+    monkeypatch.setattr(inference, "MAX_CPU_SECONDS", 0.25)
+    service = InferenceService(load_bundle(bundle_folder))
+    try:
+        asked = TestClient(create_application(service, ServeOptions()), base_url=HERE)
+        asked.headers["host"] = "127.0.0.1:7860"
+        for _ in range(2):  # imports what decoding needs
+            asked.post("/api/predict", files=files(png()))
+        found = rows(asked.post("/api/predict", files=files(png(), slow_jpeg, slow_jpeg, png())))
+        again = rows(asked.post("/api/predict", files=files(png(), png(1))))
+    finally:
+        service.close()
+    assert found[0]["error"] == ""
+    assert found[1]["error"].startswith("decoding it takes over 0.25 s of CPU time, the limit")
+    assert [row["error"] for row in found[2:]] == [pages_module.NOT_DECODED] * 2
+    assert [row["error"] for row in again] == ["", ""]
+
+
+def test_readers_run_for_each_client_in_turn(bundle_folder):
+    import asyncio
+
+    pool, form = ReaderPool(), load_bundle(bundle_folder).input
+    order: list[str] = []
+
+    async def decode(client: str) -> None:
+        await pool.decode(Upload("a.png", png()), form, None, client=client)
+        order.append(client)
+
+    async def decode_all() -> None:
+        await asyncio.gather(*(decode(client) for client in "a" * 12 + "b"))
+
+    try:
+        asyncio.run(decode_all())
+    finally:
+        pool.close()
+    assert order.index("b") <= 5  # those in work, one of a, and b
+
+
+@pytest.mark.slow
+def test_decoding_ends_when_the_client_goes(address, inference_service):
+    content = b"".join([form_part(png_of_zeros(4900))] * 3) + b"--x--\r\n"
+    before = set(inference_service.get_reader_ids())
+    for _ in range(20):  # until one goes while its images are being decoded
+        with socket.create_connection(address) as connection:
+            connection.sendall(post_head(content) + content)
+            time.sleep(0.2)
+        time.sleep(0.5)
+        if set(inference_service.get_reader_ids()) != before:
+            break
+    else:
+        pytest.fail("no process was ended")
+    assert get_health(address) == 200
+
+
+def test_a_slow_upload_loses_its_place_to_another_one(address, monkeypatch):
+    monkeypatch.setattr(pages_module, "MAX_REQUESTS", 1)
+    monkeypatch.setattr(pages_module, "MAX_LAG", 0.2)
+    half = b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n"
+    with socket.create_connection(address) as slow:
+        slow.sendall(half + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n")
+        time.sleep(1)
+        connection = http.client.HTTPConnection(*address, timeout=20)
+        content = form_part(png()) + b"--x--\r\n"
+        connection.request("POST", "/api/predict", content, {"Content-Type": "multipart/form-data; boundary=x"})
+        assert connection.getresponse().status == 200
+        assert b" 408 " in receive_all(slow)
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_slowly_gets_its_whole_answer(address, monkeypatch):
+    monkeypatch.setattr(security, "REQUEST_SECONDS", 3.0)
+    content = b"".join(form_part(png(seed, 300)) for seed in range(32)) + b"--x--\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address)
+        connection.sendall(post_head(content, "?image=1") + content)
+        received = connection.recv(1000)
+        time.sleep(6)
+        received += receive_all(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert len(body) == int(re.search(rb"content-length: (\d+)", head.lower()).group(1)) > 1_000_000
+
+
+@pytest.mark.parametrize("content", [b"GET / HTTP/1.1\r\nHost 127.0.0.1\r\n\r\n", b"\0\1\2\r\n\r\n"])
+def test_what_is_not_http_is_refused_with_the_headers_of_every_response(address, content):
+    with socket.create_connection(address) as connection:
+        connection.sendall(content)
+        head, _, body = receive_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert body == b'{"error": "the request is not valid HTTP"}'
+    for name, value in security.HEADERS.items():
+        assert f"{name.lower()}: {value}".encode() in head
+
+
+def test_a_request_with_two_lengths_is_refused_and_the_connection_closed(address):
+    with socket.create_connection(address) as connection:
+        connection.sendall(
+            b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        )
+        received = receive_all(connection)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_server_error_says_nothing_of_the_program(inference_service, monkeypatch):
+    application = create_application(inference_service, ServeOptions())
+    asked = TestClient(application, base_url=HERE, raise_server_exceptions=False)
+    asked.headers["host"] = "127.0.0.1:7860"
+
+    async def fail(*_: object, **__: object):
+        raise RuntimeError("/home/erika/model")
+
+    monkeypatch.setattr(inference_service, "classify_uploads", fail)
+    answer = asked.post("/api/predict", files=files(png()))
+    assert answer.status_code == 500
+    assert not re.search("Runtime|Error|erika|Traceback", answer.text)
+
+
+def test_only_a_trusted_proxy_says_who_its_clients_are(inference_service):
+    def count_attempts(options: ServeOptions, peer: str) -> list[int]:
+        config = build_server_config(inference_service, options, PASSWORD)
+        config.load()
+        asked = TestClient(config.loaded_app, base_url=HERE, client=(peer, 4000))
+        return [
+            asked.get(
+                "/",
+                auth=("", "wrong wrong wrong"),
+                headers={"host": "127.0.0.1", "x-forwarded-for": f"{made_up}, 192.0.2.7"},
+            ).status_code
+            for made_up in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6")
+        ]
+
+    assert count_attempts(ServeOptions(), "192.0.2.9") == [401] * 5 + [429]  # the header is ignored
+    assert count_attempts(ServeOptions(), "127.0.0.1") == [401] * 6  # a proxy that nobody named
+    trusting = ServeOptions(trusted_proxies=("127.0.0.1",))
+    assert count_attempts(trusting, "127.0.0.1") == [401] * 5 + [429]
+    assert count_attempts(trusting, "192.0.2.9") == [401] * 5 + [429]
+
+
+def test_addresses_of_one_ipv6_network_share_their_limits(client):
+    asked = client(password=PASSWORD)
+    found = []
+    for number in range(6):
+        asked._transport.client = (f"2001:db8::{number:x}", 4000)
+        found.append(asked.get("/", auth=("", "wrong wrong wrong")).status_code)
+    assert found == [401] * 5 + [429]
+
+
 def test_an_upload_that_never_completes_times_out(client, monkeypatch):
     monkeypatch.setattr(pages_module, "UPLOAD_TIMEOUT", 0.0)
     assert client().post("/api/predict", files=files(png())).status_code == 408
@@ -603,6 +779,14 @@ def test_the_openapi_description_matches_the_responses(client, inference_service
     described = schemas["Row"]["properties"]
     assert set(row) <= set(described)
     assert set(described) - set(row) <= {"heat_map"}
+
+
+@pytest.mark.parametrize("query", ["image=AAA", "heat_map=", "image=1&image=2"])
+def test_a_parameter_that_is_neither_0_nor_1_is_refused(client, query):
+    refused = client().post(f"/api/predict?{query}", files=files(png()))
+    assert refused.status_code == 400
+    assert "expected 0 or 1" in refused.json()["error"]
+    assert client().post("/api/predict?image=1&other=x", files=files(png())).status_code == 200
 
 
 def test_a_used_port_and_a_run_instead_of_a_bundle_are_named(bundle_folder, trained_run):

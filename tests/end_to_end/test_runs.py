@@ -1,6 +1,7 @@
 """Runs and sweeps as real processes, on a few synthetic images."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,12 +23,16 @@ def test_a_run_of_both_stages_from_any_folder(train_for_real, tmp_path):
     seconds = time.monotonic() - start
     assert found.returncode == 0, found.stderr
     folder = next(tmp_path.glob("outputs/20*/*"))
-    results, model = found.stdout.rstrip().splitlines()[-2:]
+    results, report, model, test, following, last = found.stdout.rstrip().splitlines()[-6:]
     assert results == f"results: {folder}"
+    assert report == f"report: {folder / 'report' / 'report.html'}"
     assert model.startswith(f"model: {folder / 'model'} holds stage ")
+    assert re.match(r"test: accuracy [\d.]+ % \([\d.]+ to [\d.]+\), sensitivity for GC [\d.]+ %", test)
+    assert following == f"next: pylorus predict {folder / 'model'} IMAGES --output predictions.csv"
+    assert last.strip() == f"pylorus serve {folder / 'model'}"
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "model" / "model.safetensors").is_file()
-    assert "Summary" in (folder / "report" / "report.html").read_text()
+    assert "<h2>Result</h2>" in (folder / "report" / "report.html").read_text()
     for stage in ("pretrain", "finetune"):
         assert f"{stage}: epoch 1 of 1" in found.stdout
         assert (folder / stage / "predictions-test.parquet").is_file()
@@ -66,6 +71,7 @@ def test_a_sweep_names_failed_jobs_and_ends_with_a_table(train_for_real, tmp_pat
     assert finished["val accuracy"].is_monotonic_decreasing
     assert f"sweep: {sweep}" in found.stdout
     assert f"report: {sweep}/report/report.html" in found.stdout
+    assert re.search(r"^job 2 of 4 \| .* \| about \d+ (s|min) left$", found.stdout, flags=re.M)
     assert (sweep / "report" / "report.html").is_file()
     assert "job 2 failed: model.weights: found" in found.stdout
     text = (sweep / "sweep.md").read_text()

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from pylorus.core.io import write_json
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 from tests.forking import TRAIN
@@ -190,3 +191,101 @@ def test_a_sweep_and_a_run_that_already_run_are_refused_at_once(fork_server, tmp
     finally:
         first.kill()
     assert RunFolder(job).read_status()["state"] == "interrupted"
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 280
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def read_states(sweep) -> dict[str, str]:
+    return {path.parent.name: RunFolder(path.parent).read_status()["state"] for path in sweep.glob("*/status.json")}
+
+
+@pytest.mark.parametrize("words", [(), ("hydra/launcher=local", "hydra.launcher.n_jobs=2")])
+def test_the_jobs_of_a_killed_sweep_end_by_themselves_with_their_state_saved(fork_server, tmp_path, words):
+    sweep = tmp_path / "sweep"
+    command = [sys.executable, str(TRAIN), *WORDS, *ENDLESS, f"hydra.sweep.dir={sweep}", *words]
+    parent = fork_server.start(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list(sweep.glob("*/pretrain/metrics.csv"))) >= (2 if words else 1))
+    parent.kill()
+    wait_for(lambda: set(read_states(sweep).values()) == {"interrupted"})
+    assert all((sweep / job / "pretrain/checkpoints/last.ckpt").is_file() for job in read_states(sweep))
+
+
+def test_a_killed_job_is_named_and_the_others_go_on(fork_server, tmp_path):
+    sweep, pipe = tmp_path / "sweep", subprocess.PIPE
+    words = ("model.weights=none", "stages.pretrain.epochs=20", "seed=0,1", f"hydra.sweep.dir={sweep}")
+    command = [sys.executable, str(TRAIN), *WORDS, *words]
+    parent = fork_server.start(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+    wait_for((sweep / "0/pretrain/metrics.csv").is_file)
+    os.kill(RunFolder(sweep / "0").read_status()["pid"], signal.SIGKILL)
+    out, errors = parent.communicate(timeout=280)
+    assert parent.returncode == 1, errors
+    assert read_states(sweep) == {"0": "failed", "1": "finished"}
+    assert "job 0 failed: its process was killed by SIGKILL. Most often the machine ran out of memory" in out
+    again = fork_server.run(command, cwd=tmp_path, timeout=280)
+    assert again.returncode == 0, again.stderr
+    assert read_states(sweep) == {"0": "finished", "1": "finished"}
+    assert "job 1: already finished" in again.stdout
+
+
+def test_a_job_that_reaches_its_time_limit_is_saved_and_the_sweep_goes_on(fork_server, tmp_path):
+    sweep = tmp_path / "sweep"
+    command = [sys.executable, str(TRAIN), *WORDS, "model.weights=none", f"hydra.sweep.dir={sweep}"]
+    found = fork_server.run(
+        [*command, "seed=0,1", "stages.pretrain.epochs=3000", "trainer.time_limit=0.1"], cwd=tmp_path, timeout=280
+    )
+    assert found.returncode == 1, found.stderr
+    assert read_states(sweep) == {"0": "interrupted", "1": "interrupted"}
+    for job in ("0", "1"):
+        assert f"job {job} interrupted: time limit: trainer.time_limit=0.1 minutes are over" in found.stdout
+
+
+def test_a_run_that_reached_its_time_limit_continues_with_another_limit(train, tmp_path):
+    words = (*WORDS[1:], "model.weights=none", "stages.pretrain.epochs=9000", f"hydra.run.dir={tmp_path}/run")
+    for command in ((*words, "trainer.time_limit=0.05"), (f"resume={tmp_path}/run", "trainer.time_limit=0.06")):
+        found = train(*command)
+        assert found.returncode == 130, found.stderr
+        limit = f"time limit: {command[-1]} minutes are over"
+        assert f"interrupted by {limit}" in found.stderr
+        assert "Traceback" not in found.stderr
+        status = RunFolder(tmp_path / "run").read_status()
+        assert (status["state"], status["error"]) == ("interrupted", limit)
+
+
+def test_another_command_in_the_folder_of_a_sweep_with_a_failed_job_is_refused(train, tmp_path):
+    words = (
+        *WORDS,
+        "seed=0,1",
+        "model.weights=none",
+        "stages.pretrain.epochs=9000",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )
+    first = train(*words, "trainer.time_limit=0.1")
+    assert first.returncode == 1
+    status = RunFolder(tmp_path / "sweep/0").read_status()
+    write_json(tmp_path / "sweep/0/status.json", {**status, "state": "failed"}, sealed=True)
+    second = train(*words, "trainer.time_limit=0.1", "optimizer.lr=0.5")
+    assert second.returncode == 1
+    assert "this folder contains a run with a different configuration" in second.stderr
+    assert "optimizer.lr: the run has" in second.stderr
+
+
+@pytest.mark.parametrize("words", [(str(TRAIN),), ("-m", "pylorus", "train")])
+def test_ctrl_c_while_the_command_line_is_imported_has_no_traceback(tmp_path, words):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'pylorus.launch.overrides': os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    found = subprocess.run(
+        [sys.executable, *words, "--help"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (130, b"", b"")

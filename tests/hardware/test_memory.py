@@ -2,7 +2,7 @@
 
 import pytest
 
-from pylorus.hardware import engine
+from pylorus.core import limits
 
 GIB = 2**30
 
@@ -22,7 +22,7 @@ def make_control_groups(tmp_path, monkeypatch):
 
 
 def left(tmp_path) -> list[int]:
-    return sorted(engine._read_free_cgroup_memory(tmp_path / "cgroup", tmp_path / "groups"))
+    return sorted(limits.read_free_group_memory(tmp_path / "cgroup", tmp_path / "groups"))
 
 
 def test_cgroup_v2_limits_count_available_and_reclaimable_memory(make_control_groups, tmp_path):
@@ -56,5 +56,5 @@ def test_a_container_with_a_host_path_uses_the_top_cgroup(make_control_groups, t
 
 
 def test_without_limits_or_on_another_system_the_machines_own_memory_counts(tmp_path, monkeypatch):
-    assert engine._read_free_cgroup_memory(tmp_path, tmp_path / "nothing") == []
-    assert engine.get_free_memory() > 0
+    assert limits.read_free_group_memory(tmp_path, tmp_path / "nothing") == []
+    assert limits.get_free_memory() > 0

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -367,6 +369,33 @@ def test_a_run_stopped_anywhere_in_training_loses_nothing(prepare_run, monkeypat
             assert place.training_result or place.progress != (0, 0)
     run(folder)
     assert folder.read_status()["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("silence", "expected"),
+    [
+        (
+            40,
+            r"on node7 is training in this folder\. Wait until .* on node7\. .* no sign of life for 3 minutes \(now: 4\d s\)",
+        ),
+        (
+            600,
+            r"no sign of life for 10 minutes, but still holds the lock: node7 is off, .* start again: rm \S+/\.lock$",
+        ),
+    ],
+)
+def test_a_lock_that_another_machine_holds_is_explained_and_can_be_removed(prepare_run, silence, expected):
+    folder = prepare_run()
+    heartbeat = (datetime.now(UTC) - timedelta(seconds=silence)).isoformat(timespec="seconds")
+    changes = {"state": "running", "host": "node7", "pid": 7, "heartbeat": heartbeat}
+    write_text(folder.path / "status.json", json.dumps(folder.read_status() | changes))
+    with folder.lock():  # as the other machine does
+        with pytest.raises(PylorusError, match=expected) as refused:
+            resume(RunFolder(folder.path), [])
+        if silence > 180:
+            subprocess.run(str(refused.value).rpartition("start again: ")[2], shell=True, check=True)
+            with RunFolder(folder.path).lock():
+                check_resumable(folder)
 
 
 def test_a_folder_in_which_another_process_trains_is_refused_and_not_changed(prepare_run, tmp_path):

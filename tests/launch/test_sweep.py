@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from pylorus.config.checks import save_config
 from pylorus.core.distributed import PARALLEL_JOBS
+from pylorus.core.errors import PylorusError
 from pylorus.launch import sweep
 from pylorus.launch.sweep import explain_sweep_end, setup_sweep_process
 from pylorus.runs.folder import RunFolder
@@ -160,6 +161,35 @@ def test_a_job_that_does_not_end_is_killed(job, monkeypatch):
     process = job(DEAF)
     sweep._stop_job(process)
     assert process.returncode == -9
+
+
+END = "os.kill(os.getpid(), -{0}) if {0} < 0 else os._exit({0})"
+"""How a process ends with an exit code, which is negative for a signal."""
+
+
+@pytest.mark.parametrize(
+    ("code", "limit", "expected"),
+    [
+        (-9, None, ("failed", "its process was killed by SIGKILL. Most often the machine ran out of memory")),
+        (-11, None, ("failed", "its process was killed by SIGSEGV")),
+        (3, None, ("failed", "its process ended with exit code 3")),
+        (130, 0.01, ("interrupted", "time limit: trainer.time_limit=0.01 minutes are over, and the job hung")),
+    ],
+)
+def test_the_status_of_a_job_says_why_its_process_ended(prepare_run_folder, monkeypatch, code, limit, expected):
+    words = [] if limit is None else [f"trainer.time_limit={limit}"]
+    folder = prepare_run_folder("trainer=cpu", *words)
+    monkeypatch.setattr(sweep, "JOB_STOP_TIMEOUT", 0.3)
+    script = f"import os, signal, time; signal.signal(15, 1); {'time.sleep(60)' if limit else END.format(code)}"
+    monkeypatch.setattr(
+        sweep, "_start_job", lambda *_: subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    )
+    monkeypatch.setattr(sweep, "start_reading", lambda _: None)
+    with pytest.raises(PylorusError, match=f"the job in .* {expected[0]}: {expected[1]}"):
+        sweep.run_job_process(folder)
+    status = folder.read_status()
+    assert status["state"] == expected[0]
+    assert status["error"].startswith(expected[1])
 
 
 READ_AHEAD = """

@@ -1,11 +1,18 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.mistakes import build_mistake_table, create_thumbnails, find_worst_mistakes
+from pylorus.report.mistakes import (
+    build_augmentation_pictures,
+    build_mistake_table,
+    build_prediction_pictures,
+    create_thumbnails,
+    find_worst_mistakes,
+)
 from pylorus.report.results import ReportOptions
 from pylorus.runs.reading import read_run
 
@@ -62,3 +69,30 @@ def test_a_thumbnail_shows_the_predicted_image(make_run, tmp_path):
     assert shown.jpeg
     assert (changed.jpeg, changed.missing) == ("", "the file has changed since the run")
     assert (gone.jpeg, gone.missing) == ("", "the file no longer exists")
+
+
+def test_a_report_that_may_show_images_has_samples_of_predictions_and_augmented_images(make_run, tmp_path):
+    folder = make_run(
+        config={"data.root": str(tmp_path / "images"), "augment.transforms": {"HorizontalFlip": {"p": 1}}}
+    )
+    run = read_run(folder)
+    rng = np.random.default_rng(0)
+    for index, path in run.split.table["path"].items():
+        file = tmp_path / "images" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(file)
+        run.split.table.loc[index, "sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    [result] = [each for each in collect_evidence([folder], FAST).results if each.stage.name == "finetune"]
+    result = replace(result, run=run)
+    sampled = build_prediction_pictures(result).shown
+    assert len(sampled) == 24
+    by_sample = dict(zip(result.test.predictions.sample.tolist(), result.test.predictions.correct, strict=True))
+    assert [each.is_wrong for each in sampled] == [not by_sample[each.thumbnail.sample] for each in sampled]
+    assert all(each.thumbnail.jpeg for each in sampled)
+    augmented = build_augmentation_pictures(run, stage="finetune").shown
+    assert [each.caption for each in augmented] == ["unchanged", *(f"variant {number}" for number in range(1, 5))] * 3
+    assert len({each.thumbnail.jpeg for each in augmented}) > 3
+
+
+def test_without_augmentation_no_augmented_images_are_shown(make_run):
+    assert build_augmentation_pictures(read_run(make_run()), stage="finetune") is None

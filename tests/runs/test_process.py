@@ -8,10 +8,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from pylorus.core.errors import INTERRUPTED
 from pylorus.runs.process import (
     IN_SWEEP,
     OTHER,
@@ -69,6 +71,24 @@ def test_a_signal_that_arrives_in_a_destructor_is_not_lost(number):
     with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), handle_signals() as stop:
         Interrupted()
         assert stop.asked
+        for _ in range(200):
+            time.sleep(0.01)
+
+
+def test_a_signal_that_arrives_in_a_destructor_is_not_lost_on_a_busy_machine(monkeypatch):
+    class Interrupted:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    class SlowThread(threading.Thread):
+        def start(self):
+            super().start()
+            time.sleep(0.05)  # the thread has run meanwhile
+
+    monkeypatch.setattr(threading, "Thread", SlowThread)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"), handle_signals():
+        Interrupted()
         for _ in range(200):
             time.sleep(0.01)
 
@@ -233,6 +253,20 @@ def test_a_forked_process_has_its_own_environment_log_and_functions_at_exit(star
 
 
 @pytest.mark.slow
+def test_a_forked_process_that_ctrl_c_ends_early_prints_no_traceback(start_fork, capfd, monkeypatch):
+    parent, set_mask = os.getpid(), signal.pthread_sigmask
+
+    def set_mask_after_ctrl_c(how, mask):
+        if os.getpid() != parent:
+            signal.raise_signal(signal.SIGINT)  # blocked until the mask is set
+        return set_mask(how, mask)
+
+    monkeypatch.setattr(signal, "pthread_sigmask", set_mask_after_ctrl_c)
+    assert start_fork(lambda: None).wait() == 130
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
 def test_a_forked_process_holds_only_the_files_that_it_is_given(start_fork):
     (read, write), (other_read, other_write) = os.pipe(), os.pipe()
     process = start_fork(lambda: (os.write(write, b"given"), time.sleep(60)), pass_fds=[write])
@@ -252,7 +286,7 @@ def test_a_forked_process_does_not_handle_signals_as_its_parent_does(start_fork,
     with handle_signals():
         process = start_fork(lambda: time.sleep(60))
         process.send_signal(number)
-        assert process.wait(timeout=30) == (1 if number == signal.SIGINT else -number)
+        assert process.wait(timeout=30) == (INTERRUPTED if number == signal.SIGINT else -number)
 
 
 @pytest.mark.slow

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from pylorus.cache.shards import Records, ShardWriter, write_shards
 from pylorus.config.schema import CacheConfig
-from pylorus.core.distributed import SINGLE_PROCESS, Processes
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, get_concurrent_jobs
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
 from pylorus.core.io import create_private_folder, write_json
+from pylorus.core.limits import get_free_memory
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ LOCKS, EVICTED = ".locks", ".evicted-"
 """Folder of the locks, and prefix of a folder that is being removed, both below the root."""
 PATIENCE_SECONDS = 600.0
 """A holder whose folder has not changed for this long is considered hung; other runs stop waiting for it."""
+MEMORY_FRACTION = 0.5
+"""Fraction of the free memory that the records of one kind may take."""
 POLL_SECONDS = 1.0
 """How often a waiting run checks whether the holder is making progress."""
 
@@ -245,7 +248,9 @@ def load_or_compute_records(
     """
     store = create_store(settings, kind=kind, key=key, record_bytes=record_bytes)
     try:
-        memory = int(settings.memory_gib * 2**30) // processes.local_count
+        # A container or job may have less memory than the key allows, and the network needs some of it too.
+        memory = min(int(settings.memory_gib * 2**30), int(MEMORY_FRACTION * get_free_memory() / get_concurrent_jobs()))
+        memory //= processes.local_count
         return store.load_or_compute(names, compute, memory_bytes=memory, processes=processes)
     except DoesNotFitError as error:
         log.warning("%s\nThe run continues without a cache: they are recomputed every time they are needed.", error)

@@ -3,12 +3,12 @@
 import dataclasses
 import re
 import textwrap
-import typing
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from pylorus.config.instantiation import TARGET
 from pylorus.config.schema import (
@@ -17,8 +17,8 @@ from pylorus.config.schema import (
     GROUPS,
     NAMED_TARGETS,
     Config,
-    DataConfig,
 )
+from pylorus.config.vocabulary import check_key
 from pylorus.core.errors import (
     MAX_NAME_LENGTH,
     TRAIN_COMMAND,
@@ -36,55 +36,17 @@ FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
 RESERVED_STAGE_NAMES = ("model", "report", "images")
 """Names that no stage may have: each stage has a folder in the run's folder, where these names are in use."""
+MAX_ENTRIES = 10_000
+"""Entries of a folder among which a similar name is searched."""
 
 
-def check_key(path: str, *, schema: type = Config) -> None:
-    """Check that the schema has a dotted key.
-
-    Raises:
-        PylorusError: If it does not; the message names the unknown part and suggests the closest known one.
-    """
-    kind: Any = schema
-    parents: list[str] = []
-    for part in path.split("."):
-        if dataclasses.is_dataclass(kind):
-            known = {field.name: field_kind for field, field_kind in iter_fields(kind)}
-            if part not in known:
-                problem = f'"{".".join(parents)}" has no key "{part}"' if parents else f'there is no key "{part}"'
-                names = list(known) if parents else list(dict.fromkeys([*known, *GROUPS]))
-                if part in names:
-                    problem = f'"{part}" is a group of files, as in {part}=NAME, and has no keys'
-                raise PylorusError(
-                    f"{path}: {problem}.{format_suggestion(part, set(names) - {part})}\n"
-                    f"Keys at this level: {', '.join(names)}. For all keys, run: {TRAIN_COMMAND} --help"
-                )
-            kind = known[part]
-        elif typing.get_origin(kind) is dict:
-            kind = typing.get_args(kind)[1]
-        elif kind is Any:
-            return
-        else:
-            raise PylorusError(f'{path}: "{".".join(parents)}" is a single value and has no keys of its own.')
-        parents.append(part)
-
-
-def is_free_form(path: str) -> bool:
-    """Return whether a key is in a part of the schema that accepts any name (model.args, augment.transforms)."""
-    kind: Any = Config
-    for part in path.split("."):
-        if dataclasses.is_dataclass(kind):
-            kind = {field.name: field_kind for field, field_kind in iter_fields(kind)}.get(part)
-        elif typing.get_origin(kind) is dict:
-            kind = typing.get_args(kind)[1]
-            if kind is Any:
-                return True
-        else:
-            return False
-    return False
-
-
-def build_config(composed: DictConfig) -> Config:
+def build_config(composed: DictConfig, *, folder: str | None = None) -> Config:
     """Build the typed configuration from what Hydra composed, and check it.
+
+    Args:
+        composed: What Hydra composed.
+        folder: Folder that relative paths start from: where the command was typed; None: the current folder, which is
+            another one with hydra.job.chdir=true.
 
     Raises:
         PylorusError: If a key is missing or a value is not allowed; the message names the key.
@@ -109,28 +71,28 @@ def build_config(composed: DictConfig) -> Config:
     config.stages = {name: config.stages[name] for name in config.run}
     if config.data.fold_column is not None:
         config.data.fold = str(config.data.fold)  # values of a manifest are text, even if they look like numbers
-    _make_paths_absolute(config)
+    _make_paths_absolute(config, Path(folder or Path.cwd()))
     return config
 
 
-def _make_paths_absolute(config: Config) -> None:
+def _make_paths_absolute(config: Config, folder: Path) -> None:
     """Make the paths absolute, so that a run can be resumed from another working directory."""
-    config.cache.folder = _resolve_path("cache.folder", config.cache.folder)
+    config.cache.folder = _resolve_path("cache.folder", config.cache.folder, folder)
     if config.data.root is not None and "://" not in config.data.root:
-        config.data.root = _resolve_path("data.root", config.data.root)
+        config.data.root = _resolve_path("data.root", config.data.root, folder)
     if config.data.manifest is not None:
-        config.data.manifest = _resolve_path("data.manifest", config.data.manifest)
+        config.data.manifest = _resolve_path("data.manifest", config.data.manifest, folder)
     if config.data.split_file is not None:
-        config.data.split_file = _resolve_path("data.split_file", config.data.split_file)
+        config.data.split_file = _resolve_path("data.split_file", config.data.split_file, folder)
     if config.model.weights not in ("hub", "none"):
-        config.model.weights = _resolve_path("model.weights", config.model.weights)
+        config.model.weights = _resolve_path("model.weights", config.model.weights, folder)
 
 
-def _resolve_path(key: str, path: str) -> str:
+def _resolve_path(key: str, path: str, folder: Path) -> str:
     if not path.strip():
         raise PylorusError(format_empty_value(key))
     try:
-        return str(resolve_unicode_form(Path(path).expanduser().absolute()))
+        return str(resolve_unicode_form(folder / Path(path).expanduser()))
     except RuntimeError:
         raise PylorusError(f"{key}: found {path}, but there is no user with such a home folder.") from None
 
@@ -174,41 +136,6 @@ def save_config(path: Path, config: Any) -> None:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = OmegaConf.create(dataclasses.asdict(config))  # checked already: checking its types takes as long again
     write_text(path, seal_text(OmegaConf.to_yaml(config)))
-
-
-def format_error(error: BaseException) -> str:
-    """Format an error of Hydra or OmegaConf; for OmegaConf's, with the key and what is wrong with its value."""
-    from hydra.errors import HydraException  # late: not every program that reads a configuration uses Hydra
-
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
-    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
-    if several is not None:
-        key, values = several.groups()
-        return (
-            f"{key}: found several values, {values}. To sweep over them: {TRAIN_COMMAND} -m {key}={values}. If they "
-            f"are a list: {key}=[{values}]. If they are one text: \"{key}='{values}'\"."
-        )
-    cause = error.__cause__ if isinstance(error, HydraException) else None
-    type_error = cause if cause is not None else error
-    wrong = re.match(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)", str(type_error))
-    if wrong is not None and isinstance(type_error, OmegaConfBaseException) and wrong[2] in KINDS:
-        return f'{type_error.full_key}: found "{wrong[1]}", expected {KINDS[wrong[2]]}.'
-    if isinstance(type_error, ConfigKeyError | ConfigAttributeError) and isinstance(type_error.parent_node, DictConfig):
-        key, known = str(type_error.key), [str(name) for name in type_error.parent_node]  # a stage, which has any name
-        parent = str(type_error.full_key).removesuffix(f".{key}")
-        if type_error.full_key == "hydra.launcher.n_jobs":
-            return f"{type_error.full_key}: this launcher runs one job after the other. Add hydra/launcher=local."
-        return (
-            f'{type_error.full_key}: "{parent}" has no key "{key}".{format_suggestion(key, known)}\n'
-            f"Keys at this level: {', '.join(known)}."
-        )
-    lines = [str(error)] + ([str(cause)] if cause is not None else [])
-    return "\n".join(line.strip() for line in lines if line.strip())
-
-
-KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-"""What OmegaConf's names of types mean."""
 
 
 def check_config(config: Config) -> None:
@@ -349,8 +276,19 @@ def _check_trainer(config: Config) -> None:
         )
 
 
+def _check_deciding_class(config: Config) -> None:
+    """Check deploy.class_name before anything is read, if the names of the classes are in the configuration."""
+    name, names = config.deploy.class_name, [*(config.data.short_names or []), *(config.data.classes or [])]
+    if name is not None and config.data.classes and name not in names:
+        raise PylorusError(
+            f'deploy.class_name: found "{name}", expected one of {", ".join(map(str, names))}.'
+            f"{format_suggestion(name, map(str, names))}"
+        )
+
+
 def _check_test_set(config: Config) -> None:
     data = config.data
+    _check_deciding_class(config)
     if data.kind == "manifest" and data.manifest is None:
         raise PylorusError("data.manifest: no value given. Add data.manifest=FILE, a CSV or Parquet file.")
     if data.kind != "manifest" and data.manifest is not None:
@@ -366,7 +304,7 @@ def _check_test_set(config: Config) -> None:
     if (data.test_column is None) != (not values) or len(values) > 1:
         raise PylorusError(
             "data.test_column, data.test_values, data.test_from: expected the column and exactly one of the other "
-            "two, as in data.test_column=site data.test_values=[B]."
+            "two, as in data.test_column=site 'data.test_values=[B]'."
         )
     if data.test_column is not None and data.kind not in ("manifest", "shards", "external"):
         raise PylorusError("data.test_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")
@@ -390,36 +328,67 @@ def _check_fold(config: Config) -> None:
         raise PylorusError("data.fold_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")
 
 
-def check_ignored_keys(data: DataConfig) -> None:
-    """Check that the image source of a new run uses every key of `data` that was set. A saved run is not checked again.
+def check_paths(config: Config) -> None:
+    """Check that the files and folders exist that a new run starts from, before it imports torch.
 
     Raises:
-        PylorusError: If a key would have no effect; the message names it, and what to type instead.
+        PylorusError: If one does not; says what is near, and what a drive of Windows is called here.
     """
-    defaults = DataConfig()
-    if data.kind == "synthetic" and data.root is not None:
-        raise PylorusError(
-            f"data.root: found {data.root}, but data=synthetic, the default, generates its images and would ignore "
-            f"it. To train on your own images, type data=folders data.root={data.root}; else leave data.root out."
-        )
-    if data.kind != "synthetic":
-        for field, _ in iter_fields(type(data.drawn)):
-            value = getattr(data.drawn, field.name)
-            if value != getattr(defaults.drawn, field.name):
-                raise PylorusError(
-                    f"data.drawn.{field.name}: found {value}, but only data=synthetic generates images, and the source "
-                    f"is {data.kind}. Leave it out."
-                )
-    if data.folds != defaults.folds and data.fold_column is not None:
-        raise PylorusError(
-            f"data.folds: found {data.folds}, but the folds are the values of {data.fold_column}. Leave it out."
-        )
-    if data.folds != defaults.folds and data.fold is None:
-        numbers = ",".join(map(str, range(data.folds)))
-        raise PylorusError(
-            f"data.folds: found {data.folds} without data.fold, which makes a single split. To test on each fold in "
-            f"turn, add -m data.fold={numbers}"
-        )
+    data = config.data
+    if data.kind == "folders" and data.root is not None and not Path(data.root).is_dir():
+        hint = suggest_path(data.root)
+        if Path(data.root).is_file():
+            is_table = data.root.lower().endswith((".csv", ".parquet"))
+            hint = f" It is a file. For a table, type data=manifest data.manifest={data.root}" if is_table else hint
+        raise PylorusError(f"data.root: found {data.root}, expected an existing folder.{hint}")
+    files = {"data.manifest": data.manifest if data.kind == "manifest" else None, "data.split_file": data.split_file}
+    for key, path in files.items():
+        if path is not None and Path(path).is_dir():
+            hint = f" For class folders, type data=folders data.root={path}" if key == "data.manifest" else ""
+            raise PylorusError(f"{key}: found {path}, a folder, expected a file.{hint}")
+        if path is not None and not Path(path).exists():
+            raise PylorusError(f"{key}: found {path}, expected an existing file.{suggest_path(path)}")
+    weights = config.model.weights
+    if weights in ("hub", "none") or Path(weights).is_file():
+        return
+    if (Path(weights) / "model.safetensors").is_file():
+        hint = f" It is a bundle: type model.weights={weights}/model.safetensors, or predict with it: pylorus predict"
+    elif (Path(weights) / "model" / "model.safetensors").is_file():
+        hint = f" It is the folder of a run: type model.weights={weights}/model/model.safetensors"
+    else:
+        hint = suggest_path(weights)
+    raise PylorusError(f"model.weights: found {weights}, expected hub, none, or an existing file.{hint}")
+
+
+def suggest_path(path: str) -> str:
+    r"""Return a sentence about a path that does not exist: the existing one that is meant; empty if none is near.
+
+    Example:
+        >>> suggest_path("/home/eva/C:\\Users\\Eva")
+        ' It is a path of Windows; in WSL it is /mnt/c/Users/Eva.'
+    """
+    windows = re.search(r"(?:^|/)([A-Za-z]):[\\/](.*)", path)
+    if windows is not None:
+        rest = re.sub(r"[\\/]+", "/", windows[2]).lstrip("/")
+        return f" It is a path of Windows; in WSL it is /mnt/{windows[1].lower()}/{rest}."
+    forward = Path(re.sub(r"\\+", "/", path))
+    if "\\" in path and forward.exists():
+        return f' Did you mean "{forward}"?'
+    stripped = Path(path).with_name(Path(path).name.strip() or "_")
+    if stripped != Path(path) and stripped.exists():
+        return f' Did you mean "{stripped}", without the space?'
+    parent = Path(path).parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    missing = Path(path).relative_to(parent).parts[0]
+    with suppress(OSError):
+        names = [entry.name for entry in islice(parent.iterdir(), MAX_ENTRIES)]
+        suggestion = format_suggestion(missing, names, cutoff=0.7)
+        if suggestion:
+            nearest = parent / suggestion.split('"')[1] / Path(*Path(path).relative_to(parent).parts[1:])
+            if nearest.exists():
+                return f' Did you mean "{nearest}"?'
+    return "" if parent == Path(path).parent else f" {parent} exists, but it contains no {missing}."
 
 
 def _check_classes(config: Config) -> None:

@@ -356,6 +356,12 @@ class TrainerConfig:
         "store images and weights in channels-last order, which is faster for convolutions; null: yes, except for VGG "
         "on a CPU",
     )
+    time_limit: float | None = key(
+        None,
+        "minutes after which a run ends as by SIGTERM, with its state saved, or is killed a minute later if it hangs; "
+        "`resume=` continues it, with as many minutes again; a sweep goes on with its next job; null: no limit",
+        low=0.01,
+    )
     threads: int | None = key(
         None, "number of CPU threads for computation; null: the number of cores that this process may use", low=1
     )

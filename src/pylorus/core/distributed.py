@@ -22,11 +22,18 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
-from itertools import count, islice
+from functools import cache, partial
+from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError
+from pylorus.core.limited_process import (
+    call_in_fork,
+    call_within_cpu_time,
+    describe_end,
+    keep_freed_memory,
+    read_budget,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -253,19 +260,8 @@ def end_with_parent(signal_number: int) -> None:
         ctypes.CDLL(None).prctl(1, int(signal_number))  # 1 is PR_SET_PDEATHSIG
 
 
-def keep_freed_memory() -> None:
-    """Have the memory of one frame reused for the next in this process; only glibc (Linux) can do that.
-
-    Otherwise the system takes it back and clears other memory, for a tenth of the time that reading a frame takes.
-    """
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: the most that it accepts
-        library.mallopt(-1, 128 << 20)  # M_TRIM_THRESHOLD: free memory beyond this is given back
-
-
 class _ReaderKilledError(Exception):
-    """A process that reads was killed; the argument is the first of the items that it may have been reading."""
+    """A process that reads was killed; the arguments are the items without a result, and which were being read."""
 
 
 class _ReaderStuckError(Exception):
@@ -275,7 +271,7 @@ class _ReaderStuckError(Exception):
 _function: Callable[[Any], Any] | None = None
 """What a reading process does with each item."""
 _progress: mmap.mmap | None = None
-"""Memory that a reading process shares with its parent: how many items of each submitted chunk it has read."""
+"""Memory that a reading process shares with its parent: the number, from 1, of the item that it reads of each chunk."""
 
 
 def map_items(
@@ -285,6 +281,7 @@ def map_items(
     ahead: int | None = None,
     in_threads: bool = False,
     name: Callable[[Item], object] = str,
+    on_failure: Callable[[Item, str], Result] | None = None,
 ) -> Iterator[Result]:
     """Yield the result of a function for each item, in order, computed on all cores while the caller uses earlier ones.
 
@@ -298,6 +295,8 @@ def map_items(
             core.
         in_threads: Whether to start no processes, for items that are too large to be passed to them.
         name: Returns what an error message calls an item.
+        on_failure: Returns the result of an item whose decoder crashes or takes more CPU time than the limit, given
+            the reason; the others are then read by new processes. None: that is an error.
 
     Raises:
         PylorusError: If a process that reads was killed, or got no result from one item for ten minutes; the message
@@ -327,7 +326,7 @@ def map_items(
         expected_seconds = seconds * (STREAM_FACTOR if length is None else (length - done) / done)
     chunks = cores * AHEAD if ahead is None else max(2 * cores, -(-ahead // CHUNK))
     try:
-        yield from _map_in_processes(function, remaining, cores, chunks, name=name)
+        yield from _map_in_new_processes(function, remaining, cores, chunks, name, on_failure)
     except _ReaderStuckError as error:
         raise PylorusError(
             f"{name(error.args[0])}: reading it gave no result for {TICK * TICKS_TO_ERROR / 60:.0f} minutes. Does the "
@@ -335,11 +334,39 @@ def map_items(
             "leave it out."
         ) from None
     except _ReaderKilledError as error:
+        pending, _ = error.args
+        others = f" or one of the next {CHUNK * chunks}" if len(pending) > 1 else ""
         raise PylorusError(
-            f"A process that was reading files was killed, at {name(error.args[0])} or one of the next "
-            f"{CHUNK * chunks}. Most often the machine ran out of memory (see dmesg); else one of these files "
-            "makes its decoder crash."
+            f"A process that was reading files was killed, at {name(pending[0])}{others}. Most often the machine ran "
+            "out of memory (see dmesg); else this makes a decoder crash."
         ) from None
+
+
+def _map_in_new_processes(
+    function: Callable[[Item], Result],
+    items: Iterator[Item],
+    processes: int,
+    ahead: int,
+    name: Callable[[Item], object],
+    on_failure: Callable[[Item, str], Result] | None,
+) -> Iterator[Result]:
+    """Yield the results in order; with `on_failure`, new processes go on after one was killed, which is then named."""
+    while True:
+        try:
+            yield from _map_in_processes(function, items, processes, ahead, name=name, limited=on_failure is not None)
+            return
+        except _ReaderKilledError as error:
+            if on_failure is None:
+                raise
+            pending, suspects = error.args
+        for is_suspect, group in groupby(pending, key=lambda item: any(item is each for each in suspects)):
+            if not is_suspect:
+                yield from _map_in_new_processes(function, iter(list(group)), processes, ahead, name, on_failure)
+            for item in group if is_suspect else ():
+                results, code = call_in_fork(function, item)
+                if code == -signal.SIGKILL:
+                    raise _ReaderKilledError([item], [])
+                yield from results or [on_failure(item, describe_end(code, read_budget()))]
 
 
 def compute_in_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -413,35 +440,41 @@ def _map_in_processes(
     *,
     chunk_size: int = CHUNK,
     name: Callable[[Item], object] | None = None,
+    limited: bool = False,
 ) -> Iterator[Result]:
     """Yield the results in order; with `name`, an item without a result for long is a warning, and then an error."""
     chunks = iter(lambda: list(islice(items, chunk_size)), [])
-    progress, numbers, slots = mmap.mmap(-1, ahead), count(), deque[int]()
+    progress, numbers, slots = mmap.mmap(-1, ahead), count(), deque[tuple[int, list[Item]]]()
 
     def submit(chunk: list[Item]) -> "Future[list[Result]]":
-        slots.append(next(numbers) % ahead)
-        progress[slots[-1]] = 0
+        slot = next(numbers) % ahead
+        slots.append((slot, chunk))
+        progress[slot] = 0
         try:
-            return pool.submit(_process_chunk, slots[-1], chunk)
+            return pool.submit(_process_chunk, slot, chunk)
         except BrokenProcessPool as error:  # the chunk that is waited for says which items it happened at
             broken: Future[list[Result]] = Future()
             broken.set_exception(error)
             return broken
 
     def get_results(chunk: list[Item], future: "Future[list[Result]]") -> list[Result]:
-        slot = slots.popleft()
+        slot = slots[0][0]
         try:
             if name is not None:
-                _wait_for_chunk(future, chunk, lambda: progress[slot], name)
-            return future.result()
+                _wait_for_chunk(future, chunk, lambda: max(0, progress[slot] - 1), name)
+            results = future.result()
         except BrokenProcessPool:
-            raise _ReaderKilledError(chunk[0]) from None
+            started = [chunk[progress[slot] - 1] for slot, chunk in slots if 0 < progress[slot] <= len(chunk)]
+            raise _ReaderKilledError([item for _, chunk in slots for item in chunk], started) from None
+        slots.popleft()
+        return results
 
     # Forked, as the workers of a DataLoader are: they start in milliseconds and need not import anything.
     context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # about threads: these processes use none
-        pool = ProcessPoolExecutor(processes, context, _start_reader, (function, progress))
+        seconds = read_budget().seconds if limited else 0
+        pool = ProcessPoolExecutor(processes, context, _start_reader, (function, progress, seconds))
         is_stuck = False
         try:
             for results in _compute_ahead(submit, get_results, chunks, ahead):
@@ -492,12 +525,12 @@ def _warn_of_slow_item(item: Item, name: Callable[[Item], object]) -> None:
     log.warning("%s: reading it has given no result for %.0f s; still waiting", name(item), TICK * TICKS_TO_WARNING)
 
 
-def _start_reader(function: Callable[[Any], Any], progress: mmap.mmap) -> None:
+def _start_reader(function: Callable[[Any], Any], progress: mmap.mmap, seconds: int) -> None:
     """Set up a process that reads: one thread, deaf to Ctrl-C, which its parent handles, and gone with its parent."""
     global _function, _progress
     import cv2
 
-    _function, _progress = function, progress
+    _function, _progress = (partial(call_within_cpu_time, seconds, function) if seconds else function), progress
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -509,7 +542,8 @@ def _process_chunk(slot: int, chunk: Sequence[Any]) -> list[Any]:
     assert _function is not None
     assert _progress is not None
     results = []
-    for item in chunk:
+    for number, item in enumerate(chunk, 1):
+        _progress[slot] = number
         results.append(_function(item))
-        _progress[slot] = len(results)
+    _progress[slot] = len(chunk) + 1
     return results

@@ -19,6 +19,10 @@ class PylorusError(Exception):
     """An error that the user can fix; its message names the file or key, what was found and how to fix it."""
 
 
+class TimeLimitReached(KeyboardInterrupt):
+    """The time limit of a run ended it, as a signal would; its message says which limit."""
+
+
 @contextmanager
 def translate_errors(words: Mapping[str, str]) -> Iterator[None]:
     """Translate the messages of errors that are raised in the body of the `with` statement.
@@ -38,8 +42,13 @@ def translate_errors(words: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-def format_suggestion(name: str, known: Iterable[str]) -> str:
+def format_suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return the sentence of an error message that suggests the known name closest to `name`, or an empty string.
+
+    Args:
+        name: What was found.
+        known: What would be right.
+        cutoff: Least similarity of a name that is suggested, in [0, 1].
 
     Example:
         >>> format_suggestion("resnet5", ["vgg19", "resnet50"])
@@ -47,7 +56,7 @@ def format_suggestion(name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     alike = [each for each in names if fold_name(each) == fold_name(name)]
-    nearest = alike or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    nearest = alike or difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f' Did you mean "{nearest[0]}"?' if nearest else ""
 
 

@@ -34,6 +34,9 @@ BROKEN_PIPE_CODE = 141
 
 CHECKSUM = "checksum"
 """Key of a JSON object's checksum: the SHA-256 of all other keys."""
+NO_THREADS = {"use_threads": False}
+PARQUET_OPTIONS: Mapping[str, Any] = {"pre_buffer": False, "to_pandas_kwargs": NO_THREADS, **NO_THREADS}
+"""Options of `pandas.read_parquet`: pyarrow waits forever for a thread that can't be started (`ulimit -v`, `-u`)."""
 
 
 @contextmanager
@@ -78,6 +81,20 @@ def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) 
     is_empty = folder.is_dir() and (allow_links or not folder.is_symlink()) and not any(folder.iterdir())
     if not (is_new or is_empty):
         raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
+
+
+TABLE_FORMATS = (".csv", ".parquet", ".json")
+"""Suffixes of tables that a command writes."""
+
+
+def check_table_name(path: Path, *, argument: str) -> None:
+    """Check that the name of a table to be written says its format.
+
+    Raises:
+        PylorusError: If it has another suffix than those of `TABLE_FORMATS`.
+    """
+    if path.suffix.lower() not in TABLE_FORMATS:
+        raise PylorusError(f"{argument}: found {path}, expected a file name that ends in {', '.join(TABLE_FORMATS)}.")
 
 
 def create_private_folder(folder: Path, *, levels: int) -> None:

@@ -1,4 +1,4 @@
-"""Stored files: checksums, by which damage is found before they are used, the lock of a folder, and faults of disks.
+"""Stored files: checksums, by which damage is found, the lock of a folder and the process that has it, disk faults.
 
 A JSON object and a YAML file contain their own checksum, a table has one beside it, and a checkpoint of torch is a zip
 archive, which has one for each tensor that torch itself does not check.
@@ -6,17 +6,23 @@ archive, which has one for each tensor that torch itself does not check.
 
 import errno
 import hashlib
+import os
+import shlex
 import shutil
+import socket
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
+from pylorus.core.limits import explain_limit
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -25,6 +31,8 @@ NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 LOCK = ".lock"
 """File that is locked while a process writes to its folder."""
+HEARTBEAT_TIMEOUT = timedelta(minutes=3)
+"""A process on another machine counts as dead after this time without a heartbeat."""
 FIRST_LINE = "# The last line holds the SHA-256 of the others.\n"
 LAST_LINE = "# SHA-256: "
 """Start of a text's last line."""
@@ -111,8 +119,70 @@ def lock_folder(folder: Path, explain: Callable[[], str]) -> Iterator[None]:
         lock.release()
 
 
+def describe_process() -> dict[str, Any]:
+    """Return what identifies this process in the status of a run, with the present time as its heartbeat."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _get_slurm_job(), "heartbeat": format_now()}
+
+
+def _get_slurm_job() -> list[str] | None:
+    """Return the SLURM job ID of this process and how often the job was requeued; None outside SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return [job, os.environ.get("SLURM_RESTART_COUNT", "0")] if job else None
+
+
+def is_process_alive(status: dict[str, Any]) -> bool:
+    """Return whether the process of a run is alive; on another machine only its heartbeat can be checked."""
+    heartbeat = datetime.fromisoformat(status.get("heartbeat", status["started"]))
+    import psutil
+
+    before, now = status.get("slurm"), _get_slurm_job()
+    if before and now and before[0] == now[0] and before[1] != now[1]:
+        return False  # the same job before it was requeued: that process may have run on another machine
+    if status.get("host", socket.gethostname()) != socket.gethostname():
+        return datetime.now(UTC) - heartbeat < HEARTBEAT_TIMEOUT
+    try:
+        process = psutil.Process(status["pid"])
+        # A process that started after the run's last heartbeat only reuses its process ID.
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= heartbeat.timestamp() + 2
+    except psutil.NoSuchProcess:
+        return False
+
+
+def format_now() -> str:
+    """Return the present time in UTC, to the second, as a status holds it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def explain_lock(folder: Path, activity: str, status: Mapping[str, Any]) -> str:
+    """Return the message for a folder that another process has locked.
+
+    Args:
+        folder: The folder.
+        activity: What is going on in it, as in "process 7 on node1 is training".
+        status: The status of the run in it, with `host` and `heartbeat`; empty if unknown.
+    """
+    message = f"{folder}: {activity} in this folder."
+    host, heartbeat = status.get("host", socket.gethostname()), status.get("heartbeat")
+    if host == socket.gethostname() or heartbeat is None:
+        return f"{message} Wait until it ends, or stop it first."
+    silence = datetime.now(UTC) - datetime.fromisoformat(heartbeat)
+    if silence < HEARTBEAT_TIMEOUT:
+        minutes = f"{HEARTBEAT_TIMEOUT.total_seconds() / 60:.0f} minutes"
+        return (
+            f"{message} Wait until it ends, or stop it first, on {host}. If that machine is off, try again once it has "
+            f"given no sign of life for {minutes} (now: {max(0.0, silence.total_seconds()):.0f} s)."
+        )
+    return (
+        f"{message} It has given no sign of life for {silence.total_seconds() / 60:.0f} minutes, but still holds the "
+        f"lock: {host} is off, out of reach, or has suspended it. Make sure there that it does not train any more, "
+        f"then remove the lock and start again: rm {shlex.quote(str(folder / LOCK))}"
+    )
+
+
 def explain_disk_error(error: OSError) -> str | None:
     """Return a message on why a run can't start or be summarized; None if it is not an error of the disk."""
+    if (limit := explain_limit(error)) is not None:
+        return f"{limit}."
     path = get_error_path(error) or "the output folder"
     folder = _find_existing_folder(Path(path) if get_error_path(error) else Path.cwd())
     if error.errno in DISK_FULL:
@@ -140,6 +210,8 @@ def format_system_error(error: Exception) -> str:
         >>> format_system_error(PermissionError(errno.EACCES, "Permission denied", "model"))
         'model: Permission denied'
     """
+    if (limit := explain_limit(error)) is not None:
+        return f"{limit}."
     if not isinstance(error, OSError):
         return str(error)
     path = get_error_path(error)

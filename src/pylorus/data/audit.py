@@ -80,9 +80,16 @@ class Audit:
     @property
     def sizes(self) -> pd.DataFrame:
         """Number of files by class (rows) and split (columns); without splits, one column with an empty name."""
-        table = self.images.table
-        counts = pd.crosstab(table["class"], table["split"])
-        return counts[[name for name in ("train", "val", "test", "") if name in counts]]
+        (labels, classes), (parts, splits) = (
+            pd.factorize(self.images.table[name], sort=True) for name in ("class", "split")
+        )
+        counts = np.bincount(labels * len(splits) + parts, minlength=len(classes) * len(splits))
+        sizes = pd.DataFrame(
+            counts.reshape(len(classes), len(splits)),
+            index=pd.Index(classes, name="class"),
+            columns=pd.Index(splits, name="split"),
+        )
+        return sizes[[name for name in ("train", "val", "test", "") if name in sizes]]
 
 
 def audit(
@@ -523,6 +530,9 @@ def _format_image_count(items: list[Item]) -> str:
 
 def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:
     """Return groups with more than one value in a column, those with most images first."""
+    (groups, names), (values, kinds) = (pd.factorize(table[name]) for name in ("group", column))
+    if len(np.unique(groups * len(kinds) + values)) == len(names):
+        return []
     is_first = ~table[["group", column]].duplicated()
     spanning = table.index[table["group"].isin(table["group"][is_first & table["group"].duplicated()])]
     table = table.loc[spanning]

@@ -117,6 +117,8 @@ def _check_sharpness_and_brightness(
 def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_border: Mask) -> list[Finding]:
     if not has_border.any():
         return []
+    percent = np.round(100 * border).astype(int).tolist()
+    texts = {value: f"{format_percent(value / 100, digits=0)} % of the frame" for value in set(percent)}
     return [
         Finding(
             "black-border",
@@ -127,7 +129,7 @@ def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_
                 indices,
                 has_border,
                 -border,
-                lambda index: f"{format_percent(border[index], digits=0)} % of the frame",
+                lambda index: texts[percent[index]],
             ),
         )
     ]

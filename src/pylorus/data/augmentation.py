@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target
-from pylorus.config.schema import CONF, AugmentConfig
+from pylorus.config.schema import CONF, AugmentConfig, StageConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.files import RGB
 
@@ -445,6 +445,18 @@ def load_policy(name: str, *, key: str = "augment") -> AugmentConfig:
     merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AugmentConfig), OmegaConf.load(files[name])))
     assert isinstance(merged, AugmentConfig)
     return merged
+
+
+def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
+    """Return the augmentation of a stage: the run's, or the one of conf/augment that it names.
+
+    Raises:
+        PylorusError: If there is no such file.
+    """
+    is_own = default._target_ is not None and default.name == "none"  # without a name of its own
+    if stage.augment is None or (stage.augment == default.name and not is_own):
+        return default
+    return load_policy(stage.augment, key="stages: augment")
 
 
 def build_augmentation(policy: AugmentConfig) -> Augmentation | None:

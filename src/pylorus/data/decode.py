@@ -21,6 +21,8 @@ empty, text, HTML, GIF, …      rejected by name (`FOREIGN_FORMATS`); else the 
 truncated anywhere             rejected as truncated or damaged (`files.py`)
 wrong checksum (PNG)           rejected as damaged
 over `MAX_PIXELS`              rejected before the pixels are decompressed, as are decompression bombs
+of any cost (`structure.py`)   decoded in a process with limits, and rejected if it exceeds them (`limited_process.py`)
+of hostile structure           rejected (`structure.py`): very many scans, a tag twice, pages in a circle, …
 over `files.MAX_BYTES`         rejected before it is read
 folder, pipe, device, socket   rejected at once, without waiting for a writer
 missing, broken, looping link  rejected with the system's reason
@@ -47,13 +49,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from pylorus.core.errors import UnreadableImageError as UnreadableImageError
 from pylorus.core.errors import format_path
+from pylorus.core.limited_process import LimitsRequiredError, call_within_limits, is_memory_error, read_budget
 from pylorus.data.files import (
     DECODED_FORMATS,
     FORMATS,
     HEAD_BYTES,
     RGB,
     ImageLocation,
-    check_container,
     check_pieces,
     convert_deep_to_rgb,
     decode_deep_tiff,
@@ -61,13 +63,12 @@ from pylorus.data.files import (
     identify_format,
     is_deep_color,
     is_deep_grey,
-    is_tiff,
     is_webp,
     read_image_bytes,
     read_png_bits,
-    read_webp_size,
     rotate_upright,
 )
+from pylorus.data.structure import check_container, check_header, is_tiff, read_webp_size
 
 DECODER_VERSION = 3
 """Increase it, and the policy, when the same file would decode to another image: all facts are then recomputed."""
@@ -79,8 +80,10 @@ POLICIES = (2, 3)
 Policy 2 resizes large frames in a single step, reads an alpha that is zero everywhere as black, takes all of 16 bits
 for the range of values, and zero for black in a grey TIFF of 16 bits.
 """
-MAX_PIXELS = 25_000_000
-"""A file that declares more is treated as a decompression bomb; decoding this many, with alpha, takes < 1 GiB."""
+MAX_PIXELS = read_budget().pixels
+"""A file that declares more is treated as a decompression bomb."""
+MAX_SIDE = 65_535
+"""Longest side in pixels, as in a JPEG: an image of 25 million rows takes three times the memory of a square one."""
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -105,18 +108,32 @@ def decode_image(content: bytes, *, policy: int = POLICY_VERSION) -> RGB:
     """
     if not content:
         raise UnreadableImageError("the file is empty")
+    return call_within_limits(_decode_here, content, policy, MAX_PIXELS)
+
+
+def _decode_here(content: bytes, policy: int, max_pixels: int) -> RGB:
+    """Decode in this process; see `decode_image`.
+
+    Raises:
+        LimitsRequiredError: If only a process with limits may do this.
+        MemoryError: If this machine has no memory for it.
+    """
     try:
         with warnings.catch_warnings():
             # Pylorus has its own pixel limit, and damaged EXIF data do not make an image unusable.
             warnings.simplefilter("ignore")
-            return _decode_content(content, policy)
-    except UnreadableImageError:
+            return _decode_content(content, policy, max_pixels)
+    except (UnreadableImageError, LimitsRequiredError):
         raise
     except Image.DecompressionBombError as error:
         count = re.search(r"\d+", str(error))
         found = f"{int(count[0]):,}" if count is not None else "its"
-        raise UnreadableImageError(f"{found} pixels are over the limit of {MAX_PIXELS:,}") from error
+        raise UnreadableImageError(f"{found} pixels are over the limit of {max_pixels:,}") from error
+    except RecursionError as error:
+        raise UnreadableImageError("damaged: its parts are nested too deeply") from error
     except Exception as error:  # the decoders of Pillow and pydicom raise almost anything on damaged files
+        if is_memory_error(error):
+            raise MemoryError(str(error)) from error
         raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
 
@@ -198,27 +215,28 @@ def _halve_image(image: RGB) -> RGB:
     return np.asarray(cv2.resize(image, (-(-width // 2), -(-height // 2)), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _decode_content(content: bytes, policy: int) -> RGB:
+def _decode_content(content: bytes, policy: int, max_pixels: int) -> RGB:
     if content[128:132] == b"DICM":
-        return _decode_dicom(content, policy)
+        return _decode_dicom(content, policy, max_pixels)
     if is_webp(content):
-        _check_size(*read_webp_size(content))
+        _check_size(*read_webp_size(content), max_pixels)
+    check_header(content)
     try:
         pillow_image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         if is_tiff(content):
-            return decode_deep_tiff(content, max_pixels=MAX_PIXELS)
+            return decode_deep_tiff(content, max_pixels=max_pixels)
         if content[:2] in (b"\2\0", b"\x08\0") and _is_dicom(content):
-            return _decode_dicom(content, policy)
+            return _decode_dicom(content, policy, max_pixels)
         raise UnreadableImageError(describe_content(content)) from None
     with pillow_image as image:
-        _check_size(*image.size)
+        _check_size(*image.size, max_pixels)
         check_container(content)
         if isinstance(image, TiffImageFile):
             check_pieces(image.tag_v2, len(content))
             if policy > 2 and is_deep_grey(image.tag_v2):
-                return decode_deep_tiff(content, max_pixels=MAX_PIXELS)
-        return _convert_to_rgb(image, content, policy)
+                return decode_deep_tiff(content, max_pixels=max_pixels)
+        return _convert_to_rgb(image, content, policy, max_pixels)
 
 
 def _is_dicom(content: bytes) -> bool:
@@ -227,10 +245,10 @@ def _is_dicom(content: bytes) -> bool:
     return is_dicom(content)
 
 
-def _decode_dicom(content: bytes, policy: int) -> RGB:
+def _decode_dicom(content: bytes, policy: int, max_pixels: int) -> RGB:
     from pylorus.data.dicom import decode_dicom
 
-    return decode_dicom(content, max_pixels=MAX_PIXELS, policy=policy)
+    return decode_dicom(content, max_pixels=max_pixels, policy=policy)
 
 
 FOREIGN_FORMATS = (
@@ -318,18 +336,20 @@ def _name_jpeg(content: bytes, start: int) -> str:
     return f"a JPEG of {frame[2][0]} bits per channel" if frame is not None and frame[2] != b"\x08" else ""
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError(f"{width} × {height} pixels are over the limit of {MAX_PIXELS:,}")
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise UnreadableImageError(f"{width} × {height} pixels are over the limit of {max_pixels:,}")
+    if max(width, height) > MAX_SIDE:
+        raise UnreadableImageError(f"{width} × {height} pixels: a side is over the limit of {MAX_SIDE:,}")
 
 
-def _convert_to_rgb(image: Image.Image, content: bytes, policy: int) -> RGB:
+def _convert_to_rgb(image: Image.Image, content: bytes, policy: int, max_pixels: int) -> RGB:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO from a camera is one photograph with a preview
         raise UnreadableImageError(f"holds {frames} pages or frames, expected a single image")
     if policy > 2 and _has_low_values(image, content):
         is_png = image.format == "PNG"
-        return _decode_deep_png(image, content) if is_png else decode_deep_tiff(content, max_pixels=MAX_PIXELS)
+        return _decode_deep_png(image, content) if is_png else decode_deep_tiff(content, max_pixels=max_pixels)
     ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies an image that is upright
     upright = image
     if upright.mode in ("I;16", "I;16B", "I;16L", "I;16N"):

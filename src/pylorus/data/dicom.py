@@ -32,7 +32,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pylorus.core.errors import UnreadableImageError, format_path
-from pylorus.data.files import MAX_FIRST_LENGTH, ImageLocation, check_container, read_image_bytes
+from pylorus.core.formatting import format_count
+from pylorus.core.limited_process import call_within_limits, require_limits
+from pylorus.data.files import MAX_FIRST_LENGTH, ImageLocation, read_image_bytes
+from pylorus.data.structure import PLAIN_SYNTAXES, check_container, check_dicom, read_jpeg2000_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -53,7 +56,6 @@ PALETTE = "PALETTE COLOR"
 GROUP_DIGITS = 16
 
 _SIGNATURE = slice(128, 132)
-_DEFLATED = (b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.4.95", b"1.2.840.10008.1.2.4.205")
 _ALLOWED_TRAILERS = (
     b"\xfc\xff\xfc\xff",
     b"\xff\xfc\xff\xfc",
@@ -65,7 +67,6 @@ JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LS, JPEG_2000, RLE = (
     *("1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"),
 )
 PIXEL_DATA = 0x7FE00010
-_HEADER = slice(0, 4096)  # the file meta information, which names the transfer syntax
 
 
 def is_dicom(content: bytes) -> bool:
@@ -98,14 +99,16 @@ def decode_dicom(content: bytes, *, max_pixels: int, policy: int) -> NDArray[np.
     if "PixelData" not in dataset:
         raise UnreadableImageError("a DICOM file without pixel data, expected an image")
     _complete_elements(dataset)
+    if dataset.file_meta.TransferSyntaxUID not in PLAIN_SYNTAXES:
+        require_limits()
     _check_claims(dataset, max_pixels)
-    _check_pixel_data(dataset, content)
     from pydicom.pixels.decoders.base import get_decoder
 
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     if not decoder.is_available:
         missing = "; ".join(decoder.missing_dependencies)
         raise UnreadableImageError(f"pydicom has no plugin that decodes {decoder.UID.name}; install one of: {missing}")
+    _check_pixel_data(dataset, content)
     has_unused_bits = int(dataset.HighBit) >= int(dataset.BitsStored) and policy > 2  # shifted by `_convert_to_rgb`
     options: Any = {"correct_unused_bits": not has_unused_bits}
     pixels, properties = decoder.as_array(dataset, index=0, raw=True, **options)
@@ -133,8 +136,7 @@ def read_patient_pseudonym(path: ImageLocation, *, salt: str = "") -> str | None
         content = read_image_bytes(path)
         if not is_dicom(content):
             return None
-        dataset = _read_dataset(content, pixels=False)
-        patient, issuer = (str(dataset.get(name) or "").strip() for name in ("PatientID", "IssuerOfPatientID"))
+        patient, issuer = call_within_limits(_read_patient, content)
     except Exception as error:  # pydicom raises almost any exception on damaged files
         raise UnreadableImageError(f"{format_path(path)}: {error}") from error
     if not patient:
@@ -144,11 +146,16 @@ def read_patient_pseudonym(path: ImageLocation, *, salt: str = "") -> str | None
     ]
 
 
+def _read_patient(content: bytes) -> tuple[str, str]:
+    dataset = _read_dataset(content, pixels=False)
+    patient, issuer = (str(dataset.get(name) or "").strip() for name in ("PatientID", "IssuerOfPatientID"))
+    return patient, issuer
+
+
 def _read_dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
     if importlib.util.find_spec("pydicom") is None:
         raise UnreadableImageError("a DICOM file, and pydicom is not installed: pip install 'pylorus[dicom]'")
-    if any(syntax in content[_HEADER] for syntax in _DEFLATED):
-        raise UnreadableImageError("a deflated DICOM file; convert it to another transfer syntax")
+    check_dicom(content)
     import pydicom
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it prints what we raise
@@ -211,6 +218,8 @@ def _check_claims(dataset: "Dataset", max_pixels: int) -> None:
     if not (1 if kind == PALETTE else 8) <= int(dataset.BitsStored) <= bits:
         raise UnreadableImageError(f"{dataset.BitsStored} bits stored in {bits}, expected 8 to {bits}")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if int(dataset.SamplesPerPixel) != (1 if kind in (*GREYS, PALETTE) else 3):
+        raise UnreadableImageError(f"damaged: {kind} with {format_count(int(dataset.SamplesPerPixel), 'channel')}")
     if min(rows, columns) < 1:
         raise UnreadableImageError(f"damaged: {columns} × {rows} pixels")
     if rows * columns > max_pixels:
@@ -237,8 +246,8 @@ def _check_pixel_data(dataset: "Dataset", content: bytes) -> None:
     frames = list(generate_frames(pixel_data, number_of_frames=1))
     if len(frames) != 1:
         raise UnreadableImageError(f"damaged: pixel data of {len(frames)} frames, expected 1")
-    if frames[0].startswith((b"\xff\xd8", b"\xff\x4f\xff\x51")):
-        _check_jpeg_frame(frames[0], (int(dataset.Columns), int(dataset.Rows)))
+    if dataset.file_meta.TransferSyntaxUID != RLE:
+        _check_jpeg_frame(frames[0], dataset)
 
 
 def _is_allowed_trailer(trailing: bytes, dataset: "Dataset") -> bool:
@@ -261,19 +270,30 @@ def _check_items(pixel_data: bytes) -> None:
         raise UnreadableImageError(f"damaged: {len(pixel_data)} bytes of compressed pixel data, expected {offset}")
 
 
-def _check_jpeg_frame(frame: bytes, expected_size: tuple[int, int]) -> None:
+def _check_jpeg_frame(frame: bytes, dataset: "Dataset") -> None:
+    """Check that a compressed frame has the size that the header claims: the decoder follows the frame."""
+    expected = int(dataset.Columns), int(dataset.Rows), int(dataset.SamplesPerPixel)
     check_container(frame)
-    if frame.startswith(b"\xff\x4f") and b"\xff\xd9" not in frame[-3:]:
-        raise UnreadableImageError("damaged: truncated: the end of the JPEG 2000 frame is missing")
-    try:
-        with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
-            size = image.size
-    except OSError:
-        return  # a JPEG variant that needs another plugin
-    if size != expected_size:
+    if frame.startswith(b"\xff\xd8"):
+        found = _read_jpeg_size(frame)
+    else:
+        found = read_jpeg2000_size(frame)
+        if b"\xff\xd9" not in frame[-3:]:
+            raise UnreadableImageError("damaged: truncated: the end of the JPEG 2000 frame is missing")
+    if found is not None and found[:2] != expected[:2]:
         raise UnreadableImageError(
-            f"damaged: a frame of {size[0]} × {size[1]} pixels, expected {expected_size[0]} × {expected_size[1]}"
+            f"damaged: a frame of {found[0]} × {found[1]} pixels, expected {expected[0]} × {expected[1]}"
         )
+    if found is not None and found[2] != expected[2]:
+        raise UnreadableImageError(f"damaged: a frame with {format_count(found[2], 'channel')}, expected {expected[2]}")
+
+
+def _read_jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
+    try:
+        with Image.open(io.BytesIO(frame), formats=("JPEG",)) as image:
+            return *image.size, len(image.getbands())
+    except OSError:
+        return None  # a JPEG variant that needs another plugin
 
 
 def _convert_to_rgb(pixels: Pixels, kind: str, dataset: "Dataset", policy: int) -> NDArray[np.uint8]:

@@ -61,6 +61,9 @@ SCHEMA = pa.schema(
     }
 )
 DIGESTS = tuple(field.name for field in SCHEMA if field.type == DIGEST)
+WORDS = [field.name for field in SCHEMA if field.type == WORD]
+COMPRESSION = {field.name: "none" if field.name == "thumbnail" else "zstd" for field in SCHEMA}
+"""Thumbnails take most of the time to read if they are compressed, and become smaller by a third only."""
 ENTRY = np.dtype([("path", "<u8", 2), ("size", "<i8"), ("times", "<i8", 2), ("inode", "<u8"), ("sha256", "u1", 32)])
 """One file of an earlier pass. Of its path, which may name a patient, only a hash is stored."""
 SETTLED_NS = 2_000_000_000
@@ -175,7 +178,7 @@ class FactTable(Sequence[Facts]):
             elif name in DIGESTS:
                 column[indices] = _convert_to_hexadecimal(rows[name])
             elif rows.schema.field(name).type == WORD:
-                column[indices] = rows[name].dictionary_encode().to_pandas().astype(object).to_numpy()
+                column[indices] = _convert_words(rows[name])
             else:
                 column[indices] = rows[name].to_numpy()
         self.thumbnails[indices] = _view_bytes(rows["thumbnail"], THUMBNAIL_SIDE * THUMBNAIL_SIDE).reshape(
@@ -256,7 +259,9 @@ class FactStore:
             is_found = positions.is_valid().to_numpy(zero_copy_only=False)
             for start in range(0, len(found := np.flatnonzero(is_found)), ROWS_PER_BATCH):
                 block = found[start : start + ROWS_PER_BATCH]
-                table.put_rows(indices[block], rows.take(positions.take(pa.array(block))))
+                chosen = positions.take(pa.array(block))
+                is_all = len(block) == len(rows) and np.array_equal(chosen.to_numpy(), np.arange(len(rows)))
+                table.put_rows(indices[block], rows if is_all else rows.take(chosen))
             indices, contents = indices[~is_found], contents[~is_found]
             if not len(indices):
                 break
@@ -285,7 +290,9 @@ class FactStore:
         try:
             create_private_folder(self.folder, levels=3)
             with write_atomically(self.folder / f"{secrets.token_hex(8)}.parquet") as temporary:
-                parquet.write_table(table, temporary, write_page_checksum=True, compression="zstd")
+                parquet.write_table(
+                    table, temporary, write_page_checksum=True, compression=COMPRESSION, use_dictionary=WORDS
+                )
         except OSError as error:
             # On a full or read-only disk, later runs lose time and nothing else.
             log.warning(
@@ -335,6 +342,12 @@ def _view_bytes(column: pa.ChunkedArray, width: int) -> NDArray[np.uint8]:
     array = column.combine_chunks()
     data = np.frombuffer(array.buffers()[1], dtype=np.uint8)
     return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+
+
+def _convert_words(column: pa.ChunkedArray) -> NDArray[np.object_]:
+    """Return texts, of which few are distinct, as an array in which equal ones are one object."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return np.array(encoded.dictionary.to_pylist(), dtype=object)[encoded.indices.to_numpy()]
 
 
 def _convert_to_hexadecimal(column: pa.ChunkedArray) -> NDArray[np.object_]:

@@ -62,6 +62,8 @@ MIN_THRESHOLD, MAX_THRESHOLD = 5.0, 20.0
 MAX_EDGE_POINTS = 400
 REACH, OUTER_REACH = 8, 4
 """Pixels of the working copy examined inside and outside of the region's contour, which lies where the edge ends."""
+_OFFSETS = np.arange(-REACH, OUTER_REACH + 1, dtype=np.float32)[:, None]
+_NUMBERS = np.arange(1, len(_OFFSETS) + 1, dtype=np.uint8)[:, None]
 MAX_EDGE_WIDTH = 5.0
 """Maximum width in pixels of the working copy over which an edge falls from 80 % to 20 %; shadows fall more slowly."""
 MIN_CONTRAST = 7
@@ -94,6 +96,8 @@ class WorkingCopy:
 def create_working_copy(image: RGB) -> WorkingCopy | None:
     """Create the working copy of a frame; None if its rim shows no flat colour, so that no ground surrounds a field.
 
+    A frame that is so long that its copy would have hardly any width has none either.
+
     Args:
         image: RGB, uint8 of shape (height, width, 3).
     """
@@ -102,6 +106,8 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
     height, width = image.shape[:2]
     scale = min(1.0, WORKING_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
+    if min(size) < 4 * RIM:
+        return None
     # Area averaging takes seven times as long; the median filter removes the noise that it would remove.
     small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if scale < 1 else image.copy()
     small[:RIM], small[-RIM:] = small[RIM], small[-RIM - 1]
@@ -154,17 +160,25 @@ def _find_flat_colours(pixels: Grey, *, least: float) -> list[NDArray[np.float32
         least: Minimum number of pixels of a colour.
     """
     colours: list[NDArray[np.float32]] = []
-    rest, misses = pixels.astype(np.int32), 0
-    while len(rest) >= least and len(colours) < MAX_COLOURS and misses < 4:
-        cells = (rest[:, 0] >> 2) * 4096 + (rest[:, 1] >> 2) * 64 + (rest[:, 2] >> 2)
-        colour = np.median(rest[cells == np.argmax(np.bincount(cells))], axis=0)
-        distance = np.abs(rest - colour).max(axis=1)
+    rest = np.ascontiguousarray(pixels.T, dtype=np.int32)
+    cells = (rest[0] >> 2) * 4096 + (rest[1] >> 2) * 64 + (rest[2] >> 2)
+    misses = 0
+    while rest.shape[1] >= least and len(colours) < MAX_COLOURS and misses < 4:
+        ordered = np.sort(cells)
+        starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+        commonest = ordered[starts[np.argmax(np.diff(starts, append=len(ordered)))]]
+        levels = np.sort(rest[:, cells == commonest], axis=1)
+        count = levels.shape[1]
+        colour = (levels[:, (count - 1) // 2] + levels[:, count // 2]) / 2  # the median
+        red, green, blue = np.abs(rest - colour[:, None])
+        distance = np.maximum(np.maximum(red, green), blue)
         same, similar = np.count_nonzero(distance <= 1.5), np.count_nonzero(distance <= 5)
         if same >= least and (same >= 0.66 * similar or (same >= 0.4 * similar and same >= 6 * least)):
             colours.append(np.asarray(colour, dtype=np.float32))
         else:
             misses += 1
-        rest = rest[distance > 5]
+        is_other = distance > 5
+        rest, cells = rest[:, is_other], cells[is_other]
     return colours
 
 
@@ -172,7 +186,7 @@ def _fills_areas(smooth: RGB, colour: NDArray[np.float32]) -> bool:
     """Whether a colour fills areas, as ground does; the pixels of a shade of mucosa form narrow bands."""
     import cv2
 
-    low, high = (np.clip(colour + offset, 0, 255).tolist() for offset in (-3, 3))
+    low, high = ([min(255.0, max(0.0, level + offset)) for level in colour.tolist()] for offset in (-3, 3))
     same = cv2.inRange(smooth, tuple(low), tuple(high))
     core = cv2.erode(same, np.ones((5, 5), np.uint8))
     return cv2.countNonZero(core) >= MIN_CORE * cv2.countNonZero(same)
@@ -200,7 +214,13 @@ def _measure_difference(small: RGB, colours: list[NDArray[np.float32]]) -> Grey:
 
 def _measure_noise(difference: Grey, smooth_difference: Grey) -> float:
     """Return the threshold of what is not ground: above the noise of the pixels that are ground for certain."""
-    noise = np.percentile(difference[smooth_difference <= 1], 98) if (smooth_difference <= 1).any() else 0.0
+    ground = difference[smooth_difference <= 1]
+    if not len(ground):
+        return MIN_THRESHOLD
+    totals = np.cumsum(np.bincount(ground, minlength=256))
+    position = 0.98 * (len(ground) - 1)  # of the 98th percentile among the sorted values
+    below, above = np.searchsorted(totals, [int(position), min(int(position) + 1, len(ground) - 1)], side="right")
+    noise = below + (above - below) * (position - int(position))
     return float(min(MAX_THRESHOLD, max(MIN_THRESHOLD, 2.0 * noise + 1)))
 
 
@@ -244,32 +264,39 @@ def find_edge(copy: WorkingCopy) -> tuple[Plane, Plane]:
     """
     import cv2
 
-    contour = copy.region[:: 1 + len(copy.region) // MAX_EDGE_POINTS].astype(np.float32)
-    if len(contour) < MIN_POINTS:
+    contour = copy.region[:: 1 + len(copy.region) // MAX_EDGE_POINTS].T.astype(np.float32)
+    if contour.shape[1] < MIN_POINTS:
         return np.empty((0, 2)), np.empty((0, 2))
-    ahead, behind = np.roll(contour, -2, axis=0), np.roll(contour, 2, axis=0)
-    normals = (ahead - behind)[:, ::-1] * np.array([1, -1], dtype=np.float32)
-    normals /= np.maximum(np.hypot(normals[:, :1], normals[:, 1:]), 1e-6)
-    if ((contour - contour.mean(axis=0)) * normals).sum() < 0:
+    closed = np.concatenate([contour[:, -2:], contour, contour[:, :2]], axis=1)
+    along_x, along_y = closed[:, 4:] - closed[:, :-4]
+    normals = np.stack([along_y, -along_x])
+    normals /= np.maximum(np.hypot(along_y, along_x), 1e-6)
+    if ((contour - contour.mean(axis=1, keepdims=True)) * normals).sum() < 0:
         normals = -normals  # outwards
-    offsets = np.arange(-REACH, OUTER_REACH + 1, dtype=np.float32)
-    places = contour[:, None] + normals[:, None] * offsets[:, None]
     profiles = cv2.remap(
-        copy.difference, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+        copy.difference,
+        contour[0] + normals[0] * _OFFSETS,
+        contour[1] + normals[1] * _OFFSETS,
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
     ).astype(np.float32)
-    sharp, shift = _find_half_level(profiles, copy.threshold)
-    points = contour + normals * shift[:, None] + 0.5 - PAD
-    return np.asarray(points[sharp], dtype=np.float64), np.asarray(normals[sharp], dtype=np.float64)
+    is_sharp, shift = _find_half_level(profiles, copy.threshold)
+    points = contour[:, is_sharp] + normals[:, is_sharp] * shift[is_sharp] + 0.5 - PAD
+    return points.T, normals[:, is_sharp].astype(np.float64).T
 
 
 def _find_half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
     """Find which profiles fall sharply to the ground, and where.
 
+    Args:
+        profiles: Differences from the ground, of shape (pixels of a profile, points).
+        threshold: Difference above which a pixel is not ground.
+
     Returns:
         Whether each profile is sharp, and where it crosses the level halfway between field and ground, in pixels
         from the profile's centre; each of shape (points,).
     """
-    inside, outside = profiles[:, : REACH - 4].mean(axis=1), profiles[:, -3:].min(axis=1)
+    inside, outside = profiles[: REACH - 4].mean(axis=0), profiles[-3:].min(axis=0)
     contrast = inside - outside
     high, half, low = (_find_last_crossing(profiles, outside + share * contrast) for share in (0.8, 0.5, 0.2))
     sharp = (low - high <= MAX_EDGE_WIDTH) & (contrast >= MIN_CONTRAST) & (outside <= threshold)
@@ -278,10 +305,11 @@ def _find_half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
 
 def _find_last_crossing(profiles: Plane, level: Plane) -> Plane:
     """Return where each profile falls below a level for the last time, in pixels from its centre."""
-    above = profiles >= level[:, None]
-    last = np.minimum(profiles.shape[1] - 1 - np.argmax(above[:, ::-1], axis=1), profiles.shape[1] - 2)
-    rows = np.arange(len(profiles))
-    high, low = profiles[rows, last], profiles[rows, last + 1]
+    is_above = profiles >= level
+    last = (is_above * _NUMBERS).max(axis=0).astype(np.int64) - 1  # -1 if none is above
+    last = np.where(last < 0, len(profiles) - 2, np.minimum(last, len(profiles) - 2))
+    columns = np.arange(profiles.shape[1])
+    high, low = profiles[last, columns], profiles[last + 1, columns]
     fraction = (high - level) / np.maximum(high - low, 1)
     return np.asarray(last + np.clip(fraction, 0, 1) - REACH)
 

@@ -9,6 +9,7 @@ scored on all of them, and the best passes through most points.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
 from itertools import product
 from typing import Protocol
 
@@ -26,6 +27,8 @@ Box = tuple[float, float, float, float]
 
 _SIDES = ("left", "top", "right", "bottom")
 _TURN = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
+"""256 points of the unit circle."""
 
 
 class Shape(Protocol):
@@ -72,12 +75,12 @@ class Disc:
 
     def compute_arc_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point from the ellipse, ignoring the box."""
-        relative_radius = np.hypot(*((points - self.centre) / self.radii).T)
-        return np.asarray((relative_radius - 1) * np.mean(self.radii))
+        (x, y), (centre_x, centre_y), (a, b) = points.T, self.centre, self.radii
+        return np.asarray((np.hypot((x - centre_x) / a, (y - centre_y) / b) - 1) * ((a + b) / 2))
 
     def get_polygon(self) -> Points:
         """Return the ellipse as 256 points."""
-        return np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1) * self.radii + self.centre
+        return np.asarray(_CIRCLE * self.radii + self.centre)
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,7 @@ class ChamferedBox:
         distance = compute_box_distance(points, self.box)
         for index, (width, height) in enumerate(self.corners):
             if width > 0 and height > 0:
-                across, down = transform_to_corner(points, self.box, index).T
-                beyond = (1 - across / width - down / height) / np.hypot(1 / width, 1 / height)
-                distance = np.maximum(distance, beyond)
+                distance = np.maximum(distance, compute_cut_distance(points, self.box, index, (width, height)))
         return distance
 
     def get_polygon(self) -> Points:
@@ -137,19 +138,18 @@ class RoundedBox:
 
     def compute_distance(self, points: Points) -> Distances:
         """Compute the signed distance of each point."""
-        left, top, right, bottom = self.box
-        centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
-        over = np.abs(points - centre) - half + self.radius
-        outside = np.hypot(*np.maximum(over, 0).T)
-        return np.asarray(outside + np.minimum(over.max(axis=1), 0) - self.radius)
+        (x, y), (left, top, right, bottom) = points.T, self.box
+        across = np.abs(x - (left + right) / 2) - (right - left) / 2 + self.radius
+        down = np.abs(y - (top + bottom) / 2) - (bottom - top) / 2 + self.radius
+        outside = np.hypot(np.maximum(across, 0), np.maximum(down, 0))
+        return np.asarray(outside + np.minimum(np.maximum(across, down), 0) - self.radius)
 
     def get_polygon(self) -> Points:
         """Return its four arcs as 256 points."""
         left, top, right, bottom = self.box
         centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
-        circle = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
         inner = np.maximum(half - self.radius, 0)
-        return np.asarray(circle * self.radius + np.where(circle >= 0, inner, -inner) + centre)
+        return np.asarray(_CIRCLE * self.radius + np.where(_CIRCLE >= 0, inner, -inner) + centre)
 
 
 def compute_box_distance(points: Points, box: Box) -> Distances:
@@ -162,11 +162,20 @@ def compute_box_distance(points: Points, box: Box) -> Distances:
 
 def transform_to_corner(points: Points, box: Box, index: int) -> Points:
     """Convert points to distances from a corner of a box: inwards across and down; 0 to 3 clockwise from top left."""
+    return np.stack(_measure_from_corner(points, box, index), axis=1)
+
+
+def _measure_from_corner(points: Points, box: Box, index: int) -> tuple[Distances, Distances]:
     left, top, right, bottom = box
     x, y = points.T
-    across = x - left if index in (0, 3) else right - x
-    down = y - top if index in (0, 1) else bottom - y
-    return np.stack([across, down], axis=1)
+    return x - left if index in (0, 3) else right - x, y - top if index in (0, 1) else bottom - y
+
+
+def compute_cut_distance(points: Points, box: Box, index: int, corner: Corner) -> Distances:
+    """Compute the signed distance of each point from the line of a cut corner of a box, negative inside."""
+    across, down = _measure_from_corner(points, box, index)
+    width, height = corner
+    return np.asarray((1 - across / width - down / height) / np.hypot(1 / width, 1 / height))
 
 
 _SHIFT = 4
@@ -212,13 +221,14 @@ def build_full_field(image: Pixels, reason: str, *, support: float = 0.0, is_cle
 
 def scale_to_frame(image: Pixels, shape: Shape, support: float, *, working_side: int) -> FieldOfView:
     """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
+    import cv2
+
     height, width = image.shape[:2]
     scale = min(1.0, working_side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     mask = draw_mask(shape, scale=(width / size[0], height / size[1]), size=(width, height))
-    rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
-    top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
-    left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
+    left, top, box_width, box_height = cv2.boundingRect(mask.view(np.uint8))
+    right, bottom = left + box_width, top + box_height
     box_mask = np.ascontiguousarray(mask[top:bottom, left:right])
     reason = f"{shape.name}: {format_percent(support, digits=0)} % of its border is visible"
     return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)
@@ -254,10 +264,13 @@ MIN_AGREEMENT = 0.6
 """Minimum proportion of the slanted points at a corner that must agree on its cut; otherwise something hides it."""
 MIN_VISIBLE_CORNER = 0.4
 """Minimum proportion of a cut corner's length that points show."""
+_RADII = np.linspace(0.02, 0.5, 49)
+"""Radii of round corners that are tried, as proportions of the box's shorter side."""
 _FACING = 0.9
 """Cosine of the largest angle between the normal of a point on a side and that of the side."""
 _SLANTS = np.deg2rad(np.arange(28.0, 63.0, 2.5))
 """Angles of a cut corner's normal that are tried."""
+_SLANTED_NORMALS = np.stack([np.cos(_SLANTS), np.sin(_SLANTS)])
 
 
 def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> list[Shape]:
@@ -294,7 +307,11 @@ def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> lis
 
 def count_border_points(shape: Shape, points: Points) -> int:
     """Count the points that lie on a shape's border."""
-    return int(np.count_nonzero(np.abs(shape.compute_distance(points)) < TOLERANCE))
+    return _count_near(shape.compute_distance(points))
+
+
+def _count_near(distance: Distances) -> int:
+    return int(np.count_nonzero(np.abs(distance) < TOLERANCE))
 
 
 def _convert_box(values: NDArray[np.floating]) -> Box:
@@ -302,10 +319,17 @@ def _convert_box(values: NDArray[np.floating]) -> Box:
     return left, top, right, bottom
 
 
+def _compute_median(values: Distances) -> float:
+    """Compute a median; NumPy's own takes several times as long for a few hundred values."""
+    ordered = np.sort(values)
+    return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
+
+
 def _find_side_lines(points: Points, normals: Points, side: int, *, bound: float) -> list[float]:
     """Return up to three coordinates that points facing a side share, the commonest first; the bound if none."""
-    axis, sign = side % 2, -1 if side < 2 else 1
-    values = points[sign * normals[:, axis] > _FACING, axis]
+    axis = side % 2
+    is_facing = normals[:, axis] < -_FACING if side < 2 else normals[:, axis] > _FACING
+    values = points[:, axis][is_facing]
     lines: list[float] = []
     while len(values) >= MIN_SIDE_POINTS and len(lines) < 3:
         lowest = float(values.min()) - 1
@@ -314,7 +338,7 @@ def _find_side_lines(points: Points, normals: Points, side: int, *, bound: float
         near = values[np.abs(values - peak) <= 1.5]
         if len(near) < MIN_SIDE_POINTS:
             break
-        position = float(np.median(near))
+        position = _compute_median(near)
         lines.append(float(bound) if abs(position - bound) <= SNAP else position)
         values = values[np.abs(values - position) > 3 * TOLERANCE]
     return lines or [float(bound)]
@@ -322,21 +346,30 @@ def _find_side_lines(points: Points, normals: Points, side: int, *, bound: float
 
 def _fit_cut_boxes(points: Points, normals: Points, box: Box) -> list[ChamferedBox]:
     """Fit the box's cut corners: those that the points show; a hidden corner is cut like its neighbours."""
-    spacing = float(np.median(np.hypot(*np.diff(points, axis=0).T)))
+    (x, y), whole = points.T, compute_box_distance(points, box)
+    spacing = _compute_median(np.hypot(np.diff(x), np.diff(y)))
     lines = [_fit_corner(points, normals, box, index, spacing=spacing) for index in range(4)]
     corners = [line[0] if line is not None and line[1] >= MIN_AGREEMENT else None for line in lines]
     largest = max((corner for corner in corners if corner is not None), default=(0.0, 0.0))
     for index, corner in enumerate(corners):
-        if corner is None and _is_right_angle(transform_to_corner(points, box, index), largest):
+        if corner is None and _is_right_angle(points, box, index, largest):
             corners[index] = (0.0, 0.0)
     for index in [index for index, corner in enumerate(corners) if corner is None]:  # text or an inset hides it
         neighbours = (corners[3 - index], corners[index ^ 1], corners[index ^ 2])
         line = lines[index]
         corners[index] = next((other for other in neighbours if other is not None), None if line is None else line[0])
-    for index in range(4):  # a reflection in the lumen may look like a cut although points lie on the sides
-        others = [None if other == index else corner for other, corner in enumerate(corners)]
-        square, cut = build_cut_box(box, others), build_cut_box(box, corners)
-        if count_border_points(square, points) > count_border_points(cut, points) + MIN_CORNER_POINTS:
+    cuts = {
+        index: compute_cut_distance(points, box, index, corner)
+        for index, corner in enumerate(corners)
+        if corner is not None and corner != (0.0, 0.0)
+    }
+    for index, cut in list(
+        cuts.items()
+    ):  # a reflection in the lumen may look like a cut although points lie on the sides
+        others = [distance for other, distance in cuts.items() if other != index]
+        square = reduce(np.maximum, others, whole)
+        if _count_near(square) > _count_near(np.maximum(square, cut)) + MIN_CORNER_POINTS:
+            del cuts[index]
             corners[index] = None
     return [build_cut_box(box, variant) for variant in _complete_corners(corners)]
 
@@ -359,13 +392,15 @@ def build_cut_box(box: Box, corners: list[Corner | None]) -> ChamferedBox:
     return ChamferedBox(box, (top_left, top_right, bottom_right, bottom_left))
 
 
-def _is_right_angle(points: Points, corner: Corner) -> bool:
+def _is_right_angle(points: Points, box: Box, index: int, corner: Corner) -> bool:
     """Whether the points lie on the box's own sides where a corner of the given size would have been cut off."""
     if corner == (0.0, 0.0):
         return True
-    within = points[((points / corner).sum(axis=1) < 0.8) & (points > -2 * np.array(corner)).all(axis=1)]
-    on_sides = int(np.count_nonzero(np.abs(within.min(axis=1)) < TOLERANCE)) if len(within) else 0
-    return on_sides >= max(MIN_CORNER_POINTS, MIN_AGREEMENT * len(within))
+    (across, down), (width, height) = _measure_from_corner(points, box, index), corner
+    is_within = (across / width + down / height < 0.8) & (across > -2 * width) & (down > -2 * height)
+    count = np.count_nonzero(is_within)
+    on_sides = _count_near(np.minimum(across[is_within], down[is_within]))
+    return on_sides >= max(MIN_CORNER_POINTS, MIN_AGREEMENT * count)
 
 
 def _fit_corner(
@@ -376,14 +411,15 @@ def _fit_corner(
     Returns:
         The corner, and the proportion of the slanted points near it that lie on the line; None if there is no line.
     """
-    size = np.array([box[2] - box[0], box[3] - box[1]])
-    near = transform_to_corner(points, box, index)
-    outwards = normals * ((-1, -1), (1, -1), (1, 1), (-1, 1))[index]
-    is_near = (near > -TOLERANCE).all(axis=1) & (near < 0.55 * size).all(axis=1) & (outwards > 0.3).all(axis=1)
-    near = near[is_near]
+    across, down = _measure_from_corner(points, box, index)
+    is_near = (across > -TOLERANCE) & (across < 0.55 * (box[2] - box[0]))
+    is_near &= (down > -TOLERANCE) & (down < 0.55 * (box[3] - box[1]))
+    is_near &= normals[:, 0] < -0.3 if index in (0, 3) else normals[:, 0] > 0.3
+    is_near &= normals[:, 1] < -0.3 if index in (0, 1) else normals[:, 1] > 0.3
+    near = np.stack([across[is_near], down[is_near]], axis=1)
     if len(near) < MIN_CORNER_POINTS:
         return None
-    levels = near @ np.stack([np.cos(_SLANTS), np.sin(_SLANTS)])  # a line a u + b v = level for each slant
+    levels = near @ _SLANTED_NORMALS  # a line a u + b v = level for each slant
     cells = np.maximum(0, levels + 4 * TOLERANCE).astype(np.int64)
     width = int(cells.max()) + 3
     counts = np.bincount((cells + np.arange(len(_SLANTS)) * width).ravel(), minlength=len(_SLANTS) * width)
@@ -411,33 +447,37 @@ def _fit_line(points: Points) -> Corner | None:
 
 def _fit_rounded_box(points: Points, box: Box) -> RoundedBox:
     """Fit the corner radius with which the box passes through most points."""
-    low, high = np.array(box[:2]), np.array(box[2:])
-    radii = np.linspace(0.02, 0.5, 49) * float((high - low).min())
-    over = np.abs(points[::3] - (low + high) / 2) - (high - low) / 2 + radii[:, None, None]
-    across, down = over[..., 0], over[..., 1]
+    (x, y), (left, top, right, bottom) = points[::3].T, box
+    radii = (_RADII * min(right - left, bottom - top))[:, None]
+    across = np.abs(x - (left + right) / 2) - (right - left) / 2 + radii
+    down = np.abs(y - (top + bottom) / 2) - (bottom - top) / 2 + radii
     outside = np.hypot(np.maximum(across, 0), np.maximum(down, 0))
-    errors = np.abs(outside + np.minimum(np.maximum(across, down), 0) - radii[:, None])
+    errors = np.abs(outside + np.minimum(np.maximum(across, down), 0) - radii)
     # Several radii may pass through equally many points, so closer points score higher.
     best = int(np.argmax(np.maximum(0, 1 - errors / TOLERANCE).sum(axis=1)))
-    return RoundedBox(box, float(radii[best]))
+    return RoundedBox(box, float(radii[best, 0]))
 
 
 def _fit_disc(points: Points, lines: list[list[float]], size: tuple[int, int]) -> Disc | None:
     """Fit the circle through most points, cut by those straight sides that lie inside it and are visible."""
-    at_border = np.minimum(points, np.array(size) - points).min(axis=1) < SNAP
-    circle = _find_circle(points[~at_border]) if np.count_nonzero(~at_border) >= MIN_SIDE_POINTS else None
+    x, y = points.T
+    is_inner = np.minimum(np.minimum(x, size[0] - x), np.minimum(y, size[1] - y)) >= SNAP
+    inner = points[is_inner]
+    circle = _find_circle(inner) if len(inner) >= MIN_SIDE_POINTS else None
     if circle is None:
         return None
-    disc = _fit_ellipse(circle, points[~at_border])
+    disc = _fit_ellipse(circle, inner)
+    arc_distance = disc.compute_arc_distance(points)
+    is_inside, count = arc_distance < -TOLERANCE, _count_near(arc_distance)
     for side, positions in enumerate(lines):
         for position in positions:
-            cut_disc = replace(disc, box=replace_side(disc.box, side, position))
-            on_side = np.abs(points[:, side % 2] - position) < TOLERANCE
-            on_side &= disc.compute_arc_distance(points) < -TOLERANCE
-            if np.count_nonzero(on_side) >= MIN_SIDE_POINTS and count_border_points(
-                cut_disc, points
-            ) > count_border_points(disc, points):
-                disc = cut_disc
+            on_side = np.count_nonzero((np.abs(points[:, side % 2] - position) < TOLERANCE) & is_inside)
+            if on_side < MIN_SIDE_POINTS:
+                continue
+            box = replace_side(disc.box, side, position)
+            cut_count = _count_near(np.maximum(arc_distance, compute_box_distance(points, box)))
+            if cut_count > count:
+                disc, count = replace(disc, box=box), cut_count
     return disc
 
 
@@ -449,8 +489,7 @@ def replace_side(box: Box, side: int, position: float) -> Box:
 
 def _find_circle(points: Points) -> Disc | None:
     """Find the circle through most points among circles through three random points each."""
-    generator = np.random.default_rng(0)  # fixed, so that the result is deterministic
-    picks = generator.integers(0, len(points), (PROPOSALS, 3))
+    picks = _draw_triples(len(points))
     start, second, third = points[picks[:, 0]], points[picks[:, 1]], points[picks[:, 2]]
     (bx, by), (cx, cy) = (second - start).T, (third - start).T
     twice = 2 * (bx * cy - by * cx)
@@ -472,6 +511,12 @@ def _find_circle(points: Points) -> Disc | None:
     return Disc(unbounded, (float(centre[0]), float(centre[1])), (radius, radius))
 
 
+@lru_cache(maxsize=512)
+def _draw_triples(count: int) -> NDArray[np.int64]:
+    """Draw triples of points among `count`, with a fixed seed, so that the result is deterministic."""
+    return np.random.default_rng(0).integers(0, count, (PROPOSALS, 3))
+
+
 def _fit_ellipse(disc: Disc, points: Points) -> Disc:
     """Refine a circle to the axis-aligned ellipse of least squares through the points on it.
 
@@ -481,7 +526,7 @@ def _fit_ellipse(disc: Disc, points: Points) -> Disc:
         x, y = (points[np.abs(disc.compute_arc_distance(points)) < 1.5 * TOLERANCE] - disc.centre).T
         if len(x) < MIN_SIDE_POINTS:
             return disc
-        scale = np.mean(disc.radii)
+        scale = (disc.radii[0] + disc.radii[1]) / 2
         x, y = x / scale, y / scale
         terms = np.stack([x * x, y * y, x, y], axis=1)
         a, b, c, d = np.linalg.lstsq(terms, np.ones(len(x)), rcond=None)[0]

@@ -229,6 +229,9 @@ def _read_new_files(
             reader.images.save(list(prepared), list(prepared.values()))
         fresh.clear()
 
+    def report_failure(_: int, reason: str) -> tuple[Facts | str, RGB | None]:
+        return Facts("", problem=reason), None
+
     quiet = not sys.stderr.isatty() or not len(indices)
     numbers = [int(index) for index in indices]
     with (
@@ -238,9 +241,8 @@ def _read_new_files(
         if cache is not None:
             at_end.callback(cache.close)  # also if interrupted: what was computed is saved
         at_end.callback(pass_on)
-        for index, (facts, image) in zip(
-            numbers, map_items(reader, numbers, name=reader.paths.__getitem__), strict=True
-        ):
+        results = map_items(reader, numbers, name=reader.paths.__getitem__, on_failure=report_failure)
+        for index, (facts, image) in zip(numbers, results, strict=True):
             bar.update()
             if isinstance(facts, str):
                 pending[index] = facts

@@ -18,8 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pylorus.data.files import FORMATS, RGB
+from pylorus.core.errors import UnreadableImageError
+from pylorus.core.limited_process import call_within_limits
+from pylorus.data.decode import MAX_PIXELS
+from pylorus.data.files import FORMATS, HEAD_BYTES, RGB, identify_format
 from pylorus.data.overlays import Overlays, find_overlays
+from pylorus.data.structure import check_header, is_tiff
 
 FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
@@ -83,14 +87,25 @@ class Metadata:
 def read_metadata(content: bytes) -> Metadata:
     """Read the header of a file, not its pixels. If it can't be read, the result is empty; the decoder says why."""
     try:
+        return call_within_limits(_read_metadata_here, content)
+    except UnreadableImageError:
+        return Metadata(format=name if (name := identify_format(content[:HEAD_BYTES])) in FORMATS else "")
+
+
+def _read_metadata_here(content: bytes) -> Metadata:
+    if content[128:132] == b"DICM":
+        return Metadata()
+    check_header(content)
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return Metadata(image.format or "", image.mode)
                 orientation, personal = _read_exif(image)
                 return Metadata(image.format or "", image.mode, orientation, personal)
     except Exception:  # Pillow raises almost any exception on a damaged header
-        is_deep_tiff = content[:4] in (b"II*\0", b"MM\0*")
-        return Metadata(format="TIFF", mode="16 bits") if is_deep_tiff else Metadata()
+        return Metadata(format="TIFF", mode="16 bits") if is_tiff(content) else Metadata()
 
 
 def _read_exif(image: Image.Image) -> tuple[int, tuple[str, ...]]:
@@ -318,27 +333,15 @@ def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window
         window: The part of the first that the second may show.
     """
     pair = np.stack([first, second])
-    filled, weight = _replace_black(pair), _compute_weight(pair)
+    weight = _compute_weight(pair)
+    filled = _replace_black(pair, weight)
     start = window.build_transform(first.shape[0])
     best = Alignment(-1.0)
     for template, moving, initial in ((1, 0, start), (0, 1, cv2.invertAffineTransform(start))):
-        found: Any = initial.astype(np.float32)
-        try:
-            for steps in FIRST_STEPS, FURTHER_STEPS:
-                correlation, found = cv2.findTransformECC(
-                    filled[template],
-                    filled[moving],
-                    found,
-                    cv2.MOTION_AFFINE,
-                    (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, steps, 1e-4),
-                    np.full(first.shape, 255, dtype=np.uint8),
-                    3,
-                )
-                if correlation < MIN_CORRELATION:
-                    break
-        except cv2.error:  # no convergence: the images have nothing in common
-            continue
-        if correlation < MIN_CORRELATION:
+        found, gates = _maximize_correlation(filled[template], filled[moving], initial.astype(np.float32))
+        if template and not gates:
+            break  # nor does the other direction match
+        if gates < len(ALIGNMENT_GATES):
             continue
         transform = np.asarray(found, dtype=np.float64)
         stretches = np.linalg.svd(transform[:, :2], compute_uv=False)
@@ -353,10 +356,33 @@ def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window
     return best
 
 
-FIRST_STEPS, FURTHER_STEPS, MIN_CORRELATION = 6, 44, 0.79
-"""Steps of an alignment, and the correlation that the first ones have to reach: most pairs are given up after them."""
+ALIGNMENT_GATES = ((2, 0.8), (6, 0.85), (42, 0.79))
+"""Steps of an alignment, and the correlation that must be reached with them: most pairs are given up after the first.
+
+Of 912 changed copies of photographs of blood cells and of drawn frames, none had less than 0.88 after the first ones
+and after the next. The correlation may fall again meanwhile.
+"""
 ALIGNED_LIKENESS = 0.95
 """Likeness from which the alignment is not tried in the other direction."""
+
+
+def _maximize_correlation(
+    template: NDArray[np.float32], moving: NDArray[np.float32], transform: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], int]:
+    """Return the affine map with which an image correlates best with a template, and how many gates were passed."""
+    everywhere = np.full(template.shape, 255, dtype=np.uint8)
+    for gate, (steps, least) in enumerate(ALIGNMENT_GATES):
+        criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, steps, 1e-4)
+        try:
+            correlation, found = cv2.findTransformECC(
+                template, moving, transform, cv2.MOTION_AFFINE, criteria, everywhere, 3
+            )
+        except cv2.error:  # no convergence: the images have nothing in common
+            return transform, gate
+        if correlation < least:
+            return transform, gate
+        transform = np.asarray(found, dtype=np.float32)
+    return transform, len(ALIGNMENT_GATES)
 
 
 def _compare_aligned(
@@ -404,9 +430,9 @@ def _compute_weight(thumbnails: Thumbnails) -> NDArray[np.float32]:
     )
 
 
-def _replace_black(thumbnails: Thumbnails) -> NDArray[np.float32]:
+def _replace_black(thumbnails: Thumbnails, weight: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Replace black by the mean of the visible pixels, without a hard edge that noise could shift."""
-    weight = _compute_weight(thumbnails)
+    weight = _compute_weight(thumbnails) if weight is None else weight
     mean = (weight * thumbnails).sum(axis=(1, 2)) / np.maximum(weight.sum(axis=(1, 2)), 1e-6)
     return np.asarray(mean[:, None, None] + weight * (thumbnails - mean[:, None, None]), dtype=np.float32)
 

@@ -30,7 +30,7 @@ from pylorus.config.schema import CacheConfig, Config, DataConfig
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, count_free_cores, get_threads, map_items
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
-from pylorus.data.decode import POLICY_VERSION, read_image, resize_image
+from pylorus.data.decode import POLICY_VERSION, decode_image, read_image, resize_image
 from pylorus.data.field_of_view import FINDER, crop_to_field, find_field
 from pylorus.data.field_shape import FieldOfView
 from pylorus.data.files import RGB, ImageLocation, Root
@@ -126,6 +126,16 @@ class InputFormat:
         # Data-loading workers already run in parallel; the main process would leave the other cores idle.
         compute = map if _is_in_worker() else get_threads(count_free_cores()).map
         return np.stack(list(compute(self.load_image, paths, sha256 or [None] * len(paths))))
+
+
+def prepare_upload(content: bytes, form: InputFormat, display: InputFormat | None) -> tuple[RGB, RGB | None]:
+    """Decode the content of a file and prepare it for the network and, in another format, for the page.
+
+    Raises:
+        UnreadableImageError: If it can't be decoded; the message says why.
+    """
+    image = decode_image(content, policy=form.policy)
+    return form.prepare_image(image), None if display is None else display.prepare_image(image)
 
 
 def describe_image_rules(data: DataConfig) -> dict[str, object]:

@@ -30,6 +30,7 @@ import pandas as pd
 
 from pylorus.core.errors import PylorusError, fold_name, format_name_list, format_suggestion, normalize_name
 from pylorus.core.formatting import format_count
+from pylorus.core.io import PARQUET_OPTIONS
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.catalog import NO_VALUE
 from pylorus.data.files import SUFFIXES
@@ -112,7 +113,9 @@ def _read_table(manifest: Path) -> pd.DataFrame:
     try:
         with manifest.open("rb") as file:
             is_parquet = suffix == ".parquet" or file.read(4) == b"PAR1"
-        table = pd.read_parquet(manifest) if is_parquet else _parse_text(manifest.read_bytes(), manifest)
+        table = (
+            pd.read_parquet(manifest, **PARQUET_OPTIONS) if is_parquet else _parse_text(manifest.read_bytes(), manifest)
+        )
     except (ValueError, OSError) as error:  # base classes of pandas' and pyarrow's errors
         raise PylorusError(f"{manifest}: can't be read as a table: {error}") from error
     as_text = table.astype(object).where(table.notna(), "").astype(str)

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
-from pylorus.core.io import write_atomically
+from pylorus.core.io import PARQUET_OPTIONS, write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.files import MAX_BYTES, SUFFIXES, ImageLocation, Member
 from pylorus.data.walk import is_left_by_system
@@ -285,7 +285,7 @@ def load_shard_index(shard: Shard, folder: Path) -> pd.DataFrame:
     """
     path = folder / f"{shard.identity}-{VERSION}.parquet"
     if path.exists():
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, **PARQUET_OPTIONS)
     try:
         with open_shard(shard) as file:
             table = _build_table(shard.name, file)

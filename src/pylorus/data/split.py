@@ -217,6 +217,8 @@ def _check_split_classes(table: pd.DataFrame, classes: Sequence[str], data: Data
 
 def _count_linked_groups(table: pd.DataFrame, catalog: Catalog) -> int:
     """Count and log the groups that copies link to others; warn if too many are linked for a balanced split."""
+    if table["bundle"].nunique() == table["group"].nunique():  # each bundle is one group
+        return 0
     units = table.groupby("bundle").agg(images=("group", "size"), groups=("group", "nunique"))
     linked = units[units["groups"] > 1]
     if linked.empty:

@@ -72,7 +72,14 @@ def format_better_sentence(
 
 
 def format_paired_sentence(
-    first: str, second: str, difference: Difference, *, index: str, images: int, level: float = 0.05
+    first: str,
+    second: str,
+    difference: Difference,
+    *,
+    index: str,
+    images: int,
+    level: float = 0.05,
+    in_points: bool = False,
 ) -> str:
     """State whether an index of two models differs on the same images.
 
@@ -83,14 +90,15 @@ def format_paired_sentence(
         index: Name of the index, such as "macro F1".
         images: Number of images.
         level: Significance level, in (0, 1); a difference is shown if p is below it.
+        in_points: Whether the index is given in % elsewhere, so that the difference is in percentage points.
 
     Raises:
         ValueError: If level is not in (0, 1).
 
     Example:
         >>> difference = Difference(value=0.018, low=-0.012, high=0.048, standard_error=0.015, p_value=0.24)
-        >>> print(format_paired_sentence("ResNet50", "VGG19", difference, index="macro F1", images=450))
-        ResNet50 and VGG19 are not shown to differ in macro F1 on these 450 images (+0.018, p = 0.24).
+        >>> print(format_paired_sentence("ResNet50", "VGG19", difference, index="AUROC of GC", images=450))
+        ResNet50 and VGG19 are not shown to differ in AUROC of GC on these 450 images (+0.018, p = 0.24).
     """
     _check_level(level)
     where = f"in {index} on these {format_count(images, 'image')}"
@@ -98,7 +106,8 @@ def format_paired_sentence(
         return f"It can't be determined whether {first} and {second} differ {where}."
     verdict = "differ" if difference.p_value < level else "are not shown to differ"
     p_value = format_p_value(difference.p_value, level=level)
-    return f"{first} and {second} {verdict} {where} ({format_number(difference.value, 3, signed=True)}, {p_value})."
+    amount = _format_difference(difference.value, in_points=in_points)
+    return f"{first} and {second} {verdict} {where} ({amount}, {p_value})."
 
 
 def format_unpaired_sentence(
@@ -109,6 +118,7 @@ def format_unpaired_sentence(
     index: str,
     images: tuple[int, int],
     confidence: float = 0.95,
+    in_points: bool = False,
 ) -> str:
     r"""State whether an index of two models that were tested on different images differs.
 
@@ -119,26 +129,32 @@ def format_unpaired_sentence(
         index: Name of the index, such as "accuracy".
         images: Number of test images of each model.
         confidence: Confidence of the interval, in (0, 1).
+        in_points: Whether the index is given in % elsewhere, so that the difference is in percentage points.
 
     Example:
         >>> difference = Estimate(value=0.018, low=-0.022, high=0.057)
         >>> sentence = format_unpaired_sentence(
-        ...     "Ours", "the published VGG19", difference, index="F1", images=(200, 450)
+        ...     "Ours", "the published VGG19", difference, index="F1", images=(200, 450), in_points=True
         ... )
         >>> print(sentence.replace(" (", "\n("))
         Ours and the published VGG19 are not shown to differ in F1, on 200 and 450 different images
-        (+0.018, 95 % interval −0.022 to +0.057).
+        (+1.8 points, 95 % interval −2.2 to +5.7).
     """
     where = f"in {index}, on {images[0]:,} and {images[1]:,} different images"
     if not difference.has_interval:
         return f"It can't be determined whether {first} and {second} differ {where}."
     excludes_zero = difference.low > 0 or difference.high < 0
     verdict = "differ" if excludes_zero else "are not shown to differ"
-    ends = (
-        f"{format_percent(confidence, digits=None)} % interval {format_number(difference.low, 3, signed=True)} to "
-        f"{format_number(difference.high, 3, signed=True)}"
-    )
-    return f"{first} and {second} {verdict} {where} ({format_number(difference.value, 3, signed=True)}, {ends})."
+    low, high = (_format_difference(end, in_points=in_points, unit="") for end in (difference.low, difference.high))
+    ends = f"{format_percent(confidence, digits=None)} % interval {low} to {high}"
+    amount = _format_difference(difference.value, in_points=in_points)
+    return f"{first} and {second} {verdict} {where} ({amount}, {ends})."
+
+
+def _format_difference(value: float, *, in_points: bool, unit: str = " points") -> str:
+    if in_points:
+        return f"{format_percent(value, signed=True)}{unit}"
+    return format_number(value, 3, signed=True)
 
 
 def format_guarantee_sentence(

@@ -4,13 +4,16 @@ Nothing here imports torch, so that help, error messages and composition are imm
 """
 
 import json
+import math
 import os
 import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from itertools import islice, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import hydra
@@ -25,20 +28,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pylorus.config.checks import (
     build_config,
-    check_ignored_keys,
-    format_error,
+    check_paths,
     format_help,
     load_config,
     save_config,
 )
 from pylorus.config.schema import CONF, EXTENSIBLE, Config
+from pylorus.config.unused_keys import (
+    DECISIVE_KEYS,
+    RULES,
+    check_used_keys,
+    find_unused_keys,
+    format_unused_keys,
+    read_overrides,
+)
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
-from pylorus.core.formatting import format_command, setup_terminal
+from pylorus.core.formatting import format_command, format_duration, setup_terminal
 from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
-from pylorus.core.storage import explain_disk_error, lock_folder
+from pylorus.core.limits import explain_limit, format_stop, reserve_cpu_time
+from pylorus.core.storage import explain_disk_error, explain_lock, lock_folder
+from pylorus.launch.corrections import explain_error
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
+    JobError,
     complete_launcher,
     count_job_gpus,
     explain_sweep_end,
@@ -63,8 +76,11 @@ CHANGEABLE_KEYS = (
     "trainer.nodes",
     "trainer.progress",
     "trainer.strategy",
+    "trainer.time_limit",
 )
 """Keys that may change when a run is resumed: its result stays the same, apart from the rounding of other devices."""
+MAX_JOBS_CHECKED = 64
+"""Jobs of a sweep that are composed before the first one starts, to see whether any uses each key."""
 INFERRED_KEYS = ("data.classes", "data.short_names", "data.root")  # a run fills them in if they are not given
 
 
@@ -110,7 +126,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
             del composed["hydra"]
         _start_or_resume(composed, context, run_folder, in_sweep=False, timeline=timeline)
     except (HydraException, OmegaConfBaseException) as error:
-        raise PylorusError(format_error(error)) from error
+        raise PylorusError(explain_error(error, overrides)) from error
     return run_folder
 
 
@@ -127,11 +143,13 @@ def check_resumable(folder: RunFolder) -> None:
             f"hydra.sweep.dir={folder.path}: it runs the missing jobs."
         )
     if not status:
-        raise PylorusError(f"resume: found no run in {folder.path}, expected a folder with status.json.")
+        runs = sorted((path.parent for path in Path("outputs").glob("*/*/status.json")), key=str)
+        hint = f" The last run here: {RESUME}{runs[-1]}" if runs else ""
+        raise PylorusError(f"resume: found no run in {folder.path}, expected a folder with status.json.{hint}")
     if status["state"] in ("starting", "running"):
         raise PylorusError(
-            f"resume: the run in {folder.path} is {status['state']} as process {status['pid']} on {status['host']}. "
-            "Wait until it ends, or stop it first."
+            "resume: "
+            + explain_lock(folder.path, "the run is {state} as process {pid} on {host}".format_map(status), status)
         )
     if not folder.config.is_file():
         words = [*status.get("overrides", []), *map(_format_search_path, filter(None, [status.get("searchpath")]))]
@@ -188,7 +206,7 @@ def _format_config_dir(folder: Path, overrides: list[str]) -> str:
     if any(override.startswith("hydra.searchpath=") for override in overrides):
         raise PylorusError(
             "config_dir: found hydra.searchpath among the overrides too, expected one of them. hydra.searchpath takes "
-            "several folders: hydra.searchpath=[DIR1,DIR2]."
+            "several folders: 'hydra.searchpath=[DIR1,DIR2]'."
         )
     return _format_search_path([f"file://{folder.expanduser().absolute()}"])
 
@@ -198,6 +216,7 @@ def _format_search_path(sources: list[str]) -> str:
 
 
 RESUME = "resume="
+_typed_words: list[str] = []  # the command line, for the corrected one that an error shows
 _failures: list[PylorusError] = []  # of a run that is not part of a sweep: `main` raises the first
 
 
@@ -205,6 +224,8 @@ class SweepFolder(Callback):
     """Record for `main` where the sweep's jobs are; Hydra calls this before the first job."""
 
     path: Path | None = None
+    jobs: int | None = None
+    """Number of jobs; None for a search, which decides as it goes."""
     _lock = ExitStack()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -216,14 +237,48 @@ class SweepFolder(Callback):
         _expand_folder(config.hydra.sweep)
         path = Path(config.hydra.sweep.dir).absolute()
         path.mkdir(parents=True, exist_ok=True)
-        message = f"{path}: another process is running a sweep in this folder. Wait until it ends, or stop it first."
         try:
-            SweepFolder._lock.enter_context(lock_folder(path, lambda: message))
+            SweepFolder._lock.enter_context(lock_folder(path, lambda: _explain_sweep_lock(path)))
         except PylorusError as error:  # Hydra would only warn of it
             print(f"\nerror: {error}", file=sys.stderr)
             sys.exit(1)
-        SweepFolder.path = path
+        SweepFolder.path, SweepFolder.jobs = path, _count_jobs(config)
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
+
+
+def _count_jobs(config: DictConfig) -> int | None:
+    """Return how many jobs Hydra's own sweeper makes of a command line; None for a search."""
+    if not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    sweeps = [override for override in parsed if override.is_sweep_override()]
+    if not all(override.is_discrete_sweep() for override in sweeps):
+        return None
+    return math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+
+
+def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
+    """Print which job of how many begins, and how long the others will take if they are like those before."""
+    jobs, seconds = SweepFolder.jobs, []
+    for path in folder.path.parent.glob("*/status.json"):
+        with suppress(OSError, PylorusError):  # a damaged one is reported at the end of the sweep
+            status = RunFolder(path.parent).read_status()
+            seconds += [float(status["seconds"])] if status.get("state") == "finished" and "seconds" in status else []
+    number = int(folder.path.name) + 1 if folder.path.name.isdigit() else len(seconds) + 1
+    words = [f"job {number}" if jobs is None else f"job {number} of {jobs}", format_command(overrides)]
+    if jobs is not None and seconds:
+        words.append(f"about {format_duration(fmean(seconds) * max(1, jobs - len(seconds)))} left")
+    print(f"\n{' | '.join(filter(None, words))}", flush=True)
+
+
+def _explain_sweep_lock(sweep: Path) -> str:
+    """Return the message for a locked sweep; the latest sign of life is that of its jobs."""
+    statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
+    latest = max(statuses, key=lambda status: str(status.get("heartbeat", "")), default={})
+    return explain_lock(sweep, "another process is running a sweep", latest)
 
 
 def _expand_folder(section: DictConfig) -> None:
@@ -262,11 +317,15 @@ def run_job(composed: DictConfig, context: Any) -> float | None:
     try:
         timeline = Timeline() if in_sweep else Timeline.from_process_start()
         _start_or_resume(composed, context, folder, in_sweep=in_sweep, timeline=timeline)
-    except PylorusError as error:
+    except Exception as error:
+        message = str(error) if isinstance(error, PylorusError) else _explain_system_error(error)
+        if message is None:
+            raise
+        failure = error if isinstance(error, PylorusError) else PylorusError(message)
         if not in_sweep:
-            _failures.append(error)  # if raised here, Hydra would print the command line again
-        elif folder.read_status().get("state") not in ("failed", "stopped"):
-            raise  # the folder belongs to another run, so its status does not report this error
+            _failures.append(failure)  # if raised here, Hydra would print the command line again
+        elif not isinstance(error, JobError):
+            raise failure from error  # the folder belongs to another run, so its status does not report this error
         return None
     if not in_sweep:
         return None
@@ -289,6 +348,7 @@ def _start_or_resume(
     if in_sweep and folder.read_status()["state"] == "finished":
         print(f"job {folder.path.name}: already finished")
     elif in_sweep:
+        _announce_job(folder, context.overrides.task)
         run_job_process(folder)  # it locks the folder itself
 
 
@@ -296,21 +356,32 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
     if folder.read_status() and folder.config.is_file():
         # The same command on the same folder: resume it.
         check_resumable(folder)
-        update_config(folder, build_config(composed))
-    else:
+        try:
+            update_config(folder, build_config(composed, folder=context.runtime.cwd))
+        except PylorusError:
+            if folder.has_trained:
+                raise
+            folder.delete_preparation()  # that run failed before it trained: the corrected command starts anew
+    if not folder.config.is_file():
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
-        with folder.set_starting(overrides, sweep=sweep, searchpath=_list_own_sources(context.runtime.config_sources)):
-            config = build_config(composed)
-            check_ignored_keys(config.data)
-            save_config(folder.config, config)
+        sources = _list_own_sources(context.runtime.config_sources)
+        try:
+            with folder.set_starting(overrides, sweep=sweep, searchpath=sources):
+                config = build_config(composed, folder=context.runtime.cwd)
+                check_used_keys(config, [] if in_sweep else overrides)  # `check_sweep` has checked the words of a sweep
+                check_paths(config)
+                save_config(folder.config, config)
+        except PylorusError as error:
+            raise JobError(str(error)) from error
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
     """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
     reading = start_reading(folder) if folder.read_status()["state"] != "finished" else None
     try:
-        import_training().run(folder, reading, timeline)
+        with folder.report_early_end():
+            import_training().run(folder, reading, timeline)
     finally:
         if reading is not None:
             reading.stop()
@@ -330,6 +401,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # make Hydra raise errors, so that we print them
     code = 0
     setup_terminal()
+    reserve_cpu_time()
     with handle_closed_pipe():
         try:
             code = _get_exit_code(_run_launched if is_launched() else _run_command_line)
@@ -356,16 +428,53 @@ def _run_command_line() -> int:
 
     resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
     words = [argument for argument in sys.argv[1:] if not argument.startswith(RESUME)]
-    sys.argv[1:] = check_overrides(complete_launcher(words))
+    _typed_words[:] = sys.argv[1:]
+    sys.argv[1:] = check_overrides(complete_launcher(words), resuming=bool(resumed_folders), typed=_typed_words)
     with handle_signals():
         if resumed_folders:
             overrides = get_args_parser().parse_args(sys.argv[1:]).overrides
             resume(RunFolder(resolve_path(resumed_folders[-1], argument="resume").absolute()), overrides)
         else:
+            _check_sweep(sys.argv[1:])
             _run_hydra_job()
     if _failures and SweepFolder.path is None:
         raise _failures[0]
     return 0
+
+
+def _check_sweep(arguments: list[str]) -> None:
+    """Check that some job of a sweep uses each key of its command line.
+
+    Raises:
+        PylorusError: If none does; the message names the key, and what to type instead.
+    """
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    options = get_args_parser().parse_args(arguments)
+    typed = read_overrides(options.overrides)
+    if not options.multirun or not any(re.fullmatch(rule.key, key) for rule in RULES for key in typed):
+        return
+    choices: list[list[str]] = []
+    for override in OverridesParser.create().parse_overrides(options.overrides):
+        if override.is_sweep_override():
+            values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+            is_decisive = override.key_or_group in DECISIVE_KEYS or override.key_or_group.startswith("stages.")
+            choices.append([f"{override.key_or_group}={value}" for value in values[: None if is_decisive else 1]])
+        else:
+            choices.append([str(override.input_line)])
+    unused: dict[str, str] | None = None
+    for words in islice(product(*filter(None, choices)), MAX_JOBS_CHECKED):
+        try:
+            source = [_format_config_dir(Path(options.config_dir), [])] if options.config_dir else []
+            reasons = find_unused_keys(_resolve_config([*words, *source]), typed)
+        except (PylorusError, HydraException, OmegaConfBaseException):
+            return  # the job will say so
+        unused = reasons if unused is None else {key: unused[key] for key in unused.keys() & reasons.keys()}
+        if not unused:
+            return
+    if unused:
+        raise PylorusError(format_unused_keys(unused, typed))
 
 
 def _report_sweep() -> int:
@@ -380,9 +489,8 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
     try:
         return run_command()
     except KeyboardInterrupt as stop:
-        suffix = f" by {stop}" if str(stop) not in ("", "SIGINT") else ""
         with suppress(OSError):  # a terminal that was closed
-            print(f"\ninterrupted{suffix}", file=sys.stderr)
+            print(f"\ninterrupted{format_stop(str(stop))}", file=sys.stderr)
             if SweepFolder.path is not None:
                 print(f"to resume: the same command with hydra.sweep.dir={SweepFolder.path}", file=sys.stderr)
         return INTERRUPTED
@@ -394,11 +502,15 @@ def _get_exit_code(run_command: Callable[[], int]) -> int:
         return 1
 
 
+def _explain_system_error(error: Exception) -> str | None:
+    return explain_disk_error(error) if isinstance(error, OSError) else explain_limit(error)
+
+
 def _explain_error(error: Exception) -> str | None:
     """Return the message of an error that users can fix, to be shown without a traceback; None for all others."""
     if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
-        return format_error(error)
-    message = explain_disk_error(error) if isinstance(error, OSError) else None
+        return explain_error(error, _typed_words)
+    message = _explain_system_error(error)
     if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
         message = explain_sweep_end(error, SweepFolder.path)
     return message

@@ -21,6 +21,8 @@ empty                           refused where a path is expected
 
 import re
 import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,61 +30,161 @@ from typing import Any, Literal
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException
 
-from pylorus.config.checks import check_key, is_free_form
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
+from pylorus.config.vocabulary import UnknownKeyError, check_key, check_value, is_free_form, translate_group_value
 from pylorus.core.errors import PylorusError, format_empty_value, format_path, format_suggestion
 from pylorus.core.io import iter_fields
+from pylorus.launch.corrections import (
+    OPTIONS_WITH_VALUE,
+    check_forms,
+    correct_value,
+    format_advice,
+    is_table,
+    list_stages,
+    replace_word,
+)
 from pylorus.launch.sweep import check_installed
 
 INPUT_PATHS = ("data.root", "data.manifest", "data.split_file", "model.weights")
 OUTPUT_PATHS = ("cache.folder", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 PATTERNS = ("data.group",)
 
-OPTIONS_WITH_VALUE = (
-    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
-    *("--experimental-rerun", "--info", "-i", "-sc", "--shell-completion"),
-)
-"""Options of Hydra whose value is the next word."""
 _OVERRIDE = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[^=~+]+)=(?P<value>.*)", re.DOTALL)
 _FUNCTION = re.compile(r"(choice|range|interval|tag|sort|shuffle|glob|int|float|str|bool)\(.*\)", re.DOTALL)
 _OPENING, _CLOSING = "([{", ")]}"
 
 
-def check_overrides(arguments: list[str]) -> list[str]:
+def check_overrides(arguments: list[str], *, resuming: bool = False, typed: Sequence[str] | None = None) -> list[str]:
     """Check a command line for unknown keys and files, and return it as Hydra has to see it.
 
-    Values are quoted where Hydra's parser would misread them; new keys of free-form parts (model.args) get their `+`.
-    Groups and files are looked up where Hydra will find them: in conf/, `--config-dir`, `hydra.searchpath` and plugins.
+    Values are quoted where Hydra's parser would misread them; new keys of free-form parts (model.args) get their `+`;
+    the kind of images follows from data.root and data.manifest unless `data=` names it. Groups and files are looked up
+    where Hydra will find them: in conf/, `--config-dir`, `hydra.searchpath` and plugins.
+
+    Args:
+        arguments: The words, without those that Hydra does not know (`resume=`).
+        resuming: Whether they change a run that exists, whose kind of images is known.
+        typed: All words as they were typed, for the command that a message shows; None: `arguments`.
 
     Raises:
-        PylorusError: Names the unknown key or file and suggests the nearest known one, or the value that can't be read.
+        PylorusError: Names every unknown key or file and value that can't be read, and shows the corrected command.
     """
     from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    typed = arguments if typed is None else typed
     for argument in arguments:
         _check_encoding(argument)
+    if not {"-sc", "--shell-completion"} & set(arguments):  # install=bash, or an unfinished command line
+        check_forms(typed)
     arguments = _move_options_first([_expand_option(argument) for argument in arguments])
     parsed = get_args_parser().parse_args(arguments)
-    if parsed.shell_completion:  # install=bash, or an unfinished command line
+    if parsed.shell_completion:
         return arguments
     parser = OverridesParser.create()
     in_sweep = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
-    quoted = {word: quote_override(parser, word, in_sweep=in_sweep) for word in parsed.overrides}
-    overrides = {
-        word: _parse_override(parser, quoted[word], before=parsed.overrides[index - 1] if index else "")
-        for index, word in enumerate(parsed.overrides)
-    }
+    quoted, overrides, problems = dict[str, str](), dict[str, Any](), _Problems(typed)
+    for index, word in enumerate(parsed.overrides):
+        with problems.collect(word):
+            quoted[word] = quote_override(parser, word, in_sweep=in_sweep)
+            overrides[word] = _parse_override(parser, quoted[word], before=parsed.overrides[index - 1] if index else "")
     files = _create_config_repository(parsed.config_path, parsed.config_dir, list(overrides.values()))
     extended = {
         name for name in EXTENSIBLE if any(each.key_or_group == f"{name}._target_" for each in overrides.values())
     }
     if len(files.get_sources()) > len(_create_config_repository(None, None, []).get_sources()):
         extended = set(EXTENSIBLE)  # the user's own files may name a `_target_`
-    return [
-        _check_override(quoted[argument], overrides[argument], files, extended) if argument in overrides else argument
-        for argument in arguments
-    ]
+    checked = dict[str, str]()
+    for word, override in overrides.items():
+        with problems.collect(word):
+            checked[word] = _check_override(quoted[word], override, files, extended, typed)
+    problems.raise_all()
+    words = [checked.get(argument, argument) for argument in arguments]
+    if resuming or parsed.config_name not in (None, "config"):
+        return words
+    return _infer_source(words, list(overrides.values()), files)
+
+
+class _Problems:
+    """The errors in the words of a command line: all of them are shown at once, with the corrected command."""
+
+    def __init__(self, typed: Sequence[str]) -> None:
+        self._typed = list(typed)
+        self._errors: list[PylorusError] = []
+        self._corrected = list(typed)
+
+    @contextmanager
+    def collect(self, word: str) -> Iterator[None]:
+        """Keep an error that is raised for a word, and correct the word in the command."""
+        try:
+            yield
+        except PylorusError as error:
+            self._errors.append(error)
+            if isinstance(error, UnknownKeyError) and error.words:
+                self._corrected = replace_word(self._corrected, word, error.words)
+            elif (corrected := correct_value(str(error), self._corrected)) is not None:
+                self._corrected = corrected
+
+    def raise_all(self) -> None:
+        """Raise one error with all messages, if there are any."""
+        if not self._errors:
+            return
+        text = "\n".join(dict.fromkeys(map(str, self._errors)))
+        advice = format_advice(self._corrected) if self._corrected != self._typed else ""
+        raise PylorusError(f"{text}{advice}") from self._errors[0]
+
+
+def _infer_source(words: list[str], overrides: Sequence[Any], files: Any) -> list[str]:
+    """Add the `data=` that data.root and data.manifest call for, unless the command line or an experiment has one."""
+    keys = {override.key_or_group for override in overrides}
+    if keys & {"data", "data.kind", "data._target_"} or not keys & {"data.root", "data.manifest"}:
+        return words
+    for override in overrides:
+        if override.key_or_group == "experiment" and _sets_source(files, str(override.value())):
+            return words
+    values = {
+        key: [str(value) for value in _list_values(override) if value is not None]
+        for override in overrides
+        if (key := override.key_or_group) in ("data.root", "data.manifest")
+    }
+    if values.get("data.manifest"):
+        return [*words, "data=manifest"] if all(map(_exists, values["data.manifest"])) else words
+    kinds = {guess_source(value) for value in values.get("data.root", [])}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind == "manifest":
+        words = [re.sub(r"^(\+*)data\.root=", r"\1data.manifest=", word) for word in words]
+    return words if kind is None else [*words, f"data={kind}"]
+
+
+def _sets_source(files: Any, experiment: str) -> bool:
+    """Return whether an experiment chooses a source of images other than the default."""
+    found = files.load_config(f"experiment/{experiment}")
+    return found is not None and any(
+        getattr(entry, "group", "").strip("/") == "data" and entry.value not in (None, "synthetic")
+        for entry in found.defaults_list
+    )
+
+
+def _list_values(override: Any) -> list[Any]:
+    value = override.value()
+    return list(value.list) if isinstance(value, ChoiceSweep) else [value]
+
+
+def guess_source(root: str) -> str | None:
+    """Return the `data=` for a data.root: its name or content says whether it is a folder, a table or shards.
+
+    Returns:
+        folders, manifest or shards; None if there is nothing with this name.
+    """
+    if "://" in root or (re.search(r"\{.*\}", root) and not _exists(root)):
+        return "shards"
+    if not _exists(root):
+        return None
+    path = Path(root).expanduser()
+    if path.is_file():
+        return "shards" if path.suffix == ".tar" else "manifest" if is_table(root) else None
+    has_shards = any(path.glob("*.tar")) and not any(child.is_dir() for child in path.iterdir())
+    return "shards" if has_shards else "folders"
 
 
 def _check_encoding(argument: str) -> None:
@@ -336,33 +438,62 @@ def _create_config_repository(config_path: str | None, config_dir: str | None, o
     return files
 
 
-def _check_override(argument: str, override: Any, files: Any, extended: set[str]) -> str:
+def _check_override(argument: str, override: Any, files: Any, extended: set[str], typed: Sequence[str]) -> str:
     key = override.key_or_group
     check_installed(argument)
     if key.startswith("hydra") and not files.group_exists(key):
         return argument
     if key in GROUPS or files.group_exists(key):
-        value = override.value()
-        choices = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
-        for option in [str(choice) for choice in choices if choice is not None]:
-            if not files.config_exists(f"{key}/{option}"):
-                options = sorted(set(files.get_group_options(key)))
-                raise PylorusError(
-                    f"{key}={option}: there is no {key}/{option}.yaml.{format_suggestion(option, options)}\n"
-                    f"Available: {', '.join(options)}. Your own files: --config-dir DIR, with DIR/{key}/{option}.yaml."
-                )
+        _check_group(key, override, files, typed)
         return argument
     section, _, name = key.partition(".")
     is_argument = section in extended and bool(name)
+    value = argument.partition("=")[2] if "=" in argument else None
     try:
-        check_key(key)
+        check_key(key, value=value, stages=list_stages(typed))
         is_argument = False
     except PylorusError:
         if not is_argument:
             raise
+    if value is not None and not override.is_sweep_override() and not is_argument and "${" not in value:
+        check_value(key, value)
     if override.is_add() and re.match(r"stages\.", key):
         raise PylorusError(f"{argument}: stages are added in a file of conf/stage, not here. Remove the +.")
     is_free_key = (is_argument or is_free_form(key)) and not (
         override.is_add() or override.is_force_add() or override.is_delete()
     )
     return f"++{argument}" if is_free_key else argument
+
+
+def _check_group(group: str, override: Any, files: Any, typed: Sequence[str]) -> None:
+    """Check that the files that an override selects from a group exist.
+
+    Raises:
+        UnknownKeyError: If not; suggests the nearest one, or the words for what is meant.
+    """
+    value = override.value()
+    if isinstance(value, list) and group in GROUPS and group not in ("callbacks", "experiment"):
+        text = ",".join(map(str, value))
+        words = [f"{group}={text}", *([] if "-m" in typed else ["-m"])]
+        raise UnknownKeyError(
+            f"{group}: found a list, expected one name; to sweep over them, leave out the brackets.", words
+        )
+    choices = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+    for option in [str(choice) for choice in choices if choice is not None]:
+        if files.config_exists(f"{group}/{option}"):
+            continue
+        options = sorted(set(files.get_group_options(group)))
+        suggestion, words = format_suggestion(option, options), list[str]()
+        if group == "data" and guess_source(option) is not None:
+            suggestion, words = f" Did you mean data.root={option}?", [f"data.root={option}"]
+        elif len(choices) == 1 and (not suggestion or group in GROUPS):
+            meant = translate_group_value(group, option)
+            if meant and (not suggestion or len(meant) == 1):
+                words, suggestion = meant, suggestion or f" Did you mean {' '.join(meant)}?"
+        message = (
+            f"{group}={option[:100]}: there is no {group}/{option[:100]}.yaml.{suggestion}\n"
+            f"Available: {', '.join(options)}. Your own files: --config-dir DIR, with DIR/{group}/{option[:100]}.yaml."
+        )
+        if words and f'"{words[0].partition("=")[2]}"' not in suggestion and 'Did you mean "' in suggestion:
+            words = []
+        raise UnknownKeyError(message, words)

@@ -37,12 +37,18 @@ from pylorus.runs.process import (
     STOP_SIGNALS,
     BackgroundTask,
     ForkedProcess,
+    end_after_parent,
     ensure_uninterrupted,
+    format_limit,
     pause_garbage_collection,
 )
 
 interrupted: list[Path] = []
 """Folders of this process's jobs that a signal ended: after that a launcher's worker starts no other job."""
+
+
+class JobError(PylorusError):
+    """A job of a sweep failed; its status says why, and the sweep continues."""
 
 
 def run_job_process(folder: RunFolder) -> None:
@@ -53,17 +59,19 @@ def run_job_process(folder: RunFolder) -> None:
 
     Raises:
         KeyboardInterrupt: If this process or the job received a signal.
-        PylorusError: If the job failed.
+        JobError: If the job failed or reached its time limit.
     """
-    with reserve_gpus(count_job_gpus(load_config(folder.config).trainer)) as gpus:
+    _end_worker_after_sweep()
+    trainer = load_config(folder.config).trainer
+    with reserve_gpus(count_job_gpus(trainer)) as gpus:
         job, reading = None, start_reading(folder) if _is_forking() else None
         try:
             if reading is not None:
                 prepare_jobs()
                 reading.wait()  # the job finds the images in the caches
-            # The job holds the locks too: it may outlive this process if that is killed.
-            job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: "1"}, gpus.locks)
-            code = job.wait()
+            # The job holds the locks too: if this process is killed, it ends a little later.
+            job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: str(os.getpid())}, gpus.locks)
+            code, is_over = _wait_for_job(job, trainer.time_limit)
         except BaseException:  # a signal, or a launcher that requeues its job
             interrupted.append(folder.path)
             if job is not None:
@@ -74,12 +82,60 @@ def run_job_process(folder: RunFolder) -> None:
         finally:
             if reading is not None:
                 reading.stop()
-    if code == INTERRUPTED:
-        interrupted.append(folder.path)
-        raise KeyboardInterrupt
-    if code not in (0, BROKEN_PIPE_CODE):
-        reason = folder.read_status().get("error", f"its process ended with exit code {code}")
-        raise PylorusError(f"the job in {folder.path} failed: {reason}")
+    _check_job_end(folder, code, f"{format_limit(trainer.time_limit)}, and the job hung" if is_over else None)
+
+
+def _wait_for_job(job: "subprocess.Popen[bytes] | ForkedProcess", minutes: float | None) -> tuple[int, bool]:
+    """Return a job's exit code, and whether it had to be ended: with a time limit, it should end by itself."""
+    if minutes is None:
+        return job.wait(), False
+    try:
+        return job.wait(timeout=60.0 * minutes + JOB_STOP_TIMEOUT), False
+    except subprocess.TimeoutExpired:
+        _stop_job(job)
+        return INTERRUPTED, True
+
+
+def _check_job_end(folder: RunFolder, code: int, limit: str | None) -> None:
+    """Write why a job ended into its status if the job could not, and raise the error that says so.
+
+    Args:
+        folder: The job's folder.
+        code: Its exit code.
+        limit: Why this process ended the job; None: it ended by itself.
+    """
+    status = folder.read_status()
+    if code in (0, BROKEN_PIPE_CODE):
+        return
+    if limit is None and code == INTERRUPTED:
+        limit = status.get("error") if status["state"] == "interrupted" else None
+        if limit is None:
+            interrupted.append(folder.path)
+            raise KeyboardInterrupt
+    elif status["state"] in ("starting", "running", "stopped"):
+        state = "failed" if limit is None else "interrupted"
+        status |= {"state": state, "error": limit or _explain_exit_code(code)}
+        write_json(folder.path / STATUS, status, sealed=True)
+    raise JobError(f"the job in {folder.path} {status['state']}: {status.get('error', _explain_exit_code(code))}")
+
+
+def _explain_exit_code(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    memory = ". Most often the machine ran out of memory (see dmesg)" if code == -signal.SIGKILL else ""
+    return f"its process was killed by {signal.Signals(-code).name}{memory}"
+
+
+SWEEP_PROCESS = "PYLORUS_SWEEP_PROCESS"
+"""The environment variable with the number of the sweep's process, by which a launcher's worker knows its parent."""
+
+
+@cache
+def _end_worker_after_sweep() -> None:
+    """Have a launcher's worker, of which this may be one, end when the sweep's process is gone."""
+    parent = os.getppid()
+    if os.environ.get(SWEEP_PROCESS) == str(parent):
+        end_after_parent(parent)
 
 
 def _start_job(
@@ -378,6 +434,7 @@ def setup_sweep_process(launcher: Any, sweep: Path, *, gpus_per_job: int = 0) ->
         sweep: The folder of the jobs.
         gpus_per_job: From `count_job_gpus`.
     """
+    os.environ[SWEEP_PROCESS] = str(os.getpid())
     at_once = count_concurrent_jobs(launcher, gpus_per_job=gpus_per_job)
     os.environ[PARALLEL_JOBS] = str(at_once)
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -427,7 +484,7 @@ def explain_sweep_end(error: Exception, sweep: Path) -> str | None:
         error: The error of a launcher, or of a sweeper without any result.
         sweep: The folder of the jobs.
     """
-    states = {path.parent.name: RunFolder(path.parent).read_status() for path in sorted(sweep.glob("*/status.json"))}
+    states = {path.parent.name: RunFolder(path.parent).find_status() for path in sorted(sweep.glob("*/status.json"))}
     advice = f"the same command with hydra.sweep.dir={sweep} runs the missing and failed jobs."
     reason = " ".join(str(error).split("\n----", maxsplit=1)[0].split()) or type(error).__name__
     if type(error).__module__.split(".")[0] in LAUNCHER_PACKAGES:
@@ -481,5 +538,5 @@ def _stop_jobs(sweep: Path) -> None:
 
 
 def _list_active_statuses(sweep: Path) -> list[dict[str, Any]]:
-    statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
+    statuses = [RunFolder(path.parent).find_status() for path in sweep.glob("*/status.json")]
     return [status for status in statuses if status["state"] in ("starting", "running")]

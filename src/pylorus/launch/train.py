@@ -41,6 +41,7 @@ from pylorus.core.distributed import (
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import setup_terminal
 from pylorus.core.io import handle_closed_pipe, read_json, write_json
+from pylorus.core.limits import explain_limit, format_kill, reserve_cpu_time
 from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.input_format import InputFormat, describe_image_rules, resolve_input_format, save_input_format
@@ -69,23 +70,33 @@ from pylorus.model.freeze import (
 from pylorus.model.metrics import build_metrics
 from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
-from pylorus.runs.console import detach_streams, open_run_log
+from pylorus.runs.console import detach_streams, open_run_log, print_results
 from pylorus.runs.folder import RunFolder, explain_choice
 from pylorus.runs.process import (
+    IN_SWEEP,
     OTHER,
     STOP_TIMEOUT,
     BackgroundTask,
     StopRequest,
     Timeline,
     check_environment,
+    end_after_parent,
     exit_process,
     handle_signals,
+    limit_time,
     restore_trainer_config,
 )
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
 from pylorus.training.faults import explain_faults
-from pylorus.training.stage import check_stages, check_user_parts, count_device_bytes, log_stage_table, run_stage
+from pylorus.training.stage import (
+    check_stages,
+    check_user_parts,
+    count_device_bytes,
+    find_problems,
+    log_stage_table,
+    run_stage,
+)
 from pylorus.training.trainer import Run, check_trainer_arguments
 
 FAILURE_PREFIX = ".failure-"
@@ -217,8 +228,8 @@ def _build_error(failures: list[ProcessFailure], count: int, folder: Path) -> Ba
         if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # SIGTERM is how the launch stops a process
             label = "a process" if failure.local_rank < 0 else f"process {failure.local_rank + 1} of {count}"
             return PylorusError(
-                f"{label} was killed by {signal.Signals(-failure.exitcode).name}. Most often the machine "
-                "ran out of memory (see dmesg): set a smaller trainer.batch_size or fewer trainer.devices.\n"
+                f"{label} {format_kill(failure.exitcode)}. Most often a smaller trainer.batch_size or fewer "
+                "trainer.devices help.\n"
                 f"Then resume: {TRAIN_COMMAND} resume={folder}"
             )
     messages: list[Any] = [failure.message for failure in failures]  # torch declares str; with an error file, a dict
@@ -263,6 +274,7 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
                 handle_signals() as stop,
                 open_run_log(folder.path),
                 folder.update_status(),
+                limit_time(config.trainer.time_limit, stop),
                 report_faults(),
             ):
                 for name in config.stages:
@@ -280,17 +292,12 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # The run is finished by now: a failing report does not change that.
             with timeline.measure("report"):
-                report = write_report([folder.path], parallel=True)
-            print(f"\nreport: {report}")
+                write_report([folder.path], parallel=True)
     if not is_finished:
         timeline.write(folder.speed)
         print(f"\n{timeline.format_line()}")
         timeline.begin("exit")
-    print(f"\nresults: {folder.path}")
-    shipped = folder.shipped
-    if shipped is not None:
-        choice = explain_choice(shipped, validated_on="test" if config.data.validation == "test" else "val")
-        print(f"model: {folder.path / 'model'} holds stage {shipped.name} ({choice})")
+    print_results(folder, validated_on="test" if config.data.validation == "test" else "val")
 
 
 @contextmanager
@@ -387,7 +394,13 @@ def train(
                 result = run_stage(plan, stage_run)
                 with timeline.measure("evaluation"):
                     metrics = build_metrics(config.metrics)
-                    log_stage_table(plan, result, validated_on=images.validation, metrics=metrics)
+                    log_stage_table(
+                        plan,
+                        result,
+                        validated_on=images.validation,
+                        metrics=metrics,
+                        problems=find_problems(plan, result, folder, config.loss),
+                    )
                 first_epoch += result.epochs
                 if processes.is_first:
                     with timeline.measure("bundle"):
@@ -482,15 +495,21 @@ def main() -> None:
         train_rank(folder, processes, train)
         return
     timeline, code = Timeline.from_process_start(), 0
+    reserve_cpu_time()
+    if IN_SWEEP in os.environ:
+        end_after_parent(int(os.environ[IN_SWEEP]))
     try:
         run_folder = RunFolder(Path(sys.argv[1]))
         with handle_closed_pipe(), run_folder.lock():
             run(run_folder, timeline=timeline)
-    except PylorusError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        code = 1
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception as error:
+        message = str(error) if isinstance(error, PylorusError) else explain_limit(error)
+        if message is None:
+            raise
+        print(f"\nerror: {message}", file=sys.stderr)
+        code = 1
     exit_process(code)
 
 

@@ -46,6 +46,11 @@ COUNT_WORDS = {3: "Three", 4: "Four", 5: "Five"}
 
 BANDS_NOTE = "Bands: pointwise 95 % confidence intervals that account for clustering of images within groups."
 
+MAX_BANDS = 3
+"""Maximum number of models whose intervals are drawn: more bands cover each other."""
+
+NO_BANDS_NOTE = f"No intervals are drawn, because those of more than {MAX_BANDS} models cover each other."
+
 SQUARE_WIDTH = 4.6
 """Width of a single-panel figure in inches."""
 
@@ -319,10 +324,10 @@ def plot_net_benefit(candidates: Sequence[Candidate], class_name: str) -> Drawin
             marker_slice = slice(number * 3, None, 16)
             line_options = get_line_style(number)
             handles += axes.plot(100 * curves[0].threshold, mean, markevery=marker_slice, **line_options)
-            if len(curves) == 1:
+            if len(curves) == 1 and len(candidates) <= MAX_BANDS:
                 steps, ends = 100 * curves[0].threshold, (curves[0].low, curves[0].high)
                 axes.fill_between(steps, *ends, color=line_options["color"], alpha=0.12, linewidth=0)
-        has_bands = any(len(candidate.results) == 1 for candidate in candidates)
+        has_bands = len(candidates) <= MAX_BANDS and any(len(candidate.results) == 1 for candidate in candidates)
         prevalence = float(np.mean([curve.prevalence for curve in all_curves]))
         treat_all = np.mean([curve.treat_all for curve in all_curves], axis=0)
         top = max(0.02, prevalence)
@@ -344,7 +349,7 @@ def plot_net_benefit(candidates: Sequence[Candidate], class_name: str) -> Drawin
             f"{format_percent(prevalence, digits=0)} %; it may differ in "
             "clinical practice.",
             f"Probabilities were calibrated on {format_validation_images([each.run for each in results])}.",
-            *((BANDS_NOTE,) if has_bands else ()),
+            *((BANDS_NOTE,) if has_bands else (NO_BANDS_NOTE,) if len(candidates) > MAX_BANDS else ()),
             *format_replicate_notes(candidates),
         ),
     )

@@ -1,6 +1,7 @@
-"""The worst errors, for a failure analysis: the misclassified test images on which the model was most confident.
+"""Images in a report: the worst errors, a sample of predictions, and training images as they are augmented.
 
-Reports that may show images get thumbnails of them and the heat maps that `pylorus explain` saved; no other part of the
+The worst errors are the misclassified test images on which the model was most confident; they are listed in any report.
+Only a report that may show images has thumbnails, with the heat maps that `pylorus explain` saved; no other part of the
 report reads images. They and all other parts are the items of sections, which are defined at the end.
 """
 
@@ -10,22 +11,29 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 from PIL import Image
 
+from pylorus.config.schema import AugmentConfig, StageConfig
 from pylorus.core.errors import PylorusError
+from pylorus.core.formatting import format_percent
 from pylorus.core.io import read_json
+from pylorus.data.augmentation import build_augmentation, resolve_augmentation
 from pylorus.data.decode import UnreadableImageError, decode_image, resize_image
 from pylorus.data.files import RGB
+from pylorus.data.input_format import InputFormat
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.captions import format_test_basis
 from pylorus.report.figure_style import Drawing
 from pylorus.report.results import Result
 from pylorus.report.table import Cell, Column, Number, Row, Table, create_text_columns
 from pylorus.runs.reading import SavedRun
+
+Node = TypeVar("Node")
 
 THUMBNAIL_SIDE = 160
 """Side length of a thumbnail in pixels."""
@@ -41,6 +49,10 @@ CHECK_FAILED = (
 
 MAX_MISTAKES = 12
 """Maximum number of errors shown."""
+MAX_SAMPLED = 24
+"""Maximum number of test images in the sample of predictions."""
+MAX_AUGMENTED, VARIANTS = 4, 4
+"""Maximum number of training images that are shown augmented, and how many variants of each."""
 
 
 @dataclass(frozen=True)
@@ -290,6 +302,97 @@ def _build_mistake_cells(result: Result, mistake: Misclassification, peers: int,
     return [*cells, mistake.missed_by] if peers > 1 else cells
 
 
+def build_mistake_pictures(
+    run: SavedRun, mistakes: Sequence[Misclassification], overlays: Mapping[str, str]
+) -> "Pictures":
+    """Build the thumbnails of misclassified images.
+
+    Args:
+        run: The run.
+        mistakes: From `find_worst_mistakes`.
+        overlays: Heat maps by image id, from `read_saved_maps`.
+    """
+    pictures = create_thumbnails(run, [mistake.sample for mistake in mistakes], overlays)
+    return Pictures(
+        tuple(
+            Picture(pictures[each.sample], each.sample, f"{each.true}, predicted as {each.predicted}")
+            for each in mistakes
+        )
+    )
+
+
+def build_prediction_pictures(result: Result) -> "Pictures":
+    """Build the thumbnails of a random sample of test images, as many of each class as possible, with the prediction.
+
+    The sample is the same for every model that was tested on these images.
+    """
+    predictions = result.test.predictions
+    order = np.argsort(predictions.sample)
+    shuffled = order[np.random.default_rng(0).permutation(len(order))]
+    each = max(1, MAX_SAMPLED // predictions.classes)
+    rows = [
+        int(row) for name in range(predictions.classes) for row in shuffled[predictions.true[shuffled] == name][:each]
+    ]
+    rows = rows[:MAX_SAMPLED]
+    thumbnails = create_thumbnails(result.run, [str(predictions.sample[row]) for row in rows])
+    pictures = []
+    for row in rows:
+        sample = str(predictions.sample[row])
+        true, predicted = (predictions.class_names[names[row]] for names in (predictions.true, predictions.predicted))
+        probability = format_percent(predictions.probabilities[row].max(), digits=0)
+        outcome = "correct" if true == predicted else f"wrong, {true} in truth"
+        pictures.append(
+            Picture(thumbnails[sample], f"{predicted} {probability} %", outcome, is_wrong=true != predicted)
+        )
+    return Pictures(tuple(pictures))
+
+
+def build_augmentation_pictures(run: SavedRun, *, stage: str) -> "Pictures | None":
+    """Build thumbnails of training images as the network gets them: one unchanged, then augmented variants of it.
+
+    Args:
+        run: The run.
+        stage: Name of the stage whose augmentation is shown.
+
+    Returns:
+        One image per class, at most `MAX_AUGMENTED`; None if the stage augments nothing, or no bundle says how images
+        are prepared.
+    """
+    if run.split is None or not run.bundle.get("input"):
+        return None
+    settings, default = _read_node(run, f"stages.{stage}", StageConfig), _read_node(run, "augment", AugmentConfig)
+    augment = build_augmentation(resolve_augmentation(settings, default))
+    if augment is None:
+        return None
+    names = ("size", "fit", "interpolation", "crop", "mask", "policy", "finder")
+    form = InputFormat(**{name: run.bundle["input"][name] for name in names if name in run.bundle["input"]})
+    rows = run.split.get_split_rows("train").sort_values("sample_id").drop_duplicates("class").head(MAX_AUGMENTED)
+    pictures = []
+    for sample, class_name in zip(rows["sample_id"], rows["class"], strict=True):
+        short_name = run.short_names[run.class_names.index(class_name)]
+        try:
+            image = form.prepare_image(read_run_image(run, str(sample)))
+        except UnreadableImageError as error:
+            pictures.append(Picture(Thumbnail(str(sample), "", str(error)), short_name, "unchanged"))
+            continue
+        variants = [image, *(augment(image.copy(), seed) for seed in range(VARIANTS))]
+        pictures += [
+            Picture(
+                Thumbnail(str(sample), encode_thumbnail(variant), ""),
+                short_name,
+                "unchanged" if not number else f"variant {number}",
+            )
+            for number, variant in enumerate(variants)
+        ]
+    return Pictures(tuple(pictures))
+
+
+def _read_node(run: SavedRun, key: str, schema: type[Node]) -> Node:
+    """Return a part of a run's configuration, with defaults for what an earlier version did not have."""
+    node: Node = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), run.get_setting(key)))  # type: ignore[assignment]
+    return node
+
+
 @dataclass(frozen=True)
 class Sentences:
     """Sentences, each in its own paragraph or, if `is_list`, as items of a list."""
@@ -299,10 +402,20 @@ class Sentences:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Thumbnails of misclassified images, in order."""
+class Picture:
+    """A thumbnail with two lines below it; `is_wrong` marks a wrong prediction."""
 
-    shown: tuple[tuple[Misclassification, Thumbnail], ...]
+    thumbnail: Thumbnail
+    heading: str
+    caption: str
+    is_wrong: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Thumbnails, in order."""
+
+    shown: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -331,8 +444,10 @@ class Section:
         key: Anchor of the section in the page.
         title: Heading.
         items: Content, in order; a section without items is omitted.
+        is_appendix: Whether the section is folded below the short report, which is what a browser prints.
     """
 
     key: str
     title: str
     items: tuple[Item, ...]
+    is_appendix: bool = True

@@ -5,7 +5,9 @@ The page is a single self-contained file that opens offline and needs no script.
 
 import base64
 import re
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -16,7 +18,6 @@ from markupsafe import Markup, escape
 
 from pylorus import __version__
 from pylorus.core.distributed import compute_in_processes
-from pylorus.core.formatting import format_percent
 from pylorus.core.io import read_json, write_atomically, write_json, write_text
 from pylorus.evaluation.wording import format_paired_sentence
 from pylorus.report import captions
@@ -31,6 +32,7 @@ from pylorus.report.curve_figures import (
 )
 from pylorus.report.evidence import Evidence, collect_evidence
 from pylorus.report.figure_style import Drawing, render_png, render_svg
+from pylorus.report.headline import format_answered_images
 from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
 from pylorus.report.network_figure import build_network_table, plot_network_structure, read_network_blocks
 from pylorus.report.record_sections import (
@@ -40,6 +42,7 @@ from pylorus.report.record_sections import (
     build_data_section,
     build_method_section,
     build_mistake_section,
+    build_picture_section,
 )
 from pylorus.report.replicate_tables import (
     build_fold_training_table,
@@ -66,6 +69,7 @@ from pylorus.report.result_tables import (
 from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result, make_file_stems
 from pylorus.report.study_tables import (
     STUDY,
+    build_accuracy_table,
     build_confusion_table,
     build_published_comparison_table,
     build_published_confusion_table,
@@ -74,7 +78,7 @@ from pylorus.report.study_tables import (
     compare_with_published,
 )
 from pylorus.report.subgroup_tables import build_subgroup_section
-from pylorus.report.summary import Summary, build_accuracy_table, build_summary
+from pylorus.report.summary import Summary, build_summary
 from pylorus.report.table import Cell, Number, Table, format_cell, format_csv, format_latex, format_markdown
 from pylorus.runs.reading import SavedRun, resolve_scope
 
@@ -97,11 +101,13 @@ def render_page(summary: Summary, sections: Sequence[Section], pictures: dict[st
         sections: Sections in the order of the page; those without items are omitted.
         pictures: SVG of each figure by its key.
     """
+    sections = [section for section in sections if section.items]
     tables = [item.key for section in sections for item in section.items if isinstance(item, Table)]
     figures = [item.key for section in sections for item in section.items if isinstance(item, Drawing)]
     return load_template("page.html.j2").render(
         summary=summary,
-        sections=sections,
+        short=[section for section in sections if not section.is_appendix],
+        appendix=[section for section in sections if section.is_appendix],
         table_numbers={key: number for number, key in enumerate(tables, start=1)},
         figure_numbers={key: number for number, key in enumerate(figures, start=1)},
         pictures={key: base64.b64encode(svg).decode() for key, svg in pictures.items()},
@@ -211,14 +217,16 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
     """Build the sections in the order of the page."""
     return (
         build_study_section(evidence),
-        build_published_section(evidence),
         build_comparison_section(evidence),
+        build_published_section(evidence),
+        build_run_section(evidence),
         build_index_section(evidence),
         build_subgroup_section(evidence),
         build_decision_section(evidence),
         build_training_section(evidence),
         build_test_figure_section(evidence),
         build_mistake_section(evidence),
+        build_picture_section(evidence),
         build_network_section(evidence),
         build_audit_section(evidence),
         build_data_section(evidence),
@@ -250,8 +258,16 @@ def _iter_drawings(sections: Sequence[Section]) -> Iterator[Drawing]:
                 yield item
 
 
+INCOMPLETE_SECONDS = 60.0
+"""A file that a report is writing is younger than that."""
+
+
 def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
     """Delete files of an earlier report that this report did not write, so that they are not mistaken for its own."""
+    for path in [path for pattern in (".*-????????.*", "*/.*-????????.*") for path in output.glob(pattern)]:
+        with suppress(OSError):  # incomplete files of a report that was killed; another one may be writing its own
+            if time.time() - path.stat().st_mtime > INCOMPLETE_SECONDS:
+                path.unlink()
     names = sorted(path.relative_to(output).as_posix() for path in written)
     previous = read_json(output / FILE_LIST) or {}
     for name in set(map(str, previous.get("files", []))) - set(names):
@@ -262,20 +278,37 @@ def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
     write_json(output / FILE_LIST, {"pylorus": __version__, "files": names})
 
 
+MAX_SHORT_RUNS = 3
+"""Maximum number of runs whose tables are in the short report; those of more runs are in the appendix."""
+
 MAX_PAIRS = 24
 """Maximum number of pairs shown on the page; further pairs are only in the CSV file."""
 
 
 def build_study_section(evidence: Evidence) -> Section:
-    """Build the main results: pooled replicates and folds, tables 1 to 4 of the study, then accuracy."""
-    items = [
-        *_build_pooled_tables(evidence),
-        *(build_study_metric_table(results) for run in evidence.runs if (results := evidence.get_run_results(run))),
+    """Build the main results: the study's winner, pooled replicates and folds, accuracy, tables 1 to 4 of the study."""
+    items: list[Item] = []
+    rules = tuple(winner.rule for winner in evidence.winners)
+    items += [Sentences(rules, is_list=len(rules) > 1)] if rules else []
+    items += _build_pooled_tables(evidence)
+    items += [build_accuracy_table(evidence.results)] if evidence.results else []
+    items += _build_run_tables(evidence) if len(evidence.runs) <= MAX_SHORT_RUNS else []
+    return Section("results", "Results in the format of the study", tuple(items), is_appendix=False)
+
+
+def build_run_section(evidence: Evidence) -> Section:
+    """Build the section of the study's tables of each run, for a report of too many runs to show them first."""
+    items = _build_run_tables(evidence) if len(evidence.runs) > MAX_SHORT_RUNS else []
+    return Section("runs-in-detail", "Precision, sensitivity, F1 and confusion matrix of each run", tuple(items))
+
+
+def _build_run_tables(evidence: Evidence) -> list[Item]:
+    items: list[Item] = [
+        build_study_metric_table(results) for run in evidence.runs if (results := evidence.get_run_results(run))
     ]
     for number, group in enumerate(_group_by_classes(evidence.results), start=1):
         items.append(build_confusion_table(group, number=number))
-    items += [build_accuracy_table(evidence.results)] if evidence.results else []
-    return Section("results", "Results in the format of the study", tuple(items))
+    return items
 
 
 def _build_pooled_tables(evidence: Evidence) -> list[Item]:
@@ -319,7 +352,7 @@ def build_published_section(evidence: Evidence) -> Section:
         items.append(
             Sentences(("The classes of these runs differ from those of the study, so the results cannot be compared.",))
         )
-    return Section("published", "Comparison with the published study", tuple(items))
+    return Section("published", "Comparison with the published study", tuple(items), is_appendix=False)
 
 
 def build_index_section(evidence: Evidence) -> Section:
@@ -366,7 +399,7 @@ def build_comparison_section(evidence: Evidence) -> Section:
     if others:
         appendix = build_unadjusted_table(others, class_name=evidence.class_name)
         items.append(appendix if len(others) <= MAX_PAIRS else FileOnly(appendix))
-    return Section("comparisons", "Comparisons between models", tuple(items))
+    return Section("comparisons", "Comparisons between models", tuple(items), is_appendix=False)
 
 
 def _filter_winner_pairs(evidence: Evidence) -> tuple[Comparison, ...]:
@@ -402,7 +435,11 @@ def _format_differences(comparisons: Sequence[Comparison], index: str, key: str)
             continue
         corrected = replace(compared.widest, p_value=each.corrected[key])
         names = (each.first.label, each.second.label)
-        sentences.append(format_paired_sentence(*names, corrected, index=index, images=each.pool.images, level=LEVEL))
+        sentences.append(
+            format_paired_sentence(
+                *names, corrected, index=index, images=each.pool.images, level=LEVEL, in_points=key == MACRO_F1
+            )
+        )
     if not sentences:
         pairs = "This pair does not differ" if remaining == 1 else "None of these pairs differs"
         return f"{pairs} significantly in {index}."
@@ -422,22 +459,9 @@ def build_decision_section(evidence: Evidence) -> Section:
     if len(calibrated) < len(evidence.results):
         missing = ", ".join(result.label for result in evidence.results if result.calibration is None)
         items.append(Sentences((f"Not calibrated, because there are no validation predictions: {missing}.",)))
-    answered = [sentence for result in evidence.results if (sentence := _format_answered_images(result))]
+    answered = [sentence for result in evidence.results if (sentence := format_answered_images(result))]
     items += [Sentences(tuple(answered))] if answered else []
     return Section("decisions", "Calibration and threshold", tuple(items))
-
-
-def _format_answered_images(result: Result) -> str:
-    """Say how much of the test set a shipped model answers; empty for another stage, or if no bundle says."""
-    abstention = result.run.bundle.get("abstention", {}) if result.is_shipped else {}
-    estimates = [abstention.get(name, {}).get("value") for name in ("answered_test", "unlike_test")]
-    if any(value is None for value in estimates):
-        return ""
-    answered, unlike = (f"{format_percent(value)} %" for value in estimates)
-    return (
-        f"{result.label}: the shipped model answers {answered} of the test images. It calls {unlike} unlike the "
-        "training images, and is uncertain about the others."
-    )
 
 
 def _explain_missing_thresholds(results: Sequence[Result], class_name: str | None) -> list[str]:

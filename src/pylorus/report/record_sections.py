@@ -18,18 +18,19 @@ from pylorus.report.evidence import Evidence
 from pylorus.report.mistakes import (
     Item,
     Listing,
-    Pictures,
     Section,
     Sentences,
+    build_augmentation_pictures,
+    build_mistake_pictures,
     build_mistake_table,
-    create_thumbnails,
+    build_prediction_pictures,
     find_worst_mistakes,
     read_saved_maps,
 )
 from pylorus.report.result_tables import explain_comparisons
 from pylorus.report.results import Result
+from pylorus.report.run_tables import build_run_table, build_split_table, format_command_lines, format_split_sentences
 from pylorus.report.subgroup_columns import get_subgroup_columns
-from pylorus.report.summary import build_run_table, build_split_table, format_command_lines, format_split_sentences
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.folder import read_shipped
 from pylorus.runs.reading import SavedRun
@@ -272,8 +273,7 @@ def build_mistake_section(evidence: Evidence) -> Section:
         )
         if evidence.options.thumbnails:
             maps = read_saved_maps(result.run, stage=result.stage.name)
-            pictures = create_thumbnails(result.run, [mistake.sample for mistake in mistakes], maps.overlays)
-            items.append(Pictures(tuple((mistake, pictures[mistake.sample]) for mistake in mistakes)))
+            items.append(build_mistake_pictures(result.run, mistakes, maps.overlays))
             burnt_in = () if result.run.get_setting("data.kind") == "synthetic" else (BURNED_IN_TEXT,)
             items.append(Sentences((*burnt_in, maps.message)))
     if any(isinstance(item, Table) for item in items) and not evidence.options.thumbnails:
@@ -281,6 +281,20 @@ def build_mistake_section(evidence: Evidence) -> Section:
             Sentences(("With --thumbnails, the report includes these images, which are then passed on with it.",))
         )
     return Section("mistakes", "Worst mistakes", tuple(items))
+
+
+def build_picture_section(evidence: Evidence) -> Section:
+    """Build the section of images that a report may show: a sample of predictions, and augmented training images."""
+    items: list[Item] = []
+    for winner in evidence.winners if evidence.options.thumbnails else ():
+        result = winner.headline_result or winner.best[0]
+        items.append(Sentences((f"A random sample of the test images, with the answer of {result.label}.",)))
+        items.append(build_prediction_pictures(result))
+        augmented = build_augmentation_pictures(result.run, stage=result.stage.name)
+        if augmented is not None:
+            text = f"A training image of each class as {result.label} gets it: unchanged, then augmented variants."
+            items += [Sentences((text,)), augmented]
+    return Section("pictures", "Predictions and augmented images", tuple(items))
 
 
 def build_data_section(evidence: Evidence) -> Section:

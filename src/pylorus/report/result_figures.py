@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_number
-from pylorus.evaluation.calibration import ReliabilityCurve
+from pylorus.evaluation.calibration import BINS, ReliabilityCurve
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.candidate import Candidate
@@ -36,7 +36,7 @@ from pylorus.report.figure_style import (
     split_into_panels,
     wrap_text,
 )
-from pylorus.report.results import Calibration, Result
+from pylorus.report.results import IMAGES_PER_BIN, Calibration, Result
 from pylorus.report.study_tables import STUDY, format_published_basis
 from pylorus.report.table import convert_to_number_cell
 
@@ -408,8 +408,8 @@ def _plot_reliability_panels(lines: Sequence[Sequence[Result | None]], part: str
         alt=f"Accuracy against confidence. Expected calibration error: {errors}.",
         figure=figure,
         notes=(
-            "Up to ten bins with equal numbers of images. Bars: 95 % confidence intervals. Below the diagonal: "
-            "overconfident.",
+            f"Bins with equal numbers of images: at most {BINS}, fewer if they would hold fewer than {IMAGES_PER_BIN} "
+            "images. Bars: 95 % confidence intervals. Below the diagonal: overconfident.",
         ),
     )
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pylorus.core.errors import PylorusError
 from pylorus.core.privacy import collect_config_values, redact_value
 from pylorus.evaluation.calibration import (
+    BINS,
     CalibrationEstimates,
     ReliabilityCurve,
     Temperature,
@@ -68,6 +69,9 @@ KEYS_WITHOUT_LABEL = (
 
 MAX_SETTINGS = 3
 """Maximum number of settings in a label."""
+
+IMAGES_PER_BIN, MIN_CURVE_BINS = 15, 3
+"""A reliability diagram has at most `BINS` bins, fewer if they would hold fewer images than this, at least three."""
 
 IMAGES, PATIENTS = "image-level", "patient-level"
 
@@ -202,6 +206,7 @@ def calibrate_predictions(validation: SavedPredictions, test: SavedPredictions) 
     }
     true, groups = test.predictions.true, test.clusters
     raw, tempered = test.predictions.probabilities, calibrated["test"].probabilities
+    bins = min(BINS, max(MIN_CURVE_BINS, len(true) // IMAGES_PER_BIN))
     return Calibration(
         temperature=temperature,
         validation=calibrated["validation"],
@@ -209,8 +214,8 @@ def calibrate_predictions(validation: SavedPredictions, test: SavedPredictions) 
         uncalibrated=test.predictions,
         before=estimate_calibration(raw, true, groups, confidence=CONFIDENCE),
         after=estimate_calibration(tempered, true, groups, confidence=CONFIDENCE),
-        curve_before=reliability_curve(raw, true, groups, confidence=CONFIDENCE),
-        curve_after=reliability_curve(tempered, true, groups, confidence=CONFIDENCE),
+        curve_before=reliability_curve(raw, true, groups, bins=bins, confidence=CONFIDENCE),
+        curve_after=reliability_curve(tempered, true, groups, bins=bins, confidence=CONFIDENCE),
     )
 
 

@@ -18,7 +18,7 @@ from pylorus.evaluation.confusion import CLASS_METRICS, compute_class_metric
 from pylorus.evaluation.index_intervals import indices_of_confusion, proportions_of_confusion
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.wording import format_unpaired_sentence
-from pylorus.report.captions import format_test_basis
+from pylorus.report.captions import format_test_basis, is_validated_on_test
 from pylorus.report.results import CONFIDENCE, IMAGES, PATIENTS, Level, Result
 from pylorus.report.table import Column, Number, Row, Table, convert_to_percent_cell, create_text_columns
 from pylorus.runs.reading import get_metric_labels
@@ -193,6 +193,42 @@ def build_study_metric_table(results: Sequence[Result]) -> Table:
     )
 
 
+def build_accuracy_table(results: Sequence[Result]) -> Table:
+    """Build the table of accuracy on validation and test images.
+
+    Args:
+        results: At least one.
+    """
+    on_test = [is_validated_on_test(result.run) for result in results]
+    return Table(
+        key="accuracy",
+        title="Accuracy on validation and test images",
+        basis=format_test_basis(results),
+        columns=(
+            *create_text_columns("model", "stage"),
+            Column("validation" if not all(on_test) else "validation (test images)", unit="%"),
+            Column("test", unit="%"),
+            Column("correct", heading="test images"),
+            Column("of", heading="test images"),
+        ),
+        rows=tuple(
+            Row(
+                (
+                    result.run.label,
+                    result.stage.name,
+                    Number(float("nan"), 1, (float("nan"), float("nan")))
+                    if result.validation_accuracy is None
+                    else convert_to_percent_cell(result.validation_accuracy),
+                    convert_to_percent_cell(result.images.shares.accuracy),
+                    result.images.shares.accuracy.successes,
+                    result.images.shares.accuracy.total,
+                )
+            )
+            for result in results
+        ),
+    )
+
+
 def build_confusion_table(results: Sequence[Result], *, level: str = IMAGES, number: int = 1) -> Table:
     """Build table 4: all confusion matrices; rows are true classes, columns predicted ones.
 
@@ -325,6 +361,7 @@ class PublishedComparison:
             index=name,
             images=(self.ours.test.images, int(self.theirs.confusion.sum())),
             confidence=CONFIDENCE,
+            in_points=True,
         )
 
 

@@ -1,27 +1,21 @@
-"""Summary at the head of a report (training data, best model, significant differences), and the tables of its runs."""
+"""Summary at the head of a report: its result, training data, best model, significant differences, and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pylorus.core.errors import TRAIN_COMMAND
-from pylorus.core.formatting import DASH, format_command
-from pylorus.core.privacy import redact_overrides
-from pylorus.data.stratification import explain_split, get_requested_fractions
-from pylorus.report.candidate import FOLDS, SET, Candidate, Pool, format_pool_notes
+from pylorus.core.formatting import join_names
+from pylorus.report.candidate import FOLDS, SET, Candidate, format_pool_notes
 from pylorus.report.captions import (
     Caveat,
     collect_caveats,
-    format_caveats,
     format_evaluation_counts,
-    format_test_basis,
-    format_training_basis,
-    is_validated_on_test,
 )
-from pylorus.report.evidence import Evidence, Winner
+from pylorus.report.evidence import Evidence
+from pylorus.report.headline import Headline, KeyFigure, build_headline, build_image_figures
 from pylorus.report.results import Result
-from pylorus.report.table import Cell, Column, Number, Row, Table, convert_to_percent_cell, create_text_columns
-from pylorus.runs.folder import KEY, LAST
-from pylorus.runs.reading import PARTS, SavedRun
+from pylorus.report.run_tables import format_split_warnings
+from pylorus.runs.folder import DAMAGED
+from pylorus.runs.reading import SavedRun
 
 KINDS = {"run": "Report of a run", "sweep": "Report of a sweep", "runs": "Report of several runs"}
 STATES = {
@@ -31,20 +25,12 @@ STATES = {
     "stopped": "was stopped",
     "starting": "has not started training yet",
     "running": "is still running",
+    "damaged": "has a damaged file and is left out",
 }
 """Explains why a run is incomplete, by its state."""
 
 MAX_LABELS = 4
 """Maximum number of labels that are listed; more are counted instead."""
-
-
-@dataclass(frozen=True)
-class KeyFigure:
-    """A key figure at the head of the page: its name, value and details."""
-
-    name: str
-    value: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -55,17 +41,19 @@ class Summary:
         title: Title of the page.
         subtitle: Dates of the runs.
         marks: Caveats, each with the labels of the runs concerned (empty if it concerns all).
-        facts: Key figures.
-        findings: Sentences on what was trained, which model is best and which differences are significant.
+        headline: Result of the winner; None without results, or with several test sets.
+        findings: Sentences on which model is best, which differences are significant, and what was trained.
         warnings: Sentences on incomplete runs, results that are not compared and the use of the test sets.
+        facts: Key figures on the provenance of the results: test images, split, evaluations of the test set.
     """
 
     title: str
     subtitle: str
     marks: tuple[tuple[Caveat, str], ...]
-    facts: tuple[KeyFigure, ...]
+    headline: Headline | None
     findings: tuple[str, ...]
     warnings: tuple[str, ...]
+    facts: tuple[KeyFigure, ...]
 
 
 def build_summary(evidence: Evidence, *, kind: str) -> Summary:
@@ -76,9 +64,10 @@ def build_summary(evidence: Evidence, *, kind: str) -> Summary:
         title=f"{KINDS[kind]}: {named}",
         subtitle=_format_subtitle(evidence.runs),
         marks=_collect_caveats(evidence.runs),
-        facts=_collect_key_figures(evidence),
+        headline=build_headline(evidence),
         findings=tuple(_collect_findings(evidence)),
         warnings=tuple(_collect_warnings(evidence)),
+        facts=_collect_key_figures(evidence),
     )
 
 
@@ -106,8 +95,7 @@ def _collect_key_figures(evidence: Evidence) -> tuple[KeyFigure, ...]:
         )
     facts = []
     for winner in evidence.winners:
-        chosen = winner.preferred or winner.leaders[0]
-        facts += [_build_accuracy_figure(chosen, _format_choice(winner)), *_build_image_figures(chosen, winner.pool)]
+        facts += build_image_figures(winner.preferred or winner.leaders[0], winner.pool)
     for count in evidence.evaluation_counts if len(evidence.tests) == 1 else ():
         total = count.stages + count.epochs + count.other_stages
         detail = "at least; each one makes the best result more optimistic"
@@ -115,53 +103,11 @@ def _collect_key_figures(evidence: Evidence) -> tuple[KeyFigure, ...]:
     return tuple(facts)
 
 
-def _build_accuracy_figure(candidate: Candidate, selection: str) -> KeyFigure:
-    accuracy = convert_to_percent_cell(candidate.accuracy)
-    interval = f"{accuracy.interval_text}; " if accuracy.interval_text not in ("", DASH) else ""
-    if candidate.kind == SET:
-        name, replicates = "Test accuracy", f", mean of {candidate.replicate_text}" if candidate.replicates > 1 else ""
-    elif candidate.kind == FOLDS:
-        name, replicates = "Accuracy, folds pooled", f", {candidate.replicate_text}"
-    else:
-        name, replicates = "Mean test accuracy", f", {candidate.replicate_text}"
-    return KeyFigure(name, f"{accuracy.value_text} %", f"{interval}{candidate.label}{replicates}, {selection}")
-
-
-def _build_image_figures(candidate: Candidate, pool: Pool) -> list[KeyFigure]:
-    test = candidate.representative.test
-    if pool.kind == SET:
-        groups = f"of {test.groups:,} groups" if test.clusters is not None else "each its own group"
-        return [
-            KeyFigure("Test images", f"{test.images:,}", groups),
-            KeyFigure("Split", candidate.representative.split, "first digits of the SHA-256 of split.csv"),
-        ]
-    if pool.kind == FOLDS:
-        predictions = candidate.round_predictions[0]
-        count = len(set(predictions.group.tolist()))
-        groups = f"of {count:,} groups" if count < len(predictions.true) else "each its own group"
-        folds = f"{len(candidate.rounds[0])} of {candidate.fold_count}"
-        return [
-            KeyFigure("Test images", f"{len(predictions.true):,}", f"{groups}, each tested in one fold"),
-            KeyFigure("Folds", folds, "each with its own split"),
-        ]
-    return [KeyFigure("Splits", str(len(candidate.by_test)), "with overlapping test images")]
-
-
-def _format_choice(winner: Winner) -> str:
-    """Describe in a few words how the headline candidate was selected."""
-    if winner.headline_result is None:
-        return "selected by test accuracy"
-    shipped = winner.headline_result.run.bundle_stage
-    if len(winner.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-        return "named by deploy.stage" if shipped.chosen_by == KEY else "the last stage, which is in the bundle"
-    on_test = winner.headline_result.run.get_setting("data.validation") == "test"
-    return "selected by accuracy on these same images" if on_test else "selected by validation accuracy"
-
-
 def _collect_findings(evidence: Evidence) -> list[str]:
-    sentences = _format_training_sentences(evidence)
-    for winner in evidence.winners:
-        sentences += [winner.rule, winner.verdict, winner.choice]
+    sentences = [sentence for winner in evidence.winners for sentence in (winner.choice, winner.verdict)]
+    # Only a report whose two criteria disagree has to explain that there is another winner.
+    sentences += [each.rule for each in evidence.winners if each.preferred and each.preferred not in each.leaders]
+    sentences += _format_training_sentences(evidence)
     if evidence.results:
         sentences.append(_explain_levels(evidence.results))
     return [sentence for sentence in sentences if sentence]
@@ -261,9 +207,9 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
             error = run.status.get("error") if evidence.options.names else None
             reason = f" Error: {error}" if error else ""
             progress = f"{done} of {planned} stages were tested" if planned else "no stage was tested"
-            sentences.append(
-                f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}"
-            )
+            name = f"Job {run.folder.name}" if run.state == DAMAGED and run.folder.name.isdigit() else run.label
+            sentences.append(f"{name} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}")
+    sentences += _collect_problems(evidence)
     sentences += _collect_split_warnings(evidence.runs)
     sentences += format_pool_notes(evidence.pools, evidence.configurations)
     sentences += format_evaluation_counts(evidence.evaluation_counts)
@@ -272,158 +218,22 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
     return sentences
 
 
-NO_PATIENTS = "neither data.group, nor a manifest column `group`, nor data.patients=dicom identifies patients"
-
-
-def build_run_table(runs: Sequence[SavedRun]) -> Table:
-    """Build the table of all runs, including those without results."""
-    return Table(
-        key="runs",
-        title="Runs",
-        basis=format_caveats(runs),
-        columns=(
-            *create_text_columns("run", "model", "weights", "state", "finished stages", "shipped stage", "split"),
-            Column("minutes"),
-        ),
-        rows=tuple(_build_run_row(run) for run in runs),
-    )
-
-
-def format_command_lines(runs: Sequence[SavedRun], *, names: bool) -> str:
-    """Return the command line of each run, one per line; folder names are redacted unless `names` is True."""
-    lines = []
-    for run in runs:
-        words = [str(word) for word in run.status.get("overrides", [])]
-        lines.append(
-            f"{run.label}: {TRAIN_COMMAND} {format_command(words) if names else ' '.join(redact_overrides(words))}"
+def _collect_problems(evidence: Evidence) -> list[str]:
+    """Say which shipped stages are degenerate, and which networks started from random weights."""
+    headline = build_headline(evidence)
+    verdict = "" if headline is None else headline.verdict
+    problems: dict[str, list[str]] = {}
+    for result in evidence.results:
+        if result.is_shipped:
+            is_cross_entropy = result.run.get_setting("loss.name") == "cross_entropy"
+            for sentence in result.stage.explain_problems(is_cross_entropy=is_cross_entropy):
+                if sentence not in verdict:
+                    problems.setdefault(sentence, []).append(result.label)
+    sentences = [f"{join_names(labels, most=MAX_LABELS)}: {sentence}" for sentence, labels in problems.items()]
+    random = list(dict.fromkeys(run.label for run in evidence.runs if run.get_setting("model.weights") == "none"))
+    if random:
+        sentences.append(
+            f"{join_names(random, most=MAX_LABELS)}: training began with random weights (model.weights=none), not with "
+            "weights pretrained on other images. This is not transfer learning."
         )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def build_accuracy_table(results: Sequence[Result]) -> Table:
-    """Build the table of accuracy on validation and test images.
-
-    Args:
-        results: At least one.
-    """
-    on_test = [is_validated_on_test(result.run) for result in results]
-    return Table(
-        key="accuracy",
-        title="Accuracy on validation and test images",
-        basis=format_test_basis(results),
-        columns=(
-            *create_text_columns("model", "stage"),
-            Column("validation" if not all(on_test) else "validation (test images)", unit="%"),
-            Column("test", unit="%"),
-            Column("correct", heading="test images"),
-            Column("of", heading="test images"),
-        ),
-        rows=tuple(
-            Row(
-                (
-                    result.run.label,
-                    result.stage.name,
-                    Number(float("nan"), 1, (float("nan"), float("nan")))
-                    if result.validation_accuracy is None
-                    else convert_to_percent_cell(result.validation_accuracy),
-                    convert_to_percent_cell(result.images.shares.accuracy),
-                    result.images.shares.accuracy.successes,
-                    result.images.shares.accuracy.total,
-                )
-            )
-            for result in results
-        ),
-    )
-
-
-def build_split_table(run: SavedRun) -> Table:
-    """Build the table of images and groups per class in the training, validation and test split of a run."""
-    assert run.split is not None
-    short_names = dict(zip(run.class_names, run.short_names, strict=True))
-    grouped = run.has_groups
-
-    def build_row(name: str, counts: Sequence[Cell], patients: Sequence[Cell], *, strong: bool = False) -> Row:
-        return Row((name, *counts, *(patients if grouped else ())), strong=strong)
-
-    rows = [
-        build_row(
-            f"{short_names[name]} ({name})" if short_names[name] != name else name,
-            run.split.count_by_split(name),
-            run.split.count_by_split(name, "group"),
-        )
-        for name in run.class_names
-    ]
-    tables = [run.split.get_split_rows(part) for part in PARTS]
-    rows.append(
-        build_row("all", [len(part) for part in tables], [int(part["group"].nunique()) for part in tables], strong=True)
-    )
-    return Table(
-        key=f"split-{run.stem}",
-        title="Images by class and split (training, validation, test)" + (", with their groups" if grouped else ""),
-        basis=format_training_basis([run]),
-        columns=(
-            *create_text_columns("class"),
-            *(Column(part, heading="images") for part in PARTS),
-            *(Column(part, heading="groups") for part in PARTS if grouped),
-        ),
-        rows=tuple(rows),
-        notes=_format_split_notes(run),
-    )
-
-
-def format_split_sentences(run: SavedRun) -> tuple[str, ...]:
-    """Say what is known about leakage between the splits of a run."""
-    assert run.split is not None
-    identical, groups = run.split.images_in_several_splits, run.split.groups_in_several_splits
-    sentences = [f"Identical images in more than one split (train, val, test): {identical}."]
-    if run.has_groups:
-        sentences.append(f"Groups (patients) in more than one split: {groups}.")
-    else:
-        sentences.append(f"Whether a patient occurs in more than one split is unknown: {NO_PATIENTS}.")
-    return (*sentences, *format_split_warnings(run))
-
-
-def format_split_warnings(run: SavedRun) -> tuple[str, ...]:
-    """Warn of split sizes that differ from those requested, and of splits with few groups of a class."""
-    if run.split is None:
-        return ()
-    requested: dict[str, float] = {}
-    if run.given_parts is not None:
-        requested = get_requested_fractions(
-            given=run.given_parts,
-            chosen=run.get_setting("data.fold") is not None or run.get_setting("data.test_column") is not None,
-            fixed=run.get_setting("data.split_file") is not None,
-            validation=str(run.get_setting("data.validation")),
-            test_fraction=float(run.get_setting("data.test_fraction")),
-            val_fraction=float(run.get_setting("data.val_fraction")),
-        )
-    merged_groups = int(run.audit.get("joined_groups", 0))
-    return explain_split(run.split.table, requested, grouped=run.has_groups, joined=merged_groups)
-
-
-def _format_split_notes(run: SavedRun) -> tuple[str, ...]:
-    assert run.split is not None
-    if not run.has_groups:
-        return (f"Each image is its own group: {NO_PATIENTS}.",)
-    several = int((run.split.table.groupby("group")["class"].nunique() > 1).sum())
-    if not several:
-        return ()
-    if several == 1:
-        return ("1 group has images of several classes and is counted in each of them.",)
-    return (f"{several:,} groups have images of several classes and are counted in each of them.",)
-
-
-def _build_run_row(run: SavedRun) -> Row:
-    weights = run.bundle.get("weights", {}).get("from") or run.get_setting("model.weights", "–")
-    return Row(
-        (
-            run.label,
-            run.model,
-            str(weights).replace("\\", "/").rpartition("/")[2],
-            run.state,
-            ", ".join(stage.name for stage in run.complete_stages) or "none",
-            run.bundle_stage.name if run.bundle and run.bundle_stage else "–",
-            run.split.short_hash if run.split else "–",
-            Number(run.minutes),
-        )
-    )
+    return sentences

@@ -1,8 +1,10 @@
-"""The console of a run: its log, and output that outlives the terminal."""
+"""The console of a run: its log, its last lines, and output that outlives the terminal."""
 
 import logging
+import math
 import os
 import queue
+import shlex
 import sys
 import threading
 import warnings
@@ -13,7 +15,9 @@ from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
-from pylorus.core.formatting import setup_terminal
+from pylorus.core.formatting import format_count, format_percent, format_percent_with_unit, setup_terminal
+from pylorus.core.io import read_json
+from pylorus.runs.folder import RunFolder, explain_choice
 
 MAX_PENDING = 10_000
 """Texts that wait for a terminal or a pipe that does not take them; further ones are dropped."""
@@ -133,3 +137,44 @@ def _write_texts(texts: "queue.Queue[tuple[TextIO, str] | None]") -> None:
         with suppress(OSError, ValueError):
             stream.write(text)
             stream.flush()
+
+
+def print_results(folder: RunFolder, *, validated_on: str) -> None:
+    """Print where the results of a run are, what its model achieved on the test images, and what to do next.
+
+    Args:
+        folder: The run's folder.
+        validated_on: val, or test: then the test images selected the shipped stage.
+    """
+    print(f"\nresults: {folder.path}")
+    page = folder.path / "report" / "report.html"
+    if page.is_file():
+        print(f"report: {page}")
+    shipped = folder.shipped
+    if shipped is None:
+        return
+    choice = explain_choice(shipped, validated_on=validated_on)
+    bundle = folder.path / "model"
+    print(f"model: {bundle} holds stage {shipped.name} ({choice})")
+    description = read_json(bundle / "model.json") or {}
+    test, class_name = description.get("test") or {}, (description.get("decision") or {}).get("class")
+    if test:
+        figures = [f"accuracy {_format_share(test.get('accuracy'))}"]
+        figures += [
+            f"{index} for {class_name} {_format_share(test[index][class_name])}"
+            for index in ("sensitivity", "specificity")
+            if class_name in test.get(index, {})
+        ]
+        images = format_count(int(test["images"]), "test image")
+        print(f"test: {', '.join(figures)}; {images}, 95 % confidence intervals")
+    name = shlex.quote(str(bundle))
+    print(f"next: pylorus predict {name} IMAGES --output predictions.csv\n      pylorus serve {name}")
+
+
+def _format_share(estimate: dict[str, float | None] | None) -> str:
+    """Format a proportion of a bundle in % with its interval."""
+    value, low, high = (
+        math.nan if (number := (estimate or {}).get(end)) is None else number for end in ("value", "low", "high")
+    )
+    interval = "" if math.isnan(low) or math.isnan(high) else f" ({format_percent(low)} to {format_percent(high)})"
+    return f"{format_percent_with_unit(value)}{interval}"

@@ -6,33 +6,34 @@ stage. `deploy.stage` overrides the rule.
 """
 
 import errno
-import os
 import secrets
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, TimeLimitReached
 from pylorus.core.formatting import format_percent
 from pylorus.core.io import read_json, write_atomically, write_json
+from pylorus.core.limits import explain_limit
 from pylorus.core.storage import (
     LOCK,
     SUFFIX,
     check_digest,
     compute_digest,
+    describe_process,
+    explain_lock,
+    format_now,
     is_archive_intact,
+    is_process_alive,
     lock_folder,
     write_digest,
 )
@@ -44,10 +45,13 @@ PARTS = ("val", "test")
 """Splits that each stage predicts."""
 STATUS = "status.json"
 """File that identifies a folder as a run."""
+DAMAGED = "damaged"
+"""State of a run with a damaged file, in the table and the report of a sweep."""
+PREPARED = ("config.yaml", "environment.json", "network.json", "audit.json", "catalog.parquet", "split.csv",
+            "split.csv.sha256", "quarantine.csv", "ignored.csv")  # fmt: skip
+"""Files that a run writes before it trains."""
 HEARTBEAT_SECONDS = 20.0
 """Seconds between two heartbeats of a running run."""
-HEARTBEAT_TIMEOUT = timedelta(minutes=3)
-"""A run on another machine counts as dead after this time without a heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +305,7 @@ class StageFolder:
             try:
                 check_digest(path)
                 if path.suffix == ".parquet":
-                    parquet.read_table(path, page_checksum_verification=True)
+                    parquet.read_table(path, page_checksum_verification=True, use_threads=False, pre_buffer=False)
             except (PylorusError, ArrowException, OSError):
                 path.unlink()
                 sentences.append(f"{path} is damaged: it is computed again")
@@ -351,8 +355,8 @@ class RunFolder:
     A status has `state` (starting, running, finished, failed, interrupted), `id`, `host`, `pid`, `slurm` (the SLURM job
     ID and how often the job was requeued, or null), `started`, `heartbeat`, `ended`, `seconds` (running time without
     interruptions), `resumed` (how often), `overrides` (from the command line), `sweep` (the sweep's name, or null) and,
-    if the run failed, `error`. A finished run also has `shipped_stage` and `shipped_by`: the stage in `model` and how
-    it was chosen (see `pylorus.runs.folder`).
+    if the run failed or reached its time limit, `error`. A finished run also has `shipped_stage` and `shipped_by`: the
+    stage in `model` and how it was chosen.
 
     Attributes:
         path: The folder.
@@ -398,13 +402,31 @@ class RunFolder:
             ) from error
         if not status:
             return {}
-        if status["state"] in ("starting", "running") and not _is_alive(status):
+        if status["state"] in ("starting", "running") and not is_process_alive(status):
             status["state"] = "stopped"
         return status
 
+    def find_status(self) -> dict[str, Any]:
+        """Read the run's status; of a damaged one, only `state`, which is `damaged`, and the reason as `error`."""
+        try:
+            return self.read_status()
+        except PylorusError as error:
+            return {"state": DAMAGED, "error": str(error)}
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether any stage has saved something, be it a part of an epoch."""
+        return any(self.path.glob("*/checkpoints/*")) or any(self.path.glob("*/stage.json"))
+
+    def delete_preparation(self) -> None:
+        """Delete what a run writes before it trains, so that another one can start in its folder."""
+        for name in PREPARED:
+            (self.path / name).unlink(missing_ok=True)
+
     def remove_incomplete_files(self) -> None:
         """Remove incomplete files of a killed process: their names begin with a dot."""
-        for path in [*self.path.glob(".*"), *self.path.glob("*/.*"), *self.path.glob("*/checkpoints/.*")]:
+        patterns = (".*", "*/.*", "*/checkpoints/.*", "report/*/.*")
+        for path in [path for pattern in patterns for path in self.path.glob(pattern)]:
             if path == self.path / LOCK:
                 continue
             if path.is_dir():
@@ -421,8 +443,8 @@ class RunFolder:
         """
 
         def explain() -> str:
-            process = "process {pid} on {host}".format_map({"pid": "?", "host": "this machine", **self.read_status()})
-            return f"{self.path}: {process} is training in this folder. Wait until it ends, or stop it first."
+            status = {"pid": "?", "host": "this machine", **self.read_status()}
+            return explain_lock(self.path, "process {pid} on {host} is training".format_map(status), status)
 
         with lock_folder(self.path, explain):
             yield
@@ -441,24 +463,36 @@ class RunFolder:
         status: dict[str, Any] = {
             "state": "starting",
             "id": secrets.token_hex(4),
-            **_get_process_info(),
-            "started": _format_now(),
+            **describe_process(),
+            "started": format_now(),
             "overrides": overrides,
             "sweep": sweep,
             **({"searchpath": list(searchpath)} if searchpath else {}),
         }
         self._write_status(status)
+        with self.report_early_end():
+            yield
+
+    @contextmanager
+    def report_early_end(self) -> Iterator[None]:
+        """Mark a run that is still `starting` as failed or interrupted if the code inside the context fails."""
         try:
             yield
-        except Exception as error:
-            self._write_status({**status, "state": "failed", "ended": _format_now(), "error": str(error)})
+        except BaseException as error:
+            with suppress(OSError, PylorusError):  # the user has to see the error that ended the run, not this one
+                status = self.read_status()
+                end = {"state": "interrupted", "ended": format_now()}
+                if not isinstance(error, KeyboardInterrupt):
+                    end |= {"state": "failed", "error": explain_limit(error) or str(error) or type(error).__name__}
+                if status.get("state") == "starting":
+                    self._write_status({**status, **end})
             raise
 
     @contextmanager
     def update_status(self) -> Iterator[None]:
         """Keep status.json up to date while the run executes inside the context, however it ends."""
         previous = self.read_status()
-        status = {**previous, **_get_process_info(), "state": "running"}
+        status = {**previous, **describe_process(), "state": "running"}
         for key in ("ended", "error"):
             status.pop(key, None)
         if previous["state"] != "starting":
@@ -477,15 +511,16 @@ class RunFolder:
         try:
             with _send_heartbeats(write_update):
                 yield
-        except KeyboardInterrupt:
-            write_if_possible(state="interrupted", ended=_format_now())
+        except KeyboardInterrupt as stop:
+            reason = {"error": str(stop)} if isinstance(stop, TimeLimitReached) else {}
+            write_if_possible(state="interrupted", ended=format_now(), **reason)
             raise
         except BaseException as error:
-            write_if_possible(state="failed", ended=_format_now(), error=str(error) or type(error).__name__)
+            write_if_possible(state="failed", ended=format_now(), error=str(error) or type(error).__name__)
             raise
         shipped = self.shipped
         choice = {} if shipped is None else {"shipped_stage": shipped.name, "shipped_by": shipped.chosen_by}
-        write_update(state="finished", ended=_format_now(), **choice)
+        write_update(state="finished", ended=format_now(), **choice)
 
     def check_exists(self) -> None:
         """Check that the run's folder still exists: writing to it would create it again, half empty.
@@ -508,7 +543,7 @@ def _send_heartbeats(write: Callable[..., None]) -> Iterator[None]:
     def send_heartbeat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):  # the run itself will report a full disk
-                write(heartbeat=_format_now())
+                write(heartbeat=format_now())
 
     thread = threading.Thread(target=send_heartbeat, name="heartbeat", daemon=True)
     thread.start()
@@ -517,33 +552,3 @@ def _send_heartbeats(write: Callable[..., None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def _get_process_info() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _get_slurm_job(), "heartbeat": _format_now()}
-
-
-def _get_slurm_job() -> list[str] | None:
-    """Return the SLURM job ID of this process and how often the job was requeued; None outside SLURM."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return [job, os.environ.get("SLURM_RESTART_COUNT", "0")] if job else None
-
-
-def _is_alive(status: dict[str, Any]) -> bool:
-    """Return whether the process of a run is alive; on another machine only its heartbeat can be checked."""
-    heartbeat = datetime.fromisoformat(status.get("heartbeat", status["started"]))
-    before, now = status.get("slurm"), _get_slurm_job()
-    if before and now and before[0] == now[0] and before[1] != now[1]:
-        return False  # the same job before it was requeued: that process may have run on another machine
-    if status.get("host", socket.gethostname()) != socket.gethostname():
-        return datetime.now(UTC) - heartbeat < HEARTBEAT_TIMEOUT
-    try:
-        process = psutil.Process(status["pid"])
-        # A process that started after the run's last heartbeat only reuses its process ID.
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= heartbeat.timestamp() + 2
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _format_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,5 +1,7 @@
 """Predictions of a stage's best checkpoint for one split: build their table, write it as Parquet, read and check it.
 
+Also says what makes the results of a stage degenerate.
+
 Training, sweeps, bundles and reports all read predictions with `read_predictions`. Columns of the table:
 
 =====================  =====================================================================
@@ -13,6 +15,7 @@ about/<column>         value of a column of the user's manifest, as text
 =====================  =====================================================================
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +26,12 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.core.io import write_atomically
+from pylorus.core.formatting import format_percent_with_unit
+from pylorus.core.io import PARQUET_OPTIONS, write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
-from pylorus.evaluation.confusion import confusion_matrix
+from pylorus.evaluation.confusion import confusion_matrix, get_monitor_column
+from pylorus.evaluation.index_intervals import Proportion, proportions_of_predictions
+from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions, check_logits
 
 COLUMNS = ("sample_id", "group", "true", "predicted")
@@ -123,7 +129,7 @@ def read_predictions(path: Path, *, order: Sequence[str] = ()) -> SavedPredictio
         PylorusError: If the file is damaged or inconsistent; the message names the file and the problem.
     """
     try:
-        table = pd.read_parquet(path, page_checksum_verification=True)
+        table = pd.read_parquet(path, page_checksum_verification=True, **PARQUET_OPTIONS)
     except Exception as error:  # pyarrow raises many types of exceptions on a damaged file
         raise PylorusError(f"{path}: cannot be read as a table of predictions: {error}") from error
     try:
@@ -178,3 +184,148 @@ def check_predictions(table: pd.DataFrame, *, order: Sequence[str] = ()) -> Save
         if name.startswith(MANIFEST_PREFIX)
     }
     return SavedPredictions(predictions, logits, about)
+
+
+MAX_LOSS_RATIO = 3.0
+"""A loss above this multiple of that of equal probabilities for all classes has exploded."""
+LEARNED, MAX_GAIN = 0.9, 0.1
+"""Training accuracy of a network that fits its images; validation accuracy above the training accuracy by more than
+the second is suspicious."""
+
+
+def explain_degenerate_predictions(
+    true: NDArray[np.int64], predicted: NDArray[np.int64], class_names: Sequence[str], accuracy: Estimate
+) -> tuple[str, ...]:
+    """Say if predictions are worthless: a single class for all images, or no better than always the same answer.
+
+    Args:
+        true: True classes of shape (n,), n >= 1.
+        predicted: Predicted classes of shape (n,).
+        class_names: Names of the classes.
+        accuracy: Accuracy with its interval.
+
+    Returns:
+        Sentences; none if nothing is wrong.
+
+    Example:
+        >>> true, predicted = np.array([0, 1, 1]), np.array([1, 1, 1])
+        >>> for sentence in explain_degenerate_predictions(true, predicted, ["GC", "CG"], Estimate(2 / 3, 0.2, 0.9)):
+        ...     print(sentence)
+        It predicts CG for every image.
+        That is not shown to be better than always answering CG, which would be correct for 66.7 %.
+    """
+    sentences = []
+    answers = np.unique(predicted)
+    if len(answers) == 1:
+        sentences.append(f"It predicts {class_names[answers[0]]} for every image.")
+    counts = np.bincount(true, minlength=len(class_names))
+    frequent = counts.max() / len(true)
+    if accuracy.has_interval and accuracy.low <= frequent:
+        sentences.append(
+            f"That is not shown to be better than always answering {class_names[int(counts.argmax())]}, which would "
+            f"be correct for {format_percent_with_unit(frequent)}."
+        )
+    return tuple(sentences)
+
+
+def explain_training_problems(
+    *, loss: tuple[float, float], train_accuracy: float, validation: Estimate, frequent: float, classes: int
+) -> tuple[str, ...]:
+    r"""Say if training went wrong: the loss exploded, or training and validation contradict each other.
+
+    Args:
+        loss: Training loss and validation loss at the selected epoch, of cross-entropy.
+        train_accuracy: Accuracy on the training images in that epoch, in [0, 1].
+        validation: Accuracy on the validation images with its interval.
+        frequent: Fraction of the most frequent class among the validation images.
+        classes: Number of classes.
+
+    Returns:
+        Sentences; none if nothing is wrong.
+
+    Example:
+        >>> chance = Estimate(0.3, 0.2, 0.4)
+        >>> (sentence,) = explain_training_problems(
+        ...     loss=(5e7, 6e7), train_accuracy=0.3, validation=chance, frequent=0.4, classes=3
+        ... )
+        >>> print(sentence.replace(" Try", "\nTry"))
+        The loss exploded: 5e+07 on training images, where equal probabilities for all classes give 1.1.
+        Try a lower learning rate.
+    """
+    sentences = []
+    uniform = math.log(classes)
+    exploded = [
+        f"{value:.2g} on {images} images"
+        for value, images in zip(loss, ("training", "validation"), strict=True)
+        if not math.isnan(value) and value > MAX_LOSS_RATIO * uniform
+    ]
+    if exploded:
+        sentences.append(
+            f"The loss exploded: {exploded[0]}, where equal probabilities for all classes give {uniform:.2g}. "
+            "Try a lower learning rate."
+        )
+    if train_accuracy >= LEARNED and validation.has_interval and validation.low <= frequent:
+        sentences.append(
+            "Training and validation contradict each other: "
+            f"{format_percent_with_unit(train_accuracy)} of the training images are classified correctly, but only "
+            f"{format_percent_with_unit(validation.value)} of the validation images. The network has "
+            "memorized its images, or the two splits differ in more than chance."
+        )
+    elif validation.has_interval and validation.low > train_accuracy + MAX_GAIN:
+        sentences.append(
+            f"Validation images are classified better ({format_percent_with_unit(validation.value)}) than training "
+            f"images ({format_percent_with_unit(train_accuracy)}). Strong augmentation and dropout do that; otherwise "
+            "check the splits."
+        )
+    return tuple(sentences)
+
+
+def explain_stage_problems(
+    name: str,
+    *,
+    monitor: str,
+    curves: pd.DataFrame | None,
+    predictions: Mapping[str, SavedPredictions],
+    is_cross_entropy: bool,
+) -> tuple[str, ...]:
+    """Say what makes the results of a stage degenerate: one predicted class, chance, an exploded loss, a contradiction.
+
+    Args:
+        name: Name of the stage.
+        monitor: Metric that selected the epoch.
+        curves: Content of its metrics.csv; None if it is missing.
+        predictions: Predictions by split: test, and val if there is one.
+        is_cross_entropy: Whether the loss is comparable with that of equal probabilities.
+
+    Returns:
+        Sentences, the first ones about the test images; none if nothing is wrong.
+    """
+    sentences: list[str] = []
+    accuracies = {split: _estimate_accuracy(saved) for split, saved in predictions.items()}
+    test, validation = predictions.get("test"), predictions.get("val")
+    if test is not None:
+        table = test.predictions
+        sentences += explain_degenerate_predictions(
+            table.true, np.asarray(table.predicted), table.class_names, accuracies["test"]
+        )
+    if curves is not None and len(curves) and validation is not None:
+        monitored = curves.get(f"{name}/{get_monitor_column(monitor)}", pd.Series(np.nan, index=curves.index))
+        if monitored.notna().any():
+            best = curves.iloc[int(np.nanargmin(monitored) if monitor == "loss" else np.nanargmax(monitored))]
+            truth = validation.predictions.true
+            loss = [float(best.get(f"{name}/{split}/loss", np.nan)) for split in ("train", "val")]
+            sentences += explain_training_problems(
+                loss=(loss[0], loss[1]) if is_cross_entropy else (np.nan, np.nan),
+                train_accuracy=float(best.get(f"{name}/train/accuracy", np.nan)),
+                validation=accuracies["val"],
+                frequent=float(np.bincount(truth).max() / len(truth)),
+                classes=validation.predictions.classes,
+            )
+    return tuple(sentences)
+
+
+def _estimate_accuracy(saved: SavedPredictions) -> Proportion:
+    table = saved.predictions
+    return proportions_of_predictions(
+        table.true, np.asarray(table.predicted), saved.clusters, classes=table.classes
+    ).accuracy

@@ -1,9 +1,9 @@
 """The process of a run: what stays the same when it is resumed, what it forks, and the signals that end it.
 
-Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, and SIGUSR1 or SIGUSR2, which SLURM sends when a job's time is up,
-each end the run cleanly: during training after the current step (after the last step of an epoch: after its
-validation), whose state is saved; otherwise at once. A second signal does not wait for any of that. A signal that is
-ignored, as under nohup, stays ignored.
+Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, SIGXCPU of a CPU time limit that is almost reached, and SIGUSR1 or
+SIGUSR2, which SLURM sends when a job's time is up, each end the run cleanly: during training after the current step
+(after the last step of an epoch: after its validation), whose state is saved; otherwise at once. A second signal does
+not wait for any of that. A signal that is ignored, as under nohup, stays ignored.
 """
 
 import atexit
@@ -30,7 +30,7 @@ import psutil
 
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.distributed import end_with_parent
-from pylorus.core.errors import INTERRUPTED, PylorusError
+from pylorus.core.errors import INTERRUPTED, PylorusError, TimeLimitReached
 from pylorus.core.formatting import format_number
 from pylorus.core.io import read_json, write_json
 
@@ -48,10 +48,14 @@ JOB_STOP_TIMEOUT = 1.5 * STOP_TIMEOUT
 JOB_STOP_SIGNAL = signal.SIGTERM
 """The signal that a sweep sends to its jobs when it has to end; a job that already received a signal ignores it."""
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
 )
 HANGUP = getattr(signal, "SIGHUP", None)
 """The signal of a terminal that closes; the kernel and the shell both send it."""
+REPEAT_SECONDS = 0.2
+"""So long after a repeated signal, another one may be a repetition, too."""
 
 
 OTHER = "other"
@@ -361,6 +365,8 @@ def _run_as_program(
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except BaseException:
         traceback.print_exc()
     finally:
@@ -380,17 +386,20 @@ class StopRequest:
 
     Attributes:
         asked: Whether the run was asked to end.
+        time_limit: The minutes of the time limit that asked for it; None: a signal did.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._name = ""
+        self.time_limit: float | None = None
         self._waits = False
 
     def handle_request(self, name: str) -> None:
         """Raise a KeyboardInterrupt with the signal's name, or leave that to the end of the training step."""
-        self.asked = True
+        self.asked, self._name = True, name
         if not self._waits:
-            raise KeyboardInterrupt(name)
+            self.raise_interrupt()
 
     def wait_for_step(self) -> None:
         """Let signals take effect at the end of a training step: from now on the trainer checks `asked`."""
@@ -403,13 +412,53 @@ class StopRequest:
             self.raise_interrupt()
 
     def raise_interrupt(self) -> None:
-        """End the run.
-
-        Raises:
-            KeyboardInterrupt: Always.
-        """
+        """Raise a KeyboardInterrupt with the signal's name; TimeLimitReached if the time limit asked for it."""
         self._waits = False
-        raise KeyboardInterrupt
+        if self.time_limit is not None:
+            raise TimeLimitReached(format_limit(self.time_limit))
+        raise KeyboardInterrupt(self._name)
+
+
+def format_limit(minutes: float) -> str:
+    """Return why a run ended at its time limit."""
+    return f"time limit: trainer.time_limit={minutes:g} minutes are over"
+
+
+@contextmanager
+def limit_time(minutes: float | None, stop: StopRequest) -> Iterator[None]:
+    """Ask a run to end after some time, and kill its process if it has not ended STOP_TIMEOUT later.
+
+    Args:
+        minutes: The time from now; None: no limit.
+        stop: From `handle_signals`.
+    """
+    ended = threading.Event()
+
+    def end_run(seconds: float) -> None:
+        if ended.wait(seconds) or stop.asked:
+            return
+        stop.time_limit = minutes
+        os.kill(os.getpid(), JOB_STOP_SIGNAL)
+        if not ended.wait(STOP_TIMEOUT):
+            os._exit(INTERRUPTED)
+
+    if minutes is not None:
+        threading.Thread(target=end_run, args=(60.0 * minutes,), name="time limit", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def end_after_parent(parent: int) -> None:
+    """Send this process SIGTERM when its parent is gone: if that was killed, it can't end this one."""
+
+    def wait_for_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), JOB_STOP_SIGNAL)
+
+    threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
 
 
 @contextmanager
@@ -421,15 +470,25 @@ def handle_signals() -> Iterator[StopRequest]:
     these requeue it themselves.
     """
     received: list[int] = []
+    repeated: list[float] = []
     request = StopRequest()
     dropped = threading.Event()
 
-    def handle_signal(number: int, _: FrameType | None) -> None:
+    def send_again() -> None:
+        while dropped.is_set():
+            os.kill(os.getpid(), received[0])
+            time.sleep(0.01)
+
+    def handle_signal(number: int, frame: FrameType | None) -> None:
         if dropped.is_set():
+            if any(each.f_code is repeat_dropped.__code__ for each, _ in traceback.walk_stack(frame)):
+                return  # an exception would be dropped once more
             dropped.clear()
+            repeated.append(time.monotonic())
             request.handle_request(signal.Signals(received[0]).name)
             return
-        if received and ((number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ) or number == HANGUP):
+        is_repetition = repeated and time.monotonic() < repeated[0] + REPEAT_SECONDS
+        if received and (is_repetition or number == HANGUP or (number == JOB_STOP_SIGNAL and IN_SWEEP in os.environ)):
             return
         if received:
             os._exit(INTERRUPTED)
@@ -439,7 +498,7 @@ def handle_signals() -> Iterator[StopRequest]:
     def repeat_dropped(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt) and received:
             dropped.set()
-            threading.Timer(0.01, os.kill, (os.getpid(), received[0])).start()
+            threading.Thread(target=send_again, daemon=True).start()
         else:
             previous_hook(unraisable)
 
@@ -452,6 +511,7 @@ def handle_signals() -> Iterator[StopRequest]:
                 before[number] = signal.signal(number, handle_signal)
         yield request
     finally:
+        dropped.clear()
         sys.unraisablehook = previous_hook
         for number, handler in before.items():
             signal.signal(number, handler)

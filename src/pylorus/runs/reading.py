@@ -17,12 +17,12 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.core.io import read_json
+from pylorus.core.io import PARQUET_OPTIONS, read_json
 from pylorus.core.privacy import HIDDEN_VALUE
 from pylorus.evaluation.confusion import CLASS_METRICS, select_class_metrics
 from pylorus.evaluation.intervals import Estimate
 from pylorus.runs.folder import LAST, STATUS, RunFolder, ShippedStage, read_shipped, score_stage, select_stage
-from pylorus.runs.predictions import SavedPredictions, read_predictions
+from pylorus.runs.predictions import SavedPredictions, explain_stage_problems, read_predictions
 
 # As in pylorus.data.split, whose import would load OpenCV and take 0.2 s.
 COLUMNS = ["sample_id", "path", "class", "group", "split", "sha256"]
@@ -46,6 +46,7 @@ MACHINE_KEYS = (
     "trainer.progress",
     "trainer.strategy",
     "trainer.threads",
+    "trainer.time_limit",
 )
 """Keys and groups that say where and how fast a run computes; they change its result by rounding at most.
 
@@ -191,6 +192,17 @@ class SavedStage:
     test: SavedPredictions | None
     own_metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     own_intervals: tuple[dict[str, dict[str, float | None]], ...] = ({}, {})
+
+    def explain_problems(self, *, is_cross_entropy: bool) -> tuple[str, ...]:
+        """Say what makes the results degenerate; see `explain_stage_problems`."""
+        parts = {"test": self.test, "val": self.validation}
+        return explain_stage_problems(
+            self.name,
+            monitor=self.monitor,
+            curves=self.curves,
+            predictions={split: saved for split, saved in parts.items() if saved is not None},
+            is_cross_entropy=is_cross_entropy,
+        )
 
     def get_own_estimate(self, metric: str, class_name: str) -> Estimate:
         """Return one of the user's own metrics on the test images; NaN where it, or its interval, is undefined."""
@@ -366,7 +378,7 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
         SavedStage(
             name=str(name),
             monitor=str(OmegaConf.select(config, f"stages.{name}.monitor", default="loss")),
-            curves=_read_curves(run_folder.get_stage(str(name)).path / "metrics.csv"),
+            curves=read_curves(run_folder.get_stage(str(name)).path / "metrics.csv"),
             validation=_read_optional_predictions(run_folder.get_predictions_path(str(name), "val"), order),
             test=_read_optional_predictions(run_folder.get_predictions_path(str(name), "test"), order),
             own_metrics=run_folder.get_stage(str(name)).read_own_metrics().get("test", {}),
@@ -429,13 +441,14 @@ def _read_given_splits(path: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     try:
-        splits = pd.read_parquet(path, columns=["split"])["split"]
+        splits = pd.read_parquet(path, columns=["split"], **PARQUET_OPTIONS)["split"]
     except (ValueError, OSError, KeyError) as error:  # pyarrow's errors derive from these
         raise PylorusError(f"{path}: cannot be read as a table with a column `split`: {error}") from error
     return frozenset(str(split) for split in splits.unique()) - {""}
 
 
-def _read_curves(path: Path) -> pd.DataFrame | None:
+def read_curves(path: Path) -> pd.DataFrame | None:
+    """Read a stage's metrics.csv, one row per epoch in order; None if it is missing or empty."""
     if not path.is_file():
         return None
     try:

@@ -23,7 +23,8 @@ from pylorus.config.schema import Config, LossConfig, ModelConfig, OptimizerConf
 from pylorus.core.distributed import get_concurrent_jobs
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes, format_percent
-from pylorus.hardware.engine import Engine, get_batch_size, get_free_memory, resolve_channels_last
+from pylorus.core.limits import get_free_memory
+from pylorus.hardware.engine import Engine, get_batch_size, resolve_channels_last
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.freeze import apply_depth, resolve_depth, set_modes

@@ -6,6 +6,7 @@ apart.
 
 import errno
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from pylorus.config.schema import Config, TrainerConfig
+from pylorus.core import limits
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, UnreadableImageError
 from pylorus.core.storage import (
     DISK_FULL,
@@ -27,11 +29,11 @@ from pylorus.hardware.engine import get_batch_size
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import restore_trainer_config
 
-MEMORY_ERROR = re.compile(
-    r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA error: out of memory", re.IGNORECASE
-)
 WORKER_ERROR = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 SHARED_MEMORY_ERROR = re.compile(r"shared memory|unable to (write to file|open shared).*/?torch_", re.IGNORECASE)
+WORKER_KILL = re.compile(r"killed by signal: ([^.]+)\.")
+KILL_WORDS = {"SIGKILL": "Killed", "SIGSEGV": "Segmentation", "SIGABRT": "Aborted", "SIGXCPU": "CPU time limit"}
+"""How torch's data loader, which uses the words of the C library, names a signal that killed one of its processes."""
 WRITE_ERROR = re.compile(r"PytorchStreamWriter failed writing|No space left on device|Disk quota exceeded")
 
 
@@ -57,7 +59,7 @@ def explain_fault(error: BaseException, folder: RunFolder, config: Config) -> Py
     """
     if isinstance(error, PylorusError):
         return None
-    for cause in _iter_causes(error):
+    for cause in limits.iterate_causes(error):
         message = _explain_cause(cause, folder, config)
         if message is not None:
             return PylorusError(message)
@@ -66,7 +68,7 @@ def explain_fault(error: BaseException, folder: RunFolder, config: Config) -> Py
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that the memory of the GPU or of the machine was insufficient."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or MEMORY_ERROR.search(str(error)) is not None
+    return isinstance(error, torch.OutOfMemoryError) or limits.is_out_of_memory(error)
 
 
 def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> str | None:
@@ -83,6 +85,8 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
         and not _is_file(folder.config)
     ):
         return _explain_missing_folder(folder.path)
+    if WRITE_ERROR.search(text) and not isinstance(error, OSError) and limits.get_limit("RLIMIT_FSIZE") is not None:
+        return f"{limits.format_file_size(error)}\nThen {_format_resume_command(folder.path)}"
     if (isinstance(error, OSError) and error.errno in DISK_FULL) or WRITE_ERROR.search(text):
         return _explain_full_disk(error, folder.path, Path(config.cache.folder))
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
@@ -91,7 +95,8 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
         message = format_drive_lost(error, _format_error_location(error, folder.path))
         return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder.path)}"
-    return None
+    message = limits.explain_limit(error)
+    return None if message is None else f"{message}\nThen {_format_resume_command(folder.path)}"
 
 
 def _explain_full_disk(error: BaseException, folder: Path, cache: Path) -> str:
@@ -126,9 +131,19 @@ def _explain_lost_worker(text: str, folder: Path, configured: int | None) -> str
     match = WORKER_ERROR.search(text)
     process = f"a process that decodes images (pid {match[1].strip()})" if match else "a process that decodes images"
     workers = "chosen for the machine's cores" if configured is None else configured
+    kill = WORKER_KILL.search(text)
+    end = next((name for name, word in KILL_WORDS.items() if kill and kill[1].startswith(word)), None)
+    if end is not None:
+        reason = limits.format_kill(-signal.Signals[end])
+    elif SHARED_MEMORY_ERROR.search(text):
+        reason = "got no shared memory: /dev/shm is full or too small"
+    else:
+        reason = (
+            "was killed or got no shared memory. Usually the machine has run out of memory (see dmesg), or /dev/shm is "
+            "too small"
+        )
     return (
-        f"{process} was killed or got no shared memory. Usually the machine has run out of memory (see dmesg), or "
-        "/dev/shm is too small (in a container: docker run --shm-size=8g).\n"
+        f"{process} {reason} (in a container: docker run --shm-size=8g).\n"
         f"Use fewer processes: data.workers is {workers}; 0 needs no shared memory and gives the same result.\n"
         f"Then {_format_resume_command(folder, 'data.workers=0')}"
     )
@@ -151,9 +166,11 @@ def _explain_out_of_memory(error: BaseException, folder: Path, trainer: TrainerC
     )
     if device == "the GPU":
         advice += " cache.on_device=false leaves the images in the main memory."
+    is_limited = device != "the GPU" and limits.get_limit("RLIMIT_AS") is not None
+    space = f"{limits.format_memory_advice()}.\n" if is_limited else ""
     return (
-        f"{device} ran out of memory: {str(error).strip().splitlines()[0] if str(error) else 'no memory'}\n"
-        f"{advice}\nIf other programs used the memory, close them and {_format_resume_command(folder)}"
+        f"{device} ran out of memory: {limits.format_memory_error(error)}\n{advice}\n{space}"
+        f"If other programs used the memory, close them and {_format_resume_command(folder)}"
     )
 
 
@@ -180,13 +197,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
-
-
-def _iter_causes(error: BaseException) -> Iterator[BaseException]:
-    """Iterate over an error and its causes and contexts, the last error first."""
-    current: BaseException | None = error
-    seen: set[int] = set()
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pylorus.config.instantiation import check_node, get_target
-from pylorus.config.schema import EXTENSIBLE, AugmentConfig, CacheConfig, Config, StageConfig
+from pylorus.config.schema import EXTENSIBLE, CacheConfig, Config, LossConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import write_json
-from pylorus.data.augmentation import build_augmentation, load_policy
+from pylorus.data.augmentation import build_augmentation, resolve_augmentation
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import DeviceMemory
 from pylorus.data.input_format import InputFormat, resolve_mask
@@ -33,14 +33,16 @@ from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import Evaluator, SplitOutputs, compute_split_outputs, prepare_network
 from pylorus.model.losses import build_loss, build_optimizer, check_optimizer_name
 from pylorus.model.metrics import build_metrics
-from pylorus.runs.folder import PARTS, StageFolder
+from pylorus.runs.folder import PARTS, RunFolder, StageFolder
 from pylorus.runs.predictions import (
     SavedPredictions,
     build_prediction_table,
     check_predictions,
+    explain_stage_problems,
     read_predictions,
     write_predictions,
 )
+from pylorus.runs.reading import read_curves
 from pylorus.training.callbacks import SpeedMonitor
 from pylorus.training.trainer import Run, build_callbacks, build_trainer, fit_stage
 
@@ -48,18 +50,6 @@ log = logging.getLogger(__name__)
 
 DEVICE_SHARE = 0.25
 """Fraction of a GPU's free memory that images or features may take by default."""
-
-
-def resolve_augmentation(stage: StageConfig, default: AugmentConfig) -> AugmentConfig:
-    """Return the augmentation of a stage: the run's, or the one of conf/augment that it names.
-
-    Raises:
-        PylorusError: If there is no such file.
-    """
-    is_own = default._target_ is not None and default.name == "none"  # without a name of its own
-    if stage.augment is None or (stage.augment == default.name and not is_own):
-        return default
-    return load_policy(stage.augment, key="stages: augment")
 
 
 def build_image_data(plan: StagePlan, run: Run) -> ImageDataModule:
@@ -337,12 +327,24 @@ def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
     )
 
 
+def find_problems(plan: StagePlan, result: StageResult, folder: RunFolder, loss: LossConfig) -> tuple[str, ...]:
+    """Say what makes the result of a stage degenerate; see `explain_stage_problems`."""
+    return explain_stage_problems(
+        plan.name,
+        monitor=plan.config.monitor,
+        curves=read_curves(folder.get_stage(plan.name).metrics_path),
+        predictions=result.predictions,
+        is_cross_entropy=loss.name == "cross_entropy",
+    )
+
+
 def log_stage_table(
     plan: StagePlan,
     result: StageResult,
     *,
     validated_on: str = "val",
     metrics: Sequence[ClassMetric] | None = None,
+    problems: Sequence[str] = (),
 ) -> None:
     """Log a table of each class's metrics on validation and test images, at the stage's best epoch.
 
@@ -351,6 +353,7 @@ def log_stage_table(
         result: Its result.
         validated_on: val, or test: then the test images selected the best epoch.
         metrics: The indices to show; None: those that tables show.
+        problems: Sentences from `find_problems`.
     """
     metrics = select_class_metrics() if metrics is None else metrics
     images = "the test images" if validated_on == "test" else "validation images"
@@ -372,6 +375,8 @@ def log_stage_table(
         _render_text(table),
         "\n".join(_format_accuracy(split, saved) for split, saved in result.predictions.items()),
     )
+    for sentence in problems:
+        log.warning("%s: %s", plan.name, sentence)
 
 
 def _render_text(table: Table) -> str:

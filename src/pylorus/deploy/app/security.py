@@ -1,7 +1,4 @@
-"""What the server accepts: options, connections that are not too slow, passwords, and uploads within their limits.
-
-The files of a request's body are parsed one at a time, in memory only: none is ever written to disk.
-"""
+"""What the server accepts: options, connections that are not too slow, hosts, origins and passwords."""
 
 import asyncio
 import base64
@@ -9,25 +6,24 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import json
 import math
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+import h11
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pylorus.core.errors import PylorusError, format_path
+from pylorus.core.errors import PylorusError
 
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 12, 1024
 """Minimum and maximum length of a password. One of minimum length can't be guessed through a network within years."""
@@ -45,10 +41,12 @@ class ServeOptions:
         password_file: File with the password on one line; None for no password.
         without_password: Whether others in the network may use the page without a password.
         allowed_hosts: Further host names under which browsers may call the server, such as a proxy's.
+        trusted_proxies: Addresses of reverse proxies whose X-Forwarded-For is believed; nobody else's is.
         max_mb: Maximum size of a file, in MB of 1,000,000 bytes.
         max_images: Maximum number of files per request.
         device: auto, cpu, cuda or mps.
         network: Class or function that builds a network of the user's own; None for a model of timm.
+        trust: Files with public keys of which one must have signed the bundle; empty to accept any.
     """
 
     host: str = "127.0.0.1"
@@ -56,10 +54,12 @@ class ServeOptions:
     password_file: Path | None = None
     without_password: bool = False
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     max_mb: float = 20.0
     max_images: int = 32
     device: str = "auto"
     network: Callable[..., Any] | None = None
+    trust: tuple[Path, ...] = ()
 
     @property
     def max_bytes(self) -> int:
@@ -99,6 +99,11 @@ class ServeOptions:
             )
         if self.password_file is not None and self.without_password:
             raise PylorusError("--password-file and --without-password can't be combined; remove one of them.")
+        for address in self.trusted_proxies:
+            if not is_address(address):
+                raise PylorusError(
+                    f"--trust-proxy: found {address}, expected the IP address of the proxy, such as 127.0.0.1."
+                )
 
     def read_password(self) -> str | None:
         """Return the password in the password file; None if there is no file.
@@ -139,8 +144,12 @@ MIN_BODY_RATE = 32_000
 """Least rate of a body after that, in bytes per second; 20 MB then take the 300 seconds that an upload may take."""
 ANSWER_SECONDS = 60.0
 """Seconds for which a client may leave an answer unread."""
+MIN_ANSWER_RATE = 4_000
+"""Least rate at which a client reads an answer after that, in bytes per second."""
 MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS = 200, 32
 """Open connections; beyond that, the one that has waited longest for its client is closed for a new one."""
+CLIENT_GONE = "client_gone"
+"""Name in a request's state of the event that its client has closed the connection."""
 
 
 class GuardedProtocol(H11Protocol):
@@ -152,13 +161,18 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection; if there are too many, close another one, or this one if all others are at work."""
         super().connection_made(transport)
+        self._gone = asyncio.Event()
+        self.app_state = {**self.app_state, CLIENT_GONE: self._gone}
         self._waits_since = self.loop.time()
         self._watched: object = None
-        self._received, self._slow_seconds, self._unread_seconds = 0, 0.0, 0.0
+        self._received, self._slow_seconds, self._unread_seconds, self._unread = 0, 0.0, 0.0, 0
         self._timer = self.loop.call_later(1.0, self._check_speed)
         others = [each for each in self.connections if isinstance(each, GuardedProtocol)]
-        own = [each for each in others if each.client and self.client and each.client[0] == self.client[0]]
-        if len(own) > MAX_CONNECTIONS_PER_ADDRESS and not is_loopback_client(self.client):
+        self._address = get_client_network(self.client)
+        if self.client is not None and self.client[0] in self.config.forwarded_allow_ips:
+            self._address = ""
+        own = [each for each in others if each._address == self._address]
+        if self._address and len(own) > MAX_CONNECTIONS_PER_ADDRESS:
             self._close_longest_waiting(own)
         elif len(others) > MAX_CONNECTIONS:
             self._close_longest_waiting(others)
@@ -166,6 +180,7 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching the client."""
         self._timer.cancel()
+        self._gone.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -177,6 +192,23 @@ class GuardedProtocol(H11Protocol):
         """Wait for the next request."""
         self._waits_since = self.loop.time()
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP as other requests are refused; if an answer has begun, close the connection."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self._is_at_work:
+            self.transport.abort()
+            return
+        content = json.dumps({"error": "the request is not valid HTTP"}).encode()
+        fields = {
+            **HEADERS,
+            "Content-Type": "application/json",
+            "Content-Length": str(len(content)),
+            "Connection": "close",
+        }
+        headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=content), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     @property
     def _is_at_work(self) -> bool:
@@ -191,15 +223,23 @@ class GuardedProtocol(H11Protocol):
         self._timer = self.loop.call_later(1.0, self._check_speed)
         cycle = self.cycle
         if cycle is not self._watched:
-            self._watched, self._received, self._slow_seconds, self._unread_seconds = cycle, 0, 0.0, 0.0
-        if cycle is None or cycle.response_complete:
+            self._watched, self._received, self._slow_seconds = cycle, 0, 0.0
+        unread = self.transport.get_write_buffer_size()
+        if unread:  # also after the application has finished: the rest of its answer waits here
+            self._waits_since = self.loop.time()
+            has_read = self._unread - unread >= MIN_ANSWER_RATE or unread > self._unread
+            self._unread_seconds = 0.0 if has_read else self._unread_seconds + 1.0
+            is_slow = self._unread_seconds > ANSWER_SECONDS
+        elif cycle is None or cycle.response_complete:
             is_slow = self.loop.time() - self._waits_since > REQUEST_SECONDS
         elif cycle.more_body:
             self._slow_seconds += 0.0 if self.flow.read_paused else 1.0  # paused: the client waits for this server
             is_slow = self._received < MIN_BODY_RATE * (self._slow_seconds - REQUEST_SECONDS)
         else:
-            self._unread_seconds = self._unread_seconds + 1.0 if self.flow.write_paused else 0.0
-            is_slow = self._unread_seconds > ANSWER_SECONDS
+            is_slow = False
+        if not unread:
+            self._unread_seconds = 0.0
+        self._unread = unread
         if is_slow:
             self.transport.abort()
 
@@ -210,6 +250,28 @@ def is_loopback_client(client: tuple[str, int] | None) -> bool:
         return client is None or ipaddress.ip_address(client[0]).is_loopback
     except ValueError:
         return True
+
+
+def get_client_network(client: tuple[str, int] | None) -> str:
+    """Return whom the limits of a client apply to: its IPv4 address, or the /64 network of its IPv6 address.
+
+    It is empty for a client on this machine, which may be a reverse proxy and so has no limits of its own.
+
+    Example:
+        >>> get_client_network(("192.0.2.7", 1)), get_client_network(("2001:db8::7", 1)), get_client_network(("::1", 1))
+        ('192.0.2.7', '2001:db8::/64', '')
+        >>> get_client_network(("::ffff:192.0.2.7", 1))
+        '192.0.2.7'
+    """
+    if client is None or is_loopback_client(client):
+        return ""
+    address = ipaddress.ip_address(client[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    mapped = address.ipv4_mapped
+    if mapped is not None:
+        return "" if mapped.is_loopback else str(mapped)
+    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
 
 
 FREE_ATTEMPTS, MAX_DELAY = 5, 300.0
@@ -293,6 +355,9 @@ class RequestGuard:
     def _check_request(
         self, method: str, path: str, headers: Headers, client: tuple[str, int] | None
     ) -> JSONResponse | None:
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy might see another request
+            text = "found both Content-Length and Transfer-Encoding, expected one of them"
+            return JSONResponse({"error": text}, 400, {"Connection": "close"})
         host_headers = headers.getlist("host")
         if len(host_headers) != 1 or not self._is_own_host(_parse_host_name(host_headers[0])):
             host_name = host_headers[0][:100] if host_headers else '""'
@@ -308,13 +373,13 @@ class RequestGuard:
 
     def _check_password(self, authorization: str | None, client: tuple[str, int] | None) -> JSONResponse | None:
         """Check the password; an address that sent several wrong ones has to wait, unless it may be a proxy's."""
-        address = None if client is None or is_loopback_client(client) else client[0]
-        delay = 0.0 if address is None else self._attempts.get_delay(address)
+        address = get_client_network(client)
+        delay = self._attempts.get_delay(address) if address else 0.0
         if delay:
             wait = {"Retry-After": str(math.ceil(delay))}
             return JSONResponse({"error": f"too many wrong passwords; wait {math.ceil(delay)} s"}, 429, wait)
         is_right = self._has_password(authorization or "")
-        if address is not None and authorization is not None:
+        if address and authorization is not None:
             self._attempts.record_attempt(address, is_right=is_right)
         if is_right:
             return None
@@ -352,155 +417,3 @@ def _parse_host_name(host: str) -> str:
 
 def _hash_text(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
-
-
-FORM_FIELD = "files"
-OVERHEAD = 8192
-"""Bytes that a file may add to the body besides its content: boundary and headers."""
-MAX_NAME_LENGTH = 200
-
-
-class RefusedUploadError(Exception):
-    """The whole request is refused, with this HTTP status."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-
-
-@dataclass(frozen=True)
-class UploadLimits:
-    """Upload limits: bytes per file and files per request."""
-
-    max_bytes: int
-    max_files: int
-
-
-@dataclass(frozen=True)
-class Upload:
-    """One uploaded file.
-
-    Attributes:
-        name: File name from the sender, without folders and unprintable characters. Only displayed, never opened.
-        content: The file's bytes; empty if `error` is set.
-        error: Why the file is refused; empty if it is accepted.
-    """
-
-    name: str
-    content: bytes
-    error: str = ""
-
-
-async def iter_uploads(request: Request, limits: UploadLimits) -> AsyncIterator[Upload]:
-    """Yield the files of a multipart body, each as soon as it is complete.
-
-    A file that is too large is skipped and yields an error; the other files are still processed.
-
-    Raises:
-        RefusedUploadError: If the body is not such a form, is incomplete or too large.
-    """
-    max_bytes = limits.max_files * (limits.max_bytes + OVERHEAD)
-    too_much = RefusedUploadError(413, f"the request is larger than {max_bytes:,} bytes")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared[:20]) > max_bytes:
-        raise too_much
-    parser = _UploadParser(_parse_boundary(request.headers.get("content-type", "")), limits)
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes:
-            raise too_much
-        for upload in parser.add(chunk):
-            yield upload
-    if not parser.ended:
-        raise RefusedUploadError(400, "the form is incomplete: its last boundary is missing")
-
-
-class _UploadParser:
-    """Incremental parser that splits a multipart body into files."""
-
-    def __init__(self, boundary: bytes, limits: UploadLimits):
-        self.ended = False
-        self._limits = limits
-        self._count = 0
-        self._done: list[Upload] = []
-        self._headers: dict[bytes, bytes] = {}
-        self._field, self._value, self._content = bytearray(), bytearray(), bytearray()
-        self._name = ""
-        self._too_large = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._start_part,
-                    "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                    "on_header_end": self._save_header,
-                    "on_headers_finished": self._read_headers,
-                    "on_part_data": self._add_data,
-                    "on_part_end": self._close_part,
-                    "on_end": self._set_ended,
-                },
-            )
-        except ValueError as error:
-            raise RefusedUploadError(400, str(error)) from error
-
-    def add(self, chunk: bytes) -> list[Upload]:
-        """Parse the next piece of the body; return the files that it completes."""
-        self._done = []
-        try:
-            self._parser.write(chunk)
-        except MultipartParseError as error:
-            raise RefusedUploadError(400, f"malformed form: {error}") from error
-        return self._done
-
-    def _start_part(self) -> None:
-        self._count += 1
-        if self._count > self._limits.max_files:
-            raise RefusedUploadError(413, f"more than {self._limits.max_files} files in one request")
-        self._headers, self._content, self._too_large = {}, bytearray(), False
-
-    def _save_header(self) -> None:
-        self._headers[bytes(self._field).lower()] = bytes(self._value)
-        self._field, self._value = bytearray(), bytearray()
-
-    def _read_headers(self) -> None:
-        _, parameters = parse_options_header(self._headers.get(b"content-disposition"))
-        field = parameters.get(b"name", b"").decode(errors="replace")
-        if field != FORM_FIELD or b"filename" not in parameters:
-            raise RefusedUploadError(
-                400, f'found the field "{format_path(field)[:50]}", expected files as "{FORM_FIELD}"'
-            )
-        self._name = format_file_name(parameters[b"filename"].decode(errors="replace"))
-
-    def _add_data(self, data: bytes, start: int, end: int) -> None:
-        if len(self._content) + end - start > self._limits.max_bytes:
-            self._content, self._too_large = bytearray(), True
-        if not self._too_large:
-            self._content += data[start:end]
-
-    def _close_part(self) -> None:
-        error = f"the file is over the limit of {self._limits.max_bytes:,} bytes" if self._too_large else ""
-        self._done.append(Upload(self._name, bytes(self._content), error))
-        self._content = bytearray()
-
-    def _set_ended(self) -> None:
-        self.ended = True
-
-
-def format_file_name(name: str) -> str:
-    r"""Return the last part of a sender's file name, on one line.
-
-    Example:
-        >>> format_file_name("../../etc/passwd"), format_file_name("C:\\images\\a.png"), format_file_name("..")
-        ('passwd', 'a.png', 'unnamed')
-    """
-    last = PurePosixPath(name.replace("\\", "/").replace("%22", '"')).name.strip()
-    return format_path(last)[-MAX_NAME_LENGTH:] if last.strip(".") else "unnamed"
-
-
-def _parse_boundary(content_type: str) -> bytes:
-    media_type, parameters = parse_options_header(content_type)
-    if media_type != b"multipart/form-data" or not parameters.get(b"boundary"):
-        raise RefusedUploadError(415, f'expected multipart/form-data with files as "{FORM_FIELD}"')
-    return parameters[b"boundary"]

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import socket
-from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,21 +25,29 @@ from starlette.types import ASGIApp
 
 from pylorus import __version__
 from pylorus.core.errors import PylorusError
-from pylorus.deploy.app.inference import AnswerOptions, DecodedUpload, InferenceService
-from pylorus.deploy.app.security import (
+from pylorus.core.limited_process import forbid_core_dumps
+from pylorus.deploy.app.inference import (
     FORM_FIELD,
-    GuardedProtocol,
+    AnswerOptions,
+    DecodedUpload,
+    InferenceService,
     RefusedUploadError,
-    RequestGuard,
-    ServeOptions,
     UploadLimits,
-    is_loopback_client,
+    UploadProgress,
     iter_uploads,
 )
-from pylorus.deploy.bundle_files import CARD, SUMS
+from pylorus.deploy.app.security import (
+    CLIENT_GONE,
+    GuardedProtocol,
+    RequestGuard,
+    ServeOptions,
+    get_client_network,
+)
 from pylorus.deploy.card import format_threshold_guarantee
+from pylorus.deploy.description import INTENDED_USE
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import resolve_device
+from pylorus.deploy.verified_files import CARD
 
 MAX_CARD_BYTES = 1_000_000
 HEADING_OFFSET = 2
@@ -52,10 +59,9 @@ TABLE_MARKUP = {
 """Markup around a table, so that a wide one scrolls by itself, by keyboard too."""
 
 
-def render_card_html(path: Path) -> Markup:
-    """Render a Markdown file as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
-    with path.open("rb") as file:
-        text = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+def render_card_html(content: bytes) -> Markup:
+    """Render Markdown as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
+    text = content[:MAX_CARD_BYTES].decode("utf-8", errors="replace")
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     renderer.disable(["html_block", "html_inline", "link", "image", "autolink", "reference"])
     tokens = renderer.parse(text)
@@ -74,7 +80,7 @@ TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 BOOLEAN: Schema = {"type": "boolean"}
 ERRORS = {
-    "400": "The form is malformed or incomplete.",
+    "400": "A parameter is neither 0 nor 1, or the form is malformed or incomplete.",
     "401": "The password is missing or wrong (HTTP Basic, any user name).",
     "403": "The request came from another site's page.",
     "408": "The files took too long to arrive.",
@@ -93,7 +99,7 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
         "info": {
             "title": "Pylorus: predictions of a trained model",
             "version": __version__,
-            "description": bundle.description.intended_use,
+            "description": INTENDED_USE,
         },
         "paths": {
             "/api/predict": {"post": _build_predict_operation(options)},
@@ -106,6 +112,7 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
                 "Answer": _build_answer_schema(),
                 "Model": _build_model_schema(),
                 "Health": _build_health_schema(),
+                "Error": _build_object_schema(error=TEXT),
             },
             "securitySchemes": {"password": {"type": "http", "scheme": "basic"}},
         },
@@ -113,10 +120,18 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
     }
 
 
+ANSWER_PARTS = {
+    "image": "With 1, each row has the preprocessed image as a JPEG (data: URL).",
+    "heat_map": "With 1, each row has that image under the heat map of its predicted class, if available.",
+}
+"""Parameters of a request by what the answer then has."""
+
+
 def _build_predict_operation(options: ServeOptions) -> Schema:
     form = {
         "type": "object",
         "required": [FORM_FIELD],
+        "additionalProperties": False,
         "properties": {
             FORM_FIELD: {
                 "type": "array",
@@ -127,20 +142,16 @@ def _build_predict_operation(options: ServeOptions) -> Schema:
             }
         },
     }
-    descriptions = {
-        "image": "With 1, each row has the preprocessed image as a JPEG (data: URL).",
-        "heat_map": "With 1, each row has that image under the heat map of its predicted class, if available.",
-    }
     return {
         "summary": "Classify images",
         "parameters": [
             {"name": name, "in": "query", "description": text, "schema": {"type": "string", "enum": ["0", "1"]}}
-            for name, text in descriptions.items()
+            for name, text in ANSWER_PARTS.items()
         ],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
             "200": _build_content("One row per file, in the order of the files", "Answer"),
-            **{status: {"description": text} for status, text in ERRORS.items()},
+            **{status: _build_content(text, "Error") for status, text in ERRORS.items()},
         },
     }
 
@@ -208,7 +219,8 @@ def _build_object_schema(**properties: object) -> Schema:
 
 
 def _build_get_operation(summary: str, schema: str) -> Schema:
-    return {"summary": summary, "responses": {"200": _build_content(summary, schema)}}
+    refusals = {status: _build_content(ERRORS[status], "Error") for status in ("400", "401", "421", "429")}
+    return {"summary": summary, "responses": {"200": _build_content(summary, schema), **refusals}}
 
 
 def _build_content(text: str, schema: str) -> Schema:
@@ -222,8 +234,9 @@ log = logging.getLogger(__name__)
 
 MAX_REQUESTS, MAX_REQUESTS_PER_ADDRESS = 16, 4
 """Maximum number of concurrent requests with files, in all and of one client; further ones are told to retry."""
-DISCONNECT_SECONDS = 0.5
-"""Seconds between two looks whether a client is still there."""
+MAX_LAG = 2.0
+"""Seconds by which a client may be too slow while others wait for its place; see `UploadProgress`."""
+NOT_DECODED = "not decoded, because an earlier file of this request took too much time or memory; send it separately"
 UPLOAD_TIMEOUT = 300.0
 """Seconds within which all files of a request must arrive."""
 ALL_ADDRESSES = ("0.0.0.0", "::")
@@ -262,8 +275,8 @@ class RequestHandlers:
     def __init__(self, desk: InferenceService, options: ServeOptions):
         self._desk = desk
         self._limits = UploadLimits(options.max_bytes, options.max_images)
-        self._in_hand: Counter[str] = Counter()
-        self._health = {"status": "ok", "bundle": compute_bundle_id(desk.bundle), "version": __version__}
+        self._places: list[_Place] = []
+        self._health = {"status": "ok", "bundle": desk.bundle.identity, "version": __version__}
         self._model = _build_model_facts(desk, options)
         self._interface = build_openapi(desk.bundle, options)
         self._page = _render_page(desk.bundle, options)
@@ -293,38 +306,80 @@ class RequestHandlers:
 
     async def predict(self, request: Request) -> Response:
         """Classify the uploaded files; return one row per file."""
-        address = "" if request.client is None or is_loopback_client(request.client) else request.client.host
-        is_greedy = bool(address) and self._in_hand[address] >= MAX_REQUESTS_PER_ADDRESS
-        if is_greedy or self._in_hand.total() >= MAX_REQUESTS:
-            requests = (
-                f"{MAX_REQUESTS_PER_ADDRESS} requests of this address" if is_greedy else f"{MAX_REQUESTS} requests"
-            )
-            return JSONResponse({"error": f"the server is busy with {requests}"}, 503, {"Retry-After": "2"})
+        for name, value in request.query_params.multi_items():
+            if name in ANSWER_PARTS and value not in ("0", "1"):
+                return JSONResponse({"error": f"{name}: found {value[:50]}, expected 0 or 1"}, 400)
+        address = get_client_network(request.client)
+        refusal = self._find_place(address)
+        if refusal is not None:
+            return refusal
         query = request.query_params
         wanted = AnswerOptions(image=query.get("image") == "1", heat_map=query.get("heat_map") == "1")
-        self._in_hand[address] += 1
+        place = _Place(address, UploadProgress(), asyncio.timeout(UPLOAD_TIMEOUT))
+        self._places.append(place)
         try:
-            async with asyncio.timeout(UPLOAD_TIMEOUT):
-                frames = await self._read_uploads(request, wanted)
+            async with place.timeout:
+                frames = await _run_while_connected(request, self._read_uploads(request, wanted, place))
             results = await _run_while_connected(request, self._desk.classify_uploads(frames, wanted))
         except RefusedUploadError as error:
             return JSONResponse({"error": str(error)}, error.status)
         except TimeoutError:
-            return JSONResponse({"error": f"the upload took more than {UPLOAD_TIMEOUT:g} s"}, 408)
+            reason = "others were waiting" if place.is_lost else f"it took more than {UPLOAD_TIMEOUT:g} s"
+            return JSONResponse({"error": f"the upload was too slow: {reason}"}, 408)
         except ClientDisconnect:
             return Response(status_code=400)
         finally:
-            self._in_hand -= Counter([address])
-        intended_use = self._desk.bundle.description.intended_use
-        return JSONResponse({"bundle": self._health["bundle"], "intended_use": intended_use, "results": results})
+            self._places.remove(place)
+        return JSONResponse({"bundle": self._health["bundle"], "intended_use": INTENDED_USE, "results": results})
 
-    async def _read_uploads(self, request: Request, wanted: AnswerOptions) -> list[DecodedUpload]:
-        frames = [
-            await self._desk.decode_upload(upload, wanted) async for upload in iter_uploads(request, self._limits)
-        ]
+    def _find_place(self, address: str) -> Response | None:
+        """Return why a request has to wait; None if there is a place, or one whose client is too slow for it."""
+        own = [place for place in self._places if place.address == address]
+        is_greedy = bool(address) and len(own) >= MAX_REQUESTS_PER_ADDRESS
+        if not is_greedy and len(self._places) < MAX_REQUESTS:
+            return None
+        taken = [place for place in (own if is_greedy else self._places) if not place.is_lost]
+        slowest = max(taken, key=lambda place: place.progress.lag, default=None)
+        if slowest is not None and slowest.progress.lag > MAX_LAG:
+            slowest.lose()
+            return None
+        requests = f"{MAX_REQUESTS_PER_ADDRESS} requests of this address" if is_greedy else f"{MAX_REQUESTS} requests"
+        return JSONResponse({"error": f"the server is busy with {requests}"}, 503, {"Retry-After": "2"})
+
+    async def _read_uploads(self, request: Request, wanted: AnswerOptions, place: "_Place") -> list[DecodedUpload]:
+        frames: list[DecodedUpload] = []
+        has_ended_reader = False
+        async with contextlib.aclosing(iter_uploads(request, self._limits, place.progress)) as uploads:
+            async for upload in uploads:
+                if has_ended_reader:
+                    upload = replace(upload, content=b"", error=upload.error or NOT_DECODED)
+                frames.append(await self._desk.decode_upload(upload, wanted, client=place.address))
+                has_ended_reader = has_ended_reader or frames[-1].ended
         if not frames:
             raise RefusedUploadError(400, "the form contains no file")
         return frames
+
+
+@dataclass(eq=False)
+class _Place:
+    """A request with files that is being answered.
+
+    Attributes:
+        address: Whose limits it counts for.
+        progress: How fast its files arrive.
+        timeout: Ends it.
+        is_lost: Whether it was ended for another request because its client was too slow.
+    """
+
+    address: str
+    progress: UploadProgress
+    timeout: asyncio.Timeout
+    is_lost: bool = False
+
+    def lose(self) -> None:
+        """End the request."""
+        self.is_lost = True
+        self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
 async def _run_while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -333,25 +388,27 @@ async def _run_while_connected(request: Request, work: Coroutine[Any, Any, Resul
     Raises:
         ClientDisconnect: If the client went.
     """
-    task = asyncio.create_task(work)
-    while not task.done():
-        await asyncio.wait([task], timeout=DISCONNECT_SECONDS)
-        if not task.done() and await request.is_disconnected():
-            task.cancel()
+    gone: asyncio.Event | None = request.scope.get("state", {}).get(CLIENT_GONE)
+    if gone is None:
+        return await work
+    task, watch = asyncio.create_task(work), asyncio.create_task(gone.wait())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise ClientDisconnect
-    return task.result()
-
-
-def compute_bundle_id(bundle: Bundle) -> str:
-    """Return the SHA-256 of a bundle's list of file hashes, which identifies the bundle."""
-    return hashlib.sha256((bundle.folder / SUMS).read_bytes()).hexdigest()
+        return task.result()
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[str, object]:
     description = desk.bundle.description
     decision_class = description.decision.class_name
     return {
-        "bundle": compute_bundle_id(desk.bundle),
+        "bundle": desk.bundle.identity,
         "architecture": description.architecture,
         "classes": list(description.classes),
         "short_names": list(description.short_names),
@@ -365,7 +422,7 @@ def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[st
         },
         "limits": {"max_bytes": options.max_bytes, "max_files": options.max_images},
         "no_heat_maps": desk.why_no_heat,
-        "intended_use": description.intended_use,
+        "intended_use": INTENDED_USE,
     }
 
 
@@ -379,10 +436,11 @@ def _render_page(bundle: Bundle, options: ServeOptions) -> str:
     )
     return environment.get_template("page.html.j2").render(
         description=bundle.description,
+        intended_use=INTENDED_USE,
         guarantee=format_threshold_guarantee(bundle.description, bundle.description.decision.class_name),
         options=options,
-        card=render_card_html(bundle.folder / CARD),
-        bundle=compute_bundle_id(bundle),
+        card=render_card_html(bundle.contents[CARD]),
+        bundle=bundle.identity,
         version=__version__,
     )
 
@@ -396,8 +454,8 @@ async def _handle_http_error(_: Request, error: HTTPException) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-async def _handle_server_error(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": f"internal server error: {type(error).__name__}"}, 500)
+async def _handle_server_error(_: Request, __: Exception) -> Response:
+    return JSONResponse({"error": "internal server error; the console of the server says more"}, 500)
 
 
 SHUTDOWN_TIMEOUT = 10
@@ -415,13 +473,16 @@ def serve(folder: Path, options: ServeOptions) -> None:
         PylorusError: If an option or the bundle is invalid, or the port is in use.
     """
     options.check()
+    forbid_core_dumps()
     password = options.read_password()
     listener = open_listener(options)
     with listener:
-        bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network)
+        bundle = load_bundle(
+            folder, device=resolve_device(options.device), network=options.network, trust=options.trust
+        )
         desk = InferenceService(bundle)
         print(f"{bundle.description.architecture}: {', '.join(bundle.description.classes)}")
-        print(f"{bundle.description.intended_use}")
+        print(INTENDED_USE)
         if desk.why_no_heat:
             print(f"no heat maps: {desk.why_no_heat}")
         if not options.is_loopback:
@@ -435,13 +496,14 @@ def serve(folder: Path, options: ServeOptions) -> None:
 
 
 def build_server_config(desk: InferenceService, options: ServeOptions, password: str | None) -> uvicorn.Config:
-    """Return uvicorn's configuration: no access log, no trust in proxy headers, no Server header."""
+    """Return uvicorn's configuration: no access log, no Server header, trust in the headers of named proxies only."""
     return uvicorn.Config(
         create_application(desk, options, password),
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,  # a line per invalid request would let anybody fill a log
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(options.trusted_proxies),
+        forwarded_allow_ips=list(options.trusted_proxies),
         lifespan="off",
         ws="none",
         http=GuardedProtocol,

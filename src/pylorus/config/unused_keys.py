@@ -1,0 +1,220 @@
+"""Refuse keys that a new run would ignore: each was typed for a reason, and a run without it answers another question.
+
+A configuration file may set keys that some runs do not use, so most rules hold for the words of the command line only.
+In a sweep, a word is refused if no job uses it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pylorus.config.checks import suggest_path
+from pylorus.config.schema import Config, DataConfig
+from pylorus.config.vocabulary import get_key_metadata
+from pylorus.core.errors import PylorusError
+from pylorus.core.formatting import format_command
+
+DECISIVE_KEYS = (
+    *("stage", "run", "data", "data.kind", "data.fold", "data.fold_column", "data.split_file", "data.test_column"),
+    *("data.validation", "optimizer", "optimizer.name", "logger", "augment", "model", "experiment", "trainer"),
+    *("trainer.devices", "trainer.nodes"),
+)
+"""Keys that decide whether another one is used, besides those of a stage."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a key has no effect.
+
+    Attributes:
+        key: Pattern of the key; its first group is the name of a stage.
+        is_unused: Whether a run with this configuration ignores the key; gets the name of the stage too.
+        reason: Why, and what to type; `{stage}`, `{value}` and `{key}` are filled in.
+        if_default: Whether the key is refused even if its value is the default.
+    """
+
+    key: str
+    is_unused: Callable[[Config, str], bool]
+    reason: str
+    if_default: bool = False
+
+
+def _has_own_rates(config: Config, _: str) -> bool:
+    return all(config.stages[name].lr is not None for name in config.run)
+
+
+def _has_own_augmentation(config: Config, _: str) -> bool:
+    return all(config.stages[name].augment is not None for name in config.run)
+
+
+def _is_unaugmented(config: Config, stage: str) -> bool:
+    own = config.stages[stage].augment
+    return own == "none" or (own is None and not config.augment.transforms and config.augment._target_ is None)
+
+
+RULES = (
+    Rule(
+        r"stages\.(\w+)\..*",
+        lambda config, stage: stage not in config.run,
+        "this run does not train the stage {stage}. To train it, add stage=both or stage={stage}; else leave it out.",
+        if_default=True,
+    ),
+    Rule(
+        r"stages\.(\w+)\.lr_factor",
+        lambda config, stage: config.stages[stage].lr is not None,
+        "stages.{stage}.lr sets the learning rate itself. Keep one of the two.",
+    ),
+    Rule(
+        r"stages\.(\w+)\.layer_decay",
+        lambda config, stage: config.stages[stage].learn == "head",
+        "the stage trains the head only. Add stages.{stage}.learn=all, or leave it out.",
+    ),
+    Rule(
+        r"stages\.(\w+)\.views",
+        _is_unaugmented,
+        "the stage does not augment its images. Add stages.{stage}.augment=light, or leave it out.",
+    ),
+    Rule(
+        r"optimizer\.lr",
+        _has_own_rates,
+        "every stage of this run has a learning rate of its own, stages.<stage>.lr. Keep one of the two.",
+    ),
+    Rule(
+        r"optimizer\.momentum",
+        lambda config, _: re.match(r"([nr]?adam|lion|lamb|adafactor|adopt)", config.optimizer.name) is not None,
+        "this optimizer does not use it. Add optimizer=sgd, or leave it out.",
+    ),
+    Rule(
+        r"augment(\.\w.*)?",
+        _has_own_augmentation,
+        "every stage of this run has a policy of its own, as stages.pretrain.augment=none. To change that of a stage, "
+        "type stages.<stage>.augment={value}; else leave it out.",
+    ),
+    Rule(
+        r"logger\.(?:project|offline|images)",
+        lambda config, _: config.logger.name == "csv" and config.logger._target_ is None,
+        "logger=csv, the default, shows nothing on a dashboard. Add logger=wandb, logger=mlflow or "
+        "logger=tensorboard, or leave it out.",
+    ),
+    Rule(
+        r"logger\.(?:project|offline)",
+        lambda config, _: config.logger.name == "tensorboard" and config.logger._target_ is None,
+        "TensorBoard has no projects and sends nothing. Add logger=wandb or logger=mlflow, or leave it out.",
+    ),
+    Rule(
+        r"data\.val_fraction",
+        lambda config, _: config.data.validation == "test" or config.data.split_file is not None,
+        "the validation images are given: by data.validation=test or data.split_file. Keep one of the two.",
+    ),
+    Rule(
+        r"data\.test_fraction",
+        lambda config, _: any(getattr(config.data, name) is not None for name in ("fold", "split_file", "test_column")),
+        "the test images are given: by data.fold, data.split_file or data.test_column. Keep one of the two.",
+    ),
+    Rule(
+        r"data\.split_seed",
+        lambda config, _: config.data.split_file is not None,
+        "data.split_file has the split of another run. Keep one of the two.",
+    ),
+    Rule(
+        r"trainer\.strategy",
+        lambda config, _: config.trainer.devices * config.trainer.nodes == 1,
+        "there is a single device to train on. Add trainer.devices=2, or leave it out.",
+    ),
+    Rule(
+        r"data\.drawn\..*",
+        lambda config, _: config.data.kind != "synthetic",
+        "only data=synthetic generates images, and the source is another one. Leave it out.",
+        if_default=True,
+    ),
+)
+"""Applied in this order to the words of a command line."""
+
+
+def read_overrides(overrides: Iterable[str]) -> dict[str, str]:
+    """Return the keys and values of overrides, without those that delete a key or set it to null."""
+    pairs = [word.lstrip("+").partition("=") for word in overrides if not word.startswith("~")]
+    return {key: value for key, equals, value in pairs if equals and value != "null"}
+
+
+def find_unused_keys(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
+    """Find keys that were typed and have no effect.
+
+    Args:
+        config: The configuration.
+        typed: Keys and values of the command line.
+
+    Returns:
+        The reason for each such key, with what to type.
+    """
+    reasons: dict[str, str] = {}
+    for key, value in typed.items():
+        default = get_key_metadata(key).get("default")
+        is_default = str(default).lower() == value.strip("'\"").lower()
+        for rule in RULES:
+            match = re.fullmatch(rule.key, key)
+            stage = next((group for group in match.groups() if group), "") if match and match.groups() else ""
+            if match is None or (is_default and not rule.if_default) or key in reasons:
+                continue
+            if rule.is_unused(config, stage):
+                reasons[key] = rule.reason.format(stage=stage, value=value, key=key)
+    if set(reasons) & {"augment"} and typed["augment"] in {config.stages[name].augment for name in config.run}:
+        del reasons["augment"]  # it says what the stages say
+    return reasons
+
+
+def check_used_keys(config: Config, overrides: Sequence[str]) -> None:
+    """Check that a new run uses every key of its command line, and every key of `data` that a file sets.
+
+    A saved run is not checked again.
+
+    Args:
+        config: The configuration.
+        overrides: The overrides of its command line.
+
+    Raises:
+        PylorusError: If a key would have no effect; the message names it, and what to type instead.
+    """
+    _check_data(config.data)
+    typed = read_overrides(overrides)
+    reasons = find_unused_keys(config, typed)
+    if reasons:
+        raise PylorusError(format_unused_keys(reasons, {key: _get_value(config, key, typed[key]) for key in typed}))
+
+
+def _get_value(config: Config, key: str, typed: str) -> str:
+    """Return the value of a key in a configuration; as typed, if it has none, as a stage that it does not train."""
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else getattr(node, part, None)
+    return typed if node is None or is_dataclass(node) else str(node)
+
+
+def format_unused_keys(reasons: Mapping[str, str], typed: Mapping[str, str]) -> str:
+    """Return the message for keys without effect, one line each."""
+    return "\n".join(f"{key}: found {typed[key]}, but {reason}" for key, reason in reasons.items())
+
+
+def _check_data(data: DataConfig) -> None:
+    defaults = DataConfig()
+    if data.kind == "synthetic" and data.root is not None:
+        missing = (
+            "" if Path(data.root).exists() else f" There is nothing with this name, though.{suggest_path(data.root)}"
+        )
+        raise PylorusError(
+            f"data.root: found {data.root}, but data=synthetic, the default, generates its images and would ignore "
+            f"it. To train on your own images, type data=folders {format_command([f'data.root={data.root}'])}; else "
+            f"leave data.root out.{missing}"
+        )
+    if data.folds != defaults.folds and data.fold_column is not None:
+        raise PylorusError(
+            f"data.folds: found {data.folds}, but the folds are the values of {data.fold_column}. Leave it out."
+        )
+    if data.folds != defaults.folds and data.fold is None:
+        numbers = ",".join(map(str, range(data.folds)))
+        raise PylorusError(
+            f"data.folds: found {data.folds} without data.fold, which makes a single split. To test on each fold in "
+            f"turn, add -m data.fold={numbers}"
+        )
