@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from pylorus.core.errors import PylorusError, format_path
 from pylorus.core.io import write_atomically
+from pylorus.core.limits import get_free_memory
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import INTENDED_USE, Description
 from pylorus.deploy.model import Bundle, InferenceModel, verify_inference
 from pylorus.deploy.signature import build_manifest_check
 from pylorus.deploy.verified_files import DESCRIPTION, EXPORT_FILES, MODEL, open_verified_folder
-from pylorus.hardware.engine import get_free_memory
 from pylorus.model.inference import BundleClassifier, NetworkOutput
 
 
