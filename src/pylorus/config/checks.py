@@ -304,7 +304,7 @@ def _check_test_set(config: Config) -> None:
     if (data.test_column is None) != (not values) or len(values) > 1:
         raise PylorusError(
             "data.test_column, data.test_values, data.test_from: expected the column and exactly one of the other "
-            "two, as in data.test_column=site data.test_values=[B]."
+            "two, as in data.test_column=site 'data.test_values=[B]'."
         )
     if data.test_column is not None and data.kind not in ("manifest", "shards", "external"):
         raise PylorusError("data.test_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, fold_name, format_path, normalize_name
-from pylorus.core.formatting import format_count
+from pylorus.core.formatting import defuse_formula, defuse_formulas, format_count
 from pylorus.core.io import check_table_name, read_json, write_atomically, write_json
 from pylorus.core.limited_process import iterate_limited, restart_clock
 from pylorus.core.storage import lock_folder
@@ -362,7 +362,8 @@ class ResumableTable:
             writer.writerow(("path", "reason", "may_be_image"))
 
             def write(ignored: IgnoredFile) -> None:
-                writer.writerow((format_path(ignored.path), ignored.reason, "yes" if ignored.may_be_image else "no"))
+                row = format_path(ignored.path), ignored.reason, "yes" if ignored.may_be_image else "no"
+                writer.writerow(map(defuse_formula, row))
 
             yield dataclasses.replace(sources, on_ignored=write)
 
@@ -453,26 +454,6 @@ def print_resume_hint() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
         raise
-
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of a text that a spreadsheet runs as a formula."""
-
-
-def defuse_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table for CSV: a text that a spreadsheet would run as a formula gets an apostrophe in front.
-
-    Example:
-        >>> defuse_formulas(pd.DataFrame({"path": ["=1+1.png", "a=1.png"], "second": [-1.0, 2.0]}))["path"].tolist()
-        ["'=1+1.png", 'a=1.png']
-    """
-    defused = {}
-    for name in table.select_dtypes(include=["object", "string"]).columns:
-        texts = table[name].astype(str)
-        is_formula = texts.str.startswith(FORMULA_STARTS)
-        if is_formula.any():
-            defused[name] = table[name].mask(is_formula, "'" + texts)
-    return table.assign(**defused)
 
 
 def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:

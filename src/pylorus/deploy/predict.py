@@ -1,5 +1,6 @@
 """`pylorus predict`: write a row of predictions for each image, in constant memory and resumable after a kill."""
 
+import hashlib
 import os
 import sys
 import textwrap
@@ -228,10 +229,13 @@ def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: Pre
 
 def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOptions) -> dict[str, object]:
     description = bundle.description
+    absolute = "\n".join(str(Path(path).absolute()) for path in inputs)
     return {
         "bundle": {"architecture": description.architecture, SUMS: bundle.identity},
         "intended use": INTENDED_USE,
-        "inputs": [format_path(Path(path).absolute()) for path in inputs],
+        "inputs": [format_path(path) for path in inputs],
+        # Tells the same words typed in another folder apart, without naming that folder in what may be passed on.
+        "inputs are": hashlib.sha256(absolute.encode(errors="surrogateescape")).hexdigest()[:16],
         "class": options.class_name or description.decision.class_name,
         "frames every": options.frames_every,
     }
@@ -259,15 +263,8 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Generator
 def _read_images(items: Iterable[Item], form: InputFormat, *, ahead: int) -> Generator[RGB | str]:
     """Yield the image of each item, or the reason why there is none; decoded frames of videos stay in this process."""
     for is_frame, group in groupby(items, key=lambda item: not isinstance(item.source, Path)):
-        name = attrgetter("path")
-        yield from map_items(
-            lambda item: _read_image(item, form),
-            group,
-            ahead=ahead,
-            in_threads=is_frame,
-            name=name,
-            on_failure=lambda _, reason: reason,
-        )
+        answers: dict[str, Any] = {"name": attrgetter("path"), "on_failure": lambda _, reason: reason}
+        yield from map_items(lambda item: _read_image(item, form), group, ahead=ahead, in_threads=is_frame, **answers)
 
 
 def _read_image(item: Item, form: InputFormat) -> RGB | str:
@@ -324,11 +321,7 @@ def _predict_rows(
 
 
 def load_model(
-    folder: Path,
-    device: str = "auto",
-    *,
-    network: Callable[..., Any] | None = None,
-    trust: Sequence[Path] = (),
+    folder: Path, device: str = "auto", *, network: Callable[..., Any] | None = None, trust: Sequence[Path] = ()
 ) -> InferenceModel:
     """Load a bundle or an export.
 
@@ -339,8 +332,7 @@ def load_model(
         trust: Files with public keys of which one must have signed it; empty to accept any.
 
     Raises:
-        PylorusError: If the folder is neither, one of its files is missing or changed, it is not signed as it should
-            be, or there is no such device.
+        PylorusError: If the folder is neither, it is incomplete, changed or not signed, or there is no such device.
     """
     if not is_export(folder):
         return load_bundle(folder, device=resolve_device(device), network=network, trust=trust)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_number, format_percent, join_names
+from pylorus.core.formatting import defuse_formulas, format_number, format_percent, join_names
 from pylorus.core.io import write_atomically, write_text
 from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
 from pylorus.evaluation.replicates import summarize_replicates
@@ -35,7 +35,7 @@ def write_sweep_table(sweep: Path) -> int:
     if table.empty:
         return 0
     with write_atomically(sweep / "sweep.csv") as temporary:
-        table.to_csv(temporary, index=False)
+        defuse_formulas(table).to_csv(temporary, index=False)
     text = "\n\n".join([format_sweep_table(table), *collect_problems(sweep, table)])
     write_text(sweep / "sweep.md", text + "\n")
     print(f"\n{text}\n")
