@@ -75,7 +75,7 @@ def main() -> None:
             print(f"{found.images} images, {time.monotonic() - began:.0f} s", file=sys.stderr)
             if chosen.speed:
                 _, pixels = next(select_evenly(images, 16).read_blocks(bundle.input))
-                model = ExportedModel(path.parent, bundle.description, {}, session)
+                model = ExportedModel(path.parent, bundle.description, {}, {}, session)
                 for each in measure_speed(bundle, {"onnx": model}, pixels):
                     print(each, flush=True)
         del bundle, session
@@ -125,7 +125,7 @@ def drawn(lent: Bundle, name: str, images: Path) -> Bundle:
     classifier = BundleClassifier(
         move_to_device(network, device), mean=given.mean, std=given.std, directions=directions
     )
-    return Bundle(lent.folder, said, {}, classifier, device)
+    return Bundle(lent.folder, said, {}, lent.contents, classifier, device)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ ARGUMENTS = {
     "--class": "class_name",
     "--group": "group",
     "--device": "device",
+    "--trust": "trust",
     "--evaluate": "folders",
     "--network: found an export, which contains its network. Leave the option out.": (
         "network: found an export, which contains its network. Leave the argument out."
@@ -194,6 +195,7 @@ def load_model(
     *,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     network: Callable[..., object] | None = None,
+    trust: Paths | None = None,
 ) -> Model:
     """Load a trained model; every file is verified, and nothing in it is executed.
 
@@ -202,6 +204,7 @@ def load_model(
         device: auto, cpu, cuda or mps.
         network: For a network of your own (`model._target_`): its class or function, or a module of its kind, which
             gets the bundle's weights in a copy. Only the arguments and weights are the bundle's.
+        trust: Files with public keys of which one must have signed the model (`pylorus sign`); None to accept any.
 
     Raises:
         PylorusError: If there is no valid bundle or export; the message names the file and what is wrong. If the
@@ -211,7 +214,8 @@ def load_model(
 
     folder = _find_bundle(resolve_path(path, argument="path"))
     with translate_errors(ARGUMENTS):
-        return Model(load_inference_model(folder, device, network=network))
+        keys = [] if trust is None else [Path(key) for key in _list_paths(trust, argument="trust")]
+        return Model(load_inference_model(folder, device, network=network, trust=keys))
 
 
 def _find_bundle(path: Path) -> Path:

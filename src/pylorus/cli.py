@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pylorus import __version__
+from pylorus.core.command_line import CommandParser, complete_words
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
-from pylorus.core.io import handle_closed_pipe
+from pylorus.core.io import check_table_name, handle_closed_pipe
 from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
+from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 
 def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -39,26 +41,13 @@ def _run_train(arguments: argparse.Namespace) -> None:
     importlib.import_module("pylorus.launch.main").main()  # as train.py does; the other commands never need it
 
 
-def _complete_words(options: list[str]) -> None:
-    """Install tab completion, or answer a shell's query: groups and keys after `pylorus train`, else commands."""
-    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
-    command, space, words = rest.lstrip().partition(" ")
-    if command == "train" and space:
-        os.environ["COMP_LINE"] = f"{program} {words}"
-    if (command == "train" and space) or not options[-1].startswith("query="):
-        _run_train(argparse.Namespace(words=options))
-    elif not space:
-        for action in build_parser()._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                print("\n".join(action.choices))
-
-
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `predict`, `explain`, `export` and `serve` to the command line."""
+    """Add `predict`, `explain`, `export`, `serve` and `sign` to the command line."""
     _add_predict(commands)
     _add_explain(commands)
     _add_export(commands)
     _add_serve(commands)
+    add_sign_command(commands)
 
 
 def _add_inference_options(command: argparse.ArgumentParser, *, batch: int) -> None:
@@ -82,15 +71,15 @@ def _add_network_option(command: argparse.ArgumentParser) -> None:
         metavar="MODULE.NAME",
         help="your own class or function that builds the network, if it is not timm's; it is imported and called",
     )
+    add_trust_option(command)
 
 
-def _import_network(arguments: argparse.Namespace) -> Any:
-    """Import what the user typed; the bundle has no say in it."""
-    if arguments.network is None:
-        return None
+def _get_model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keys to trust, and the network: it is imported as the user typed it, the bundle has no say in it."""
     from pylorus.config.instantiation import TARGET, get_object
 
-    return get_object({TARGET: arguments.network}, key="--network")
+    network = None if arguments.network is None else get_object({TARGET: arguments.network}, key="--network")
+    return {"network": network, "trust": tuple(arguments.trust)}
 
 
 def _validate_batch_size(arguments: argparse.Namespace) -> int:
@@ -115,10 +104,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="table to write; its name ends in .csv, .parquet or .json",
     )
     command.add_argument(
-        "--class",
-        dest="class_name",
-        metavar="NAME",
-        help="class whose threshold makes the decision (default: the bundle's)",
+        "--class", dest="class_name", metavar="NAME", help="class whose threshold decides (default: the bundle's)"
     )
     command.add_argument(
         "--evaluate",
@@ -142,6 +128,7 @@ def _use_passive_waiting() -> None:
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
+    check_table_name(arguments.output, argument="--output")  # before torch is imported
     _use_passive_waiting()
     from pylorus.deploy.predict import PredictOptions, predict
 
@@ -152,7 +139,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
-        network=_import_network(arguments),
+        **_get_model_options(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
 
@@ -202,7 +189,7 @@ def _run_explain(arguments: argparse.Namespace) -> None:
         frames_every=arguments.frames_every,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
-        network=_import_network(arguments),
+        **_get_model_options(arguments),
     )
     sys.exit(explain(arguments.bundle, arguments.inputs, arguments.output, options))
 
@@ -226,9 +213,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--images", type=Path, metavar="DIR", help="images to verify the export on (default: those of BUNDLE's run)"
     )
     command.add_argument(
-        "--group",
-        metavar="REGEX",
-        help="regular expression that finds the patient in a path of --images, for intervals",
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path of --images"
     )
     command.add_argument(
         "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
@@ -247,7 +232,7 @@ def _run_export(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         int8=arguments.int8,
         speed=arguments.speed,
-        network=_import_network(arguments),
+        **_get_model_options(arguments),
     )
     export(arguments.bundle, options)
 
@@ -265,18 +250,10 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password, on one line")
     command.add_argument("--without-password", action="store_true", help="let everybody in the network use it")
     command.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another host name of this server, such as a proxy's",
+        "--allow-host", action="append", default=[], metavar="NAME", help="another name of this server or of its proxy"
     )
     command.add_argument(
-        "--trust-proxy",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="a reverse proxy's address, whose X-Forwarded-For is believed: limits then apply to its clients",
+        "--trust-proxy", action="append", default=[], metavar="ADDRESS", help="proxy whose X-Forwarded-For is believed"
     )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
@@ -302,7 +279,7 @@ def _run_serve(arguments: argparse.Namespace) -> None:
         max_mb=arguments.max_mb,
         max_images=arguments.max_images,
         device=arguments.device,
-        network=_import_network(arguments),
+        **_get_model_options(arguments),
     )
     serve(arguments.bundle, options)
 
@@ -378,9 +355,8 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "is missing or wrong. Makes no network connection. Exit code 1 if something is wrong, else 0.",
     )
     doctor.add_argument("--data", type=Path, metavar="DIR", help="also check this folder of class folders")
-    doctor.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="also check this bundle (the folder model/ of a run)"
-    )
+    doctor.add_argument("--bundle", type=Path, metavar="DIR", help="also check this bundle (model/ of a run)")
+    add_trust_option(doctor)
     doctor.add_argument(
         "--weights",
         type=Path,
@@ -396,7 +372,7 @@ def _run_doctor(arguments: argparse.Namespace) -> None:
     from pylorus.doctor.examine import DoctorOptions, format_json, print_checks, run_checks
     from pylorus.doctor.packages import State
 
-    checks = run_checks(DoctorOptions(weights=arguments.weights, data=arguments.data, bundle=arguments.bundle))
+    checks = run_checks(DoctorOptions(arguments.weights, arguments.data, arguments.bundle, tuple(arguments.trust)))
     if arguments.json:
         text, state = format_json(checks)
         print(text)
@@ -526,11 +502,11 @@ def main(arguments: list[str] | None = None) -> None:
     with handle_closed_pipe():
         try:
             if words[:1] == ["-sc"]:
-                _complete_words(words)
+                complete_words(build_parser(), words, run_train=lambda: _run_train(argparse.Namespace(words=words)))
             elif words[:1] == ["train"]:
                 _run_train(argparse.Namespace(words=words[1:]))
             else:
-                options = build_parser().parse_args(expand_words(words))
+                options = build_parser().parse_command(expand_words(words))
                 options.act(options)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
@@ -542,9 +518,9 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(f"error: {format_system_error(error)}")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser of all commands; the reference documentation is generated from it, too."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pylorus",
         description="Prepare images, train image classifiers for gastroscopy, report on runs, and use trained models. "
         "`pylorus COMMAND --help` describes a command.",

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pylorus.core.io import write_text
-from pylorus.deploy.bundle_files import SUMS
+from pylorus.deploy.verified_files import SUMS
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY

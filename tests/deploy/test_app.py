@@ -414,7 +414,7 @@ def test_a_model_card_cannot_inject_html(tmp_path):
         "# T\n\n<script>alert(1)</script>\n\n[a](javascript:alert(1)) ![b](http://evil.example/x.png) <http://evil.example>\n\n"
         "<img src=x onerror=alert(1)>\n\n| a |\n| --- |\n| <b>c</b> |\n\n`<i>`"
     )
-    found = str(render_card_html(path))
+    found = str(render_card_html(path.read_bytes()))
     assert set(re.findall(r"<(\w+)", found)) == {"h3", "p", "div", "table", "thead", "tr", "th", "tbody", "td", "code"}
     assert "href" not in found
 
@@ -779,6 +779,14 @@ def test_the_openapi_description_matches_the_responses(client, inference_service
     described = schemas["Row"]["properties"]
     assert set(row) <= set(described)
     assert set(described) - set(row) <= {"heat_map"}
+
+
+@pytest.mark.parametrize("query", ["image=AAA", "heat_map=", "image=1&image=2"])
+def test_a_parameter_that_is_neither_0_nor_1_is_refused(client, query):
+    refused = client().post(f"/api/predict?{query}", files=files(png()))
+    assert refused.status_code == 400
+    assert "expected 0 or 1" in refused.json()["error"]
+    assert client().post("/api/predict?image=1&other=x", files=files(png())).status_code == 200
 
 
 def test_a_used_port_and_a_run_instead_of_a_bundle_are_named(bundle_folder, trained_run):

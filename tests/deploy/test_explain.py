@@ -16,7 +16,6 @@ from PIL import Image
 
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
-from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.explain import (
     FeatureTap,
     MapSimilarity,
@@ -31,6 +30,7 @@ from pylorus.deploy.explain import (
 )
 from pylorus.deploy.explain_command import draw_explanation
 from pylorus.deploy.model import load_bundle
+from pylorus.deploy.verified_files import SUMS
 from pylorus.model.inference import BundleClassifier
 from pylorus.model.weights import compute_sha256
 from pylorus.report.mistakes import read_saved_maps

@@ -32,6 +32,7 @@ PLACEHOLDERS = {
     r"\b(RUN_DIR|RUN_A|RUN)\b": RUN,
     r"\bRUN_B\b": "outputs/another",
     r"\bBUNDLE\b": f"{RUN}/model",
+    r"\bKEY\b": "key",
     r"\b(DIR|ROOT|IMAGES|bloodcells)\b(?!-)": "images",
     r"\bOUT\b": "out/shards",
     # The prepared run has too few images to measure a loss on.
@@ -59,6 +60,7 @@ NOT_RUN = {
     r"hydra/launcher=slurm": "needs SLURM",
     r"hydra/launcher=ray_local": "needs the extra `ray`; benchmarks/engines/ray_local.sh runs it",
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
+    r"^pylorus sign |--trust ": "needs a key and the extra `sign`; tests/deploy/test_signature.py has both",
     r"^pylorus serve ": "serves until it is stopped; tests/deploy/ uses the page",
     r"^curl ": "asks a page that is served; tests/deploy/ does",
 }
@@ -188,9 +190,14 @@ def small(words: list[str]) -> list[str]:
         kept.append(word)
     if not any(word.startswith(("data=", "experiment=")) for word in words):
         kept.append("experiment=debug")
+    alone = {"stage=pretrain", "stage=finetune"} & set(kept)  # keys of a stage that is not trained are refused
+    kept = [
+        word for word in kept if not (alone and re.match(r"stages\.", word) and word.split(".")[1] not in str(alone))
+    ]
     return [
         *kept, "model=timm", f"model.name={TINY}", "model.weights=none", "data.image_size=64", "trainer=cpu",
-        "stages.pretrain.epochs=1", "stages.finetune.epochs=1", "report=false",
+        *(f"stages.{stage}.epochs=1" for stage in ("pretrain", "finetune") if f"stage={stage}" in kept or not alone),
+        "report=false",
     ]  # fmt: skip
 
 

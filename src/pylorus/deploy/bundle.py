@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pylorus import __version__
 from pylorus.config.schema import AugmentConfig, Config, list_loss_details
+from pylorus.core.errors import format_path
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.core.storage import write_digest
 from pylorus.data.datamodule import ImageDataModule
@@ -21,7 +22,7 @@ from pylorus.data.field_of_view import FINDER
 from pylorus.data.input_format import resolve_mask
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
-from pylorus.deploy.bundle_files import CARD, DESCRIPTION, FILES, LOOKS, SUMS, UNLIKE, WEIGHTS, build_description
+from pylorus.deploy.bundle_files import build_description
 from pylorus.deploy.card import format_answered_images, render_model_card
 from pylorus.deploy.description import (
     FORMAT_VERSION,
@@ -42,6 +43,16 @@ from pylorus.deploy.thresholds import (
     fit_decision,
     fit_prediction_sets,
     resolve_deciding_class,
+)
+from pylorus.deploy.verified_files import (
+    CARD,
+    DESCRIPTION,
+    FILES,
+    LOOKS,
+    SIGNATURE,
+    SUMS,
+    UNLIKE,
+    WEIGHTS,
 )
 from pylorus.hardware.engine import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
@@ -153,7 +164,8 @@ def write_bundle(
     content = convert_to_plain(description)
     build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"
-    (bundle / SUMS).unlink(missing_ok=True)  # without it the folder is not a bundle until all files are written
+    for name in (SUMS, SIGNATURE):  # without them the folder is not a bundle until all files are written
+        (bundle / name).unlink(missing_ok=True)
     _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
     _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
     _save_tensors(bundle / LOOKS, appearance.tensors)
@@ -200,7 +212,10 @@ def _measure_distances(
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with write_atomically(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask says; safetensors lets nobody but the owner read its files
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.chmod(mode)
 
 
 def _select_shipped_stage(folder: RunFolder, config: Config, images: RunImages, stages: Sequence[str]) -> ShippedStage:
@@ -235,7 +250,7 @@ def _build_description(
         classes=tuple(images.catalog.classes),
         short_names=tuple(names),
         input=input_settings,
-        weights=Weights(backbone.weights, backbone.weights_sha256, backbone.licence),
+        weights=Weights(format_path(backbone.weights), backbone.weights_sha256, backbone.licence),
         training=_build_training(folder, images, config, engine, shipped),
         shipped=shipped,
         calibration=convert_calibration(calibration),

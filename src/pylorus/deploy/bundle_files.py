@@ -1,114 +1,19 @@
 """Read model.json and reject invalid content: unknown entries, wrong types, values out of range."""
 
-import hashlib
 import json
 import math
-import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pylorus.core.errors import MAX_CLASSES, MAX_NAME_LENGTH, PylorusError, is_valid_name
+from pylorus.core.errors import MAX_CLASSES, MAX_NAME_LENGTH, PylorusError, format_path, is_valid_name
 from pylorus.core.io import validate
 from pylorus.data.decode import POLICIES, RESAMPLING
 from pylorus.data.field_of_view import FINDER
 from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, parse_json
+from pylorus.deploy.verified_files import MAX_DESCRIPTION_BYTES
 from pylorus.model.backbone import check_model_arguments
 from pylorus.runs.folder import CHOICES, LAST
-
-WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
-    "model.safetensors",
-    "model.json",
-    "unlike.safetensors",
-    "MODEL_CARD.md",
-    "SHA256SUMS",
-)
-FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
-"""The files that every bundle has, apart from the list of their hashes."""
-LOOKS = "appearance.safetensors"
-"""How the training images look; a bundle from before this file detects unlike images by features alone."""
-MODEL = "model.onnx"
-"""The file that an export has in place of the weights; see `pylorus.deploy.onnx`."""
-MAX_SUMS_BYTES = 65_536
-"""The largest SHA256SUMS that is read, in bytes."""
-
-
-def verify_checksums(folder: Path, files: Sequence[str] = FILES) -> dict[str, str]:
-    """Verify the files of a bundle against SHA256SUMS.
-
-    Args:
-        folder: Folder of a bundle or an export.
-        files: Names of the files that it must contain.
-
-    Returns:
-        The SHA-256 of each file, by name.
-
-    Raises:
-        PylorusError: If the folder is not a bundle, or if a file is missing, changed, or not a regular file in this
-            folder.
-    """
-    if not folder.is_dir():
-        kind = "a file, which is never loaded because it could be a pickle" if folder.is_file() else "nothing"
-        raise PylorusError(f"{folder}: found {kind}, expected a bundle: the folder `model` of a run.")
-    if (folder / "model" / SUMS).is_file():
-        raise PylorusError(f"{folder}: this is a run; its bundle is {folder / 'model'}.")
-    hashes = _read_checksums(folder, files)
-    for name, expected in hashes.items():
-        _check_regular_file(folder / name)
-        with (folder / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != expected:
-            raise PylorusError(
-                f"{folder / name}: its SHA-256 is {digest[:12]}…, expected {expected[:12]}… ({SUMS}): the file was "
-                "changed or damaged. Copy the bundle again from its original location."
-            )
-    return hashes
-
-
-def _read_checksums(folder: Path, files: Sequence[str]) -> dict[str, str]:
-    path = folder / SUMS
-    _check_regular_file(path)
-    with path.open("rb") as file:
-        content = file.read(MAX_SUMS_BYTES + 1)
-    hashes: dict[str, str] = {}
-    for line in content.decode("utf-8", errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        if (
-            len(content) > MAX_SUMS_BYTES
-            or len(digest) != 64
-            or set(digest) - set("0123456789abcdef")
-            or name in hashes
-        ):
-            raise PylorusError(
-                f"{path}: found {line[:80]!r}, expected a SHA-256, two spaces and a file name on each line."
-            )
-        if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
-            raise PylorusError(f"{path}: found the name {name[:80]!r}, expected the name of a file in this folder.")
-        hashes[name] = digest
-    missing = [name for name in files if name not in hashes]
-    if missing and MODEL in hashes:
-        raise PylorusError(
-            f"{folder}: this is an export, which only `pylorus predict` accepts. This command needs the bundle itself: "
-            "the folder `model` of the run that it was exported from."
-        )
-    if missing:
-        raise PylorusError(f"{path}: does not list {missing[0]}. Copy the bundle again from its original location.")
-    return hashes
-
-
-def _check_regular_file(path: Path) -> None:
-    """Reject anything but a regular file in this folder: a link could lead anywhere."""
-    try:
-        mode = path.lstat().st_mode
-    except OSError as error:
-        raise PylorusError(f"{path}: {error.strerror or error}; expected a file of a bundle.") from error
-    if not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "something that is not a regular file"
-        raise PylorusError(f"{path}: found {kind}, expected a file: a bundle contains its files itself.")
-
-
-MAX_DESCRIPTION_BYTES = 1_000_000
-"""The largest model.json that is read: a hundred times the usual size."""
 
 
 def read_description(content: bytes, *, where: str = "model.json") -> Description:
@@ -124,7 +29,10 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
     """
     if len(content) > MAX_DESCRIPTION_BYTES:
         raise PylorusError(f"{where}: has {len(content):,} bytes, expected {MAX_DESCRIPTION_BYTES:,} at most.")
-    return build_description(parse_json(content, where=where), where=where)
+    try:
+        return build_description(parse_json(content, where=where), where=where)
+    except PylorusError as error:  # its message may quote any character
+        raise PylorusError(format_path(error)) from None
 
 
 def build_description(values: Any, *, where: str = "model.json") -> Description:
@@ -138,7 +46,27 @@ def build_description(values: Any, *, where: str = "model.json") -> Description:
     current = _convert_format_1(values) if version == 1 else values
     description = validate(Description, json.dumps(current), where=f"{where}: ")
     _check_description(description, where)
+    _check_characters(current, where)
     return description
+
+
+DIRECTION_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that make a text look like another one, as they change the direction in which it is displayed."""
+
+
+def _check_characters(values: object, where: str, path: str = "") -> None:
+    """Reject texts and names that change what a terminal or a page displays around them."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _check_characters(name, where, path)
+            _check_characters(value, where, f"{path}.{name}" if path else name)
+    elif isinstance(values, list):
+        for value in values:
+            _check_characters(value, where, path)
+    elif isinstance(values, str) and not values.isprintable():
+        for letter in values:
+            if unicodedata.category(letter) == "Cc" or letter in DIRECTION_MARKS:
+                raise PylorusError(f"{where}: {path}: found the control character {letter!r} in {values[:80]!r}.")
 
 
 def _convert_format_1(values: dict[str, Any]) -> dict[str, Any]:

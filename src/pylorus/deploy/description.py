@@ -21,16 +21,48 @@ def parse_json(content: bytes, *, where: str) -> object:
         where: Name of the file in error messages.
 
     Raises:
-        PylorusError: If the content is not JSON in UTF-8, has duplicate keys, NaN or infinity, or is nested too deeply.
+        PylorusError: If the content is not JSON in UTF-8, has duplicate keys, NaN or infinity, numbers or texts that
+            nothing else can hold, or is nested too deeply; names the entry.
     """
     try:
-        return json.loads(
+        values = json.loads(
             content.decode("utf-8"), object_pairs_hook=_check_unique_names, parse_constant=_raise_not_finite
         )
     except RecursionError:
         raise PylorusError(f"{where}: the JSON is nested too deeply to be read.") from None
     except ValueError as error:  # from UTF-8, JSON, numbers with thousands of digits, and the two functions below
         raise PylorusError(f"{where}: can't be read as JSON: {error}.") from error
+    _check_values(values, f"{where}: ", "", MAX_DEPTH)
+    return values
+
+
+MAX_DEPTH, MAX_INTEGER, MAX_TEXT_LENGTH = 16, 2**63, 10_000
+"""How deep JSON may be nested, how large whole numbers are, and how many characters a text has."""
+
+
+def _check_values(values: object, where: str, path: str, levels: int) -> None:
+    """Reject values that can't be printed, stored or computed with, whatever they mean."""
+    if isinstance(values, dict | list):
+        if not levels:
+            raise PylorusError(f"{where}the JSON is nested more than {MAX_DEPTH} levels deep.")
+        names = values if isinstance(values, dict) else range(len(values))
+        for name, value in zip(names, values.values() if isinstance(values, dict) else values, strict=True):
+            step = f"[{name}]" if isinstance(values, list) else name[:100].encode("unicode_escape").decode()
+            inner = f"{path}.{step}" if path and isinstance(values, dict) else f"{path}{step}"
+            if isinstance(name, str):
+                _check_text(name, f'{where}the name "{inner}"')
+            _check_values(value, where, inner, levels - 1)
+    elif isinstance(values, str):
+        _check_text(values, f"{where}{path or 'the text'}")
+    elif isinstance(values, int | float) and not -MAX_INTEGER < values < MAX_INTEGER:
+        raise PylorusError(f"{where}{path or 'it'}: found {str(values)[:40]}, expected a number of at most 64 bits.")
+
+
+def _check_text(text: str, where: str) -> None:
+    if len(text) > MAX_TEXT_LENGTH:
+        raise PylorusError(f"{where}: has {len(text):,} characters, expected {MAX_TEXT_LENGTH:,} at most.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PylorusError(f"{where}: contains half a character (a lone surrogate), which is not Unicode.")
 
 
 def _check_unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -50,6 +82,7 @@ and the shipped stage is the one with the best validation performance."""
 LARGEST_SIZE = 2048
 """The largest side of the network's input, in pixels."""
 Proportion = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
 INTENDED_USE = "Research use only. Not a medical device."
 
 
@@ -122,8 +155,8 @@ class StageSummary:
 
     name: str
     learn: str
-    epochs: int
-    best_epoch: int
+    epochs: Count
+    best_epoch: Count
 
 
 @dataclass(frozen=True)
@@ -146,7 +179,7 @@ class Training:
     seed: int
     precision: str
     data: str
-    images: dict[str, tuple[int, ...]]
+    images: dict[str, tuple[Count, ...]]
     grouped: bool
     split_sha256: str
     validated_on: str
@@ -167,7 +200,7 @@ class Calibration:
 
     temperature: float = field(metadata={"ge": MIN_TEMPERATURE, "le": MAX_TEMPERATURE})
     identified: bool
-    images: int
+    images: Count
     ece_before: float
     ece_after: float
 
@@ -193,8 +226,8 @@ class Guarantee:
 
     confidence_reached: Proportion
     sensitivity_reached: Proportion
-    images: int
-    patients: int
+    images: Count
+    patients: Count
 
 
 @dataclass(frozen=True)
@@ -215,7 +248,7 @@ class Decision:
     class_name: str = field(metadata={"alias": "class"})
     sensitivity: Proportion
     confidence: Proportion | None
-    patients_needed: int | None
+    patients_needed: Count | None
     thresholds: dict[str, Proportion | None]
     guarantees: dict[str, Guarantee | None]
     test: dict[str, OperatingMetrics]
@@ -265,8 +298,8 @@ class PredictionSets:
 
     coverage: Proportion
     lowest: dict[str, Proportion | None]
-    patients: dict[str, int]
-    patients_needed: int
+    patients: dict[str, Count]
+    patients_needed: Count
     test: SetMetrics
 
     def get_limits(self, names: tuple[str, ...]) -> SetLimits:
@@ -292,9 +325,9 @@ class FalseAlarmGuarantee:
     confidence: Proportion
     confidence_reached: Proportion
     proportion_reached: Proportion
-    images: int
-    patients: int
-    patients_needed: int | None
+    images: Count
+    patients: Count
+    patients_needed: Count | None
 
 
 @dataclass(frozen=True)
@@ -318,7 +351,7 @@ class Abstention:
     unlike_above: float = field(metadata={"ge": 0, "le": 2})
     unsure_below: Proportion
     false_alarms: float
-    images: int
+    images: Count
     unlike_test: IntervalEstimate
     unsure_test: IntervalEstimate
     answered_test: IntervalEstimate
@@ -346,8 +379,8 @@ class ClassificationMetrics:
         auroc: Area under the ROC curve of each class against the rest, by short name.
     """
 
-    images: int
-    groups: int
+    images: Count
+    groups: Count
     accuracy: IntervalEstimate
     sensitivity: dict[str, IntervalEstimate]
     specificity: dict[str, IntervalEstimate]

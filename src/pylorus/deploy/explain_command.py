@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
-from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.formatting import defuse_formulas, format_count, format_percent
 from pylorus.core.io import check_new_folder, write_atomically, write_json
 from pylorus.data.files import RGB
-from pylorus.deploy.bundle_files import SUMS
+from pylorus.deploy.description import INTENDED_USE
 from pylorus.deploy.explain import (
     COLORMAP,
     MAX_IMAGES,
@@ -30,10 +30,10 @@ from pylorus.deploy.explain import (
     render_overlay,
     run_randomization_check,
 )
-from pylorus.deploy.inputs import Item, Sources, defuse_formulas
+from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import FIRST_CODE, MAX_COUNTED, read_ahead, resolve_device
-from pylorus.model.weights import compute_sha256
+from pylorus.deploy.verified_files import SUMS
 from pylorus.report.figure_style import select_font
 from pylorus.report.mistakes import (
     INDEX,
@@ -159,6 +159,7 @@ class ExplainOptions:
         batch: Images per batch.
         device: auto, cpu, cuda or mps.
         network: Class or function that builds a network of the user's own; None for a model of timm.
+        trust: Files with public keys of which one must have signed the bundle; empty to accept any.
     """
 
     class_name: str | None = None
@@ -168,6 +169,7 @@ class ExplainOptions:
     batch: int = 8
     device: str = "auto"
     network: Callable[..., Any] | None = None
+    trust: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -199,7 +201,7 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
         raise PylorusError("explain: found no INPUT, expected images, folders or --mistakes.")
     if output is None and (inputs or not options.mistakes):
         raise PylorusError("--output: expected a folder for the heat maps, such as --output maps.")
-    bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network)
+    bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network, trust=options.trust)
     names = bundle.description.short_names
     if options.class_name is not None and options.class_name not in names:
         raise PylorusError(
@@ -317,7 +319,7 @@ def _format_caption(bundle: Bundle, row: dict[str, Any], method: str) -> tuple[s
         *((f"Empty map: {EMPTY_MAP}.",) if row["remark"] else ()),
         f"{method}. Shown on the network's input: {masked}{cropped}{input_format.size} × {input_format.size} pixels "
         f"({input_format.fit}).",
-        f"It shows where, not why, and does not prove that the model is right. {description.intended_use}",
+        f"It shows where, not why, and does not prove that the model is right. {INTENDED_USE}",
     )
 
 
@@ -338,13 +340,13 @@ def _write_record(
         "method": method,
         "input": f"{bundle.input.size} x {bundle.input.size} pixels, as the network sees them",
         "architecture": bundle.description.architecture,
-        SUMS: compute_sha256(bundle.folder / SUMS),
+        SUMS: bundle.identity,
         "stage": stage,
         "images": len(results.rows),
         "empty": sum(row["remark"] == EMPTY_MAP for row in results.rows),
         "unreadable": sum(bool(row["error"]) for row in results.rows),
         "randomisation_check": None if sanity is None else sanity.to_dict(),
-        "intended_use": bundle.description.intended_use,
+        "intended_use": INTENDED_USE,
     }
     write_json(folder / RECORD, record)
 

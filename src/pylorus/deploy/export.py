@@ -24,12 +24,9 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_number, format_p_value, format_percent
 from pylorus.core.io import check_new_folder, convert_to_plain, write_atomically, write_json, write_text
 from pylorus.data.input_format import InputFormat
-from pylorus.deploy import onnx
-from pylorus.deploy.bundle_files import CARD, DESCRIPTION, MODEL, SUMS
-from pylorus.deploy.description import Description, IntervalEstimate
+from pylorus.deploy.description import INTENDED_USE, Description, IntervalEstimate
 from pylorus.deploy.model import Bundle, ModelPredictions, load_bundle
 from pylorus.deploy.onnx import (
-    FILES,
     IMAGE,
     OUTPUTS,
     ExportedModel,
@@ -55,6 +52,7 @@ from pylorus.deploy.parity import (
 )
 from pylorus.deploy.predict import resolve_device
 from pylorus.deploy.thresholds import convert_estimate
+from pylorus.deploy.verified_files import CARD, DESCRIPTION, EXPORT_FILES, MODEL, README, RECORD, SUMS
 from pylorus.evaluation.comparison import mcnemar, paired_differences
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.weights import compute_sha256
@@ -128,7 +126,7 @@ def build_export_record(
         "precision": "32" if loss is None else "int8",
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": bundle,
-        "intended_use": description.intended_use,
+        "intended_use": INTENDED_USE,
         "input": {IMAGE: format_input_description(description)},
         "outputs": {"names": list(OUTPUTS), "meaning": format_outputs_description(description)},
         "classes": list(description.classes),
@@ -170,7 +168,8 @@ def render_readme(description: Description, parity: Parity, loss: QuantizationLo
     classes = ", ".join(f"{name} ({short_name})" for name, short_name in pairs)
     return f"""# {description.architecture} as ONNX
 
-**{description.intended_use}** The model card beside this file describes its training data and its measured performance.
+**{INTENDED_USE}** The model card beside this file describes its training data and its measured performance, in the
+words of whoever made the bundle.
 
 `{MODEL}` needs only onnxruntime.
 `pylorus predict THIS_FOLDER IMAGES --output predictions.csv` does everything described below.
@@ -257,6 +256,7 @@ class ExportOptions:
         int8: Whether to quantize to 8-bit integers.
         speed: Whether to measure the speed compared with PyTorch.
         network: Class or function that builds a network of the user's own; None for a model of timm.
+        trust: Files with public keys of which one must have signed the bundle; empty to accept any.
     """
 
     output: Path | None = None
@@ -265,6 +265,7 @@ class ExportOptions:
     int8: bool = False
     speed: bool = False
     network: Callable[..., Any] | None = None
+    trust: tuple[Path, ...] = ()
 
 
 def export(folder: Path, options: ExportOptions) -> Path:
@@ -287,7 +288,7 @@ def export(folder: Path, options: ExportOptions) -> Path:
     output = options.output or folder.absolute().with_name(folder.absolute().name + suffix)
     check_new_folder(output, hint="Choose another --output.", allow_links=False)
     resolve_device("cpu")
-    bundle = load_bundle(folder, network=options.network)
+    bundle = load_bundle(folder, network=options.network, trust=options.trust)
     images = _collect_trial_images(folder, bundle, options)
     with _create_folder_atomically(output) as staging:
         write_onnx(bundle, staging / MODEL)
@@ -347,7 +348,7 @@ def _replace_by_int8(bundle: Bundle, staging: Path, images: Sequence[TrialImages
     description, int8_path = bundle.description, staging / "int8.onnx"
     count = convert_to_int8(staging / MODEL, int8_path, images[1], bundle.input)
     fp32_model, int8_model = (
-        ExportedModel(staging, description, {}, open_session(path)) for path in (staging / MODEL, int8_path)
+        ExportedModel(staging, description, {}, {}, open_session(path)) for path in (staging / MODEL, int8_path)
     )
     loss = measure_loss(fp32_model, int8_model, images[2], count)
     int8_path.replace(staging / MODEL)
@@ -356,7 +357,7 @@ def _replace_by_int8(bundle: Bundle, staging: Path, images: Sequence[TrialImages
 
 def _measure_onnx_speed(bundle: Bundle, staging: Path, images: TrialImages) -> list[Speed]:
     _, pixels = next(select_evenly(images, 16).read_blocks(bundle.input))
-    model = ExportedModel(staging, bundle.description, {}, open_session(staging / MODEL))
+    model = ExportedModel(staging, bundle.description, {}, {}, open_session(staging / MODEL))
     return measure_speed(bundle, {"onnx": model}, pixels)
 
 
@@ -365,14 +366,12 @@ def _write_other_files(
 ) -> None:
     for name in (DESCRIPTION, CARD):
         with write_atomically(staging / name) as temporary:
-            temporary.write_bytes((bundle.folder / name).read_bytes())
-    write_text(staging / onnx.README, render_readme(bundle.description, parity, loss))
+            temporary.write_bytes(bundle.contents[name])
+    write_text(staging / README, render_readme(bundle.description, parity, loss))
     versions: dict[str, Any] = {"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    content = build_export_record(
-        bundle.description, parity, loss, speed, bundle=compute_sha256(bundle.folder / SUMS), versions=versions
-    )
-    write_json(staging / onnx.RECORD, content)
-    write_text(staging / SUMS, "".join(f"{compute_sha256(staging / name)}  {name}\n" for name in FILES))
+    content = build_export_record(bundle.description, parity, loss, speed, bundle=bundle.identity, versions=versions)
+    write_json(staging / RECORD, content)
+    write_text(staging / SUMS, "".join(f"{compute_sha256(staging / name)}  {name}\n" for name in EXPORT_FILES))
 
 
 def split_for_calibration(images: TrialImages) -> tuple[TrialImages, TrialImages]:

@@ -5,7 +5,10 @@ import importlib
 import io
 import json
 import logging
+import math
+import threading
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_path
 from pylorus.core.io import write_atomically
-from pylorus.deploy.bundle_files import CARD, DESCRIPTION, MODEL, verify_checksums
-from pylorus.deploy.description import Description
-from pylorus.deploy.model import Bundle, InferenceModel, load_description, verify_inference
+from pylorus.core.limits import get_free_memory
+from pylorus.deploy.bundle_files import read_description
+from pylorus.deploy.description import INTENDED_USE, Description
+from pylorus.deploy.model import Bundle, InferenceModel, verify_inference
+from pylorus.deploy.signature import build_manifest_check
+from pylorus.deploy.verified_files import DESCRIPTION, EXPORT_FILES, MODEL, open_verified_folder
 from pylorus.model.inference import BundleClassifier, NetworkOutput
 
 
@@ -42,15 +48,30 @@ def import_onnx_package(name: str) -> ModuleType:
     return module
 
 
-RECORD, README = "export.json", "README.md"
-FILES = (MODEL, DESCRIPTION, RECORD, CARD, README)
-"""Files of an export, besides the list of their hashes."""
 IMAGE = "image"
 OUTPUTS = ("logits", "probabilities", "unlikeness")
 DESCRIPTION_KEY = "pylorus.model.json"
 """Entry of the file's metadata that holds the whole of model.json."""
-DOMAINS = ("", "ai.onnx", "com.microsoft")
-"""Permitted operator domains: the ONNX standard, and onnxruntime's integer operators."""
+STANDARD_DOMAINS, RUNTIME_DOMAIN = ("", "ai.onnx"), "com.microsoft"
+"""Permitted domains of operators: the ONNX standard, and onnxruntime's own, of which only a few are permitted."""
+RUNTIME_OPERATORS = (
+    *("Attention", "MultiHeadAttention", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+    *("DequantizeLinear", "QuantizeLinear", "QGemm", "FusedConv", "FusedGemm", "FusedMatMul"),
+    *("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasSoftmax", "BiasAdd"),
+    *("LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "GroupNorm", "NhwcMaxPool"),
+)
+"""Operators of onnxruntime that its optimizer and its quantizer write, besides those that begin with QLinear."""
+FORBIDDEN_OPERATORS = (
+    *("If", "Loop", "Scan", "SequenceMap", "ImageDecoder"),
+    *("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli"),
+)
+"""Operators of the standard that no export has: those with graphs of their own, random ones, and decoders."""
+MAX_NODES = 100_000
+"""The most operators of a graph: ten times those of timm's largest networks."""
+MAX_ELEMENTS = 2**30
+"""The most numbers of a tensor in a graph whose size follows from it, for one image."""
+TRIAL_SECONDS = 120.0
+"""The most time that a graph may take for one image, in seconds, before its optimization."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +90,104 @@ class ExportedModel(InferenceModel):
         return NetworkOutput(torch.from_numpy(logits), torch.from_numpy(unlikeness))
 
 
-def load_export(folder: Path) -> ExportedModel:
-    """Load and check an export.
+def load_export(folder: Path, *, trust: Sequence[Path] = ()) -> ExportedModel:
+    """Load and check an export; the file that was hashed and checked is the one that onnxruntime gets, in memory.
 
     Args:
         folder: Folder that `pylorus export` wrote.
+        trust: Files with public keys; the export must be signed with one of them. Empty to accept any export.
 
     Raises:
-        PylorusError: If it is not an export, a file is missing, changed or invalid, or onnxruntime is not installed.
+        PylorusError: If it is not an export, a file is missing, changed or invalid, it is not signed as it should be,
+            or onnxruntime is not installed.
     """
-    hashes = verify_checksums(folder, FILES)
-    description = load_description(folder)
-    path = folder / MODEL
-    _check_graph(path)
-    session = open_session(path)
+    with open_verified_folder(folder, EXPORT_FILES, check_manifest=build_manifest_check(trust)) as files:
+        contents = dict(files.contents)
+    description = read_description(contents[DESCRIPTION], where=str(folder / DESCRIPTION))
+    path, graph = folder / MODEL, contents.pop(MODEL)
+    metadata = check_graph(graph, path)
     size, classes = description.input.size, len(description.classes)
+    _try_graph(graph, path, size=size, classes=classes)
+    session = open_session(path, graph)
+    if metadata.get(DESCRIPTION_KEY, "").encode() != contents[DESCRIPTION]:
+        raise PylorusError(
+            f"{path}: was not exported with the {DESCRIPTION} next to it: its metadata differ from that file."
+        )
+    model = ExportedModel(folder, description, files.hashes, contents, session)
+    verify_inference(model, path)
+    return model
+
+
+def open_session(path: Path, content: bytes | None = None) -> Any:
+    """Open an ONNX file in onnxruntime on the CPU, with as many threads as PyTorch uses.
+
+    Args:
+        path: The file.
+        content: Its content, if that was read and checked before; the file itself is not opened then.
+
+    Raises:
+        PylorusError: If onnxruntime can't open the file.
+    """
+    runtime = import_onnx_package("onnxruntime")
+    options = _create_session_options(runtime)
+    try:
+        source = str(path) if content is None else content
+        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no other common base class
+        raise PylorusError(f"{path}: onnxruntime can't open it: {_get_first_line(error)}.") from error
+
+
+def _create_session_options(runtime: Any) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # A thread without work would keep its core busy, which processes that read images need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Otherwise it would guess the format from the content, and could read another one than what was checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.log_severity_level = 3  # errors only; its warnings concern its own graph optimization
+    return options
+
+
+def _try_graph(content: bytes, path: Path, *, size: int, classes: int) -> None:
+    """Run a graph on one black image as it is, with limits on memory and time, before onnxruntime optimizes it.
+
+    The optimizer computes what does not depend on the image, and nothing can interrupt it.
+
+    Raises:
+        PylorusError: If onnxruntime can't open or run it, it has other inputs or outputs than it should, or it exceeds
+            a limit.
+    """
+    runtime = import_onnx_package("onnxruntime")
+    options = _create_session_options(runtime)
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    run_options = runtime.RunOptions()
+    timer = threading.Timer(TRIAL_SECONDS, lambda: setattr(run_options, "terminate", True))
+    timer.daemon = True
+    try:
+        with limit_memory(get_free_memory() + torch.get_num_threads() * RESERVED_BYTES):
+            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            _check_signature(session, path, size=size, classes=classes)
+            image = np.zeros((1, size, size, 3), dtype=np.uint8)
+            timer.start()
+            session.run(None, {IMAGE: image}, run_options)
+    except PylorusError:
+        raise
+    except Exception as error:
+        reason = (
+            f"takes more than {TRIAL_SECONDS:g} s for one image"
+            if run_options.terminate
+            else f"onnxruntime can't open it, or can't run it: {_get_first_line(error)}"
+        )
+        raise PylorusError(f"{path}: {reason}.") from error
+    finally:
+        timer.cancel()
+
+
+RESERVED_BYTES = 2**28
+"""Address space that a thread reserves without using it, in bytes."""
+
+
+def _check_signature(session: Any, path: Path, *, size: int, classes: int) -> None:
     signature = _get_signature([*session.get_inputs(), *session.get_outputs()])
     expected = [
         (IMAGE, "tensor(uint8)", (None, size, size, 3)),
@@ -95,36 +199,27 @@ def load_export(folder: Path) -> ExportedModel:
         raise PylorusError(
             f"{path}: inputs and outputs are {str(signature)[:400]}, expected {expected} according to {DESCRIPTION}."
         )
-    if session.get_modelmeta().custom_metadata_map.get(DESCRIPTION_KEY) != (folder / DESCRIPTION).read_text("utf-8"):
-        raise PylorusError(
-            f"{path}: was not exported with the {DESCRIPTION} next to it: its metadata differ from that file."
-        )
-    model = ExportedModel(folder, description, hashes, session)
-    verify_inference(model, path)
-    return model
 
 
-def is_export(folder: Path) -> bool:
-    """Return whether a folder holds an export rather than a bundle."""
-    return (folder / MODEL).is_file()
-
-
-def open_session(path: Path) -> Any:
-    """Open an ONNX file in onnxruntime on the CPU, with as many threads as PyTorch uses.
-
-    Raises:
-        PylorusError: If onnxruntime can't open the file.
-    """
-    runtime = import_onnx_package("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # A thread without work would keep its core busy, which processes that read images need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors only; its warnings concern its own graph optimization
+@contextlib.contextmanager
+def limit_memory(more: int) -> Iterator[None]:
+    """Let this process reserve at most so many bytes more in the body of the `with` statement, where the system can."""
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no other common base class
-        raise PylorusError(f"{path}: onnxruntime can't open it: {_get_first_line(error)}.") from error
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError, ValueError):  # not Linux
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + more
+    if soft != resource.RLIM_INFINITY:
+        wanted = min(wanted, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def run_session(session: Any, images: NDArray[np.uint8], *names: str) -> list[NDArray[np.float32]]:
@@ -140,24 +235,89 @@ def run_session(session: Any, images: NDArray[np.uint8], *names: str) -> list[ND
     return outputs
 
 
-def _check_graph(path: Path) -> None:
-    """Refuse graphs that no export has: those that could read other files or loop forever."""
+def check_graph(content: bytes, path: Path) -> dict[str, str]:
+    """Refuse graphs that no export has: those that could read other files, run other code, loop or exhaust the memory.
+
+    Args:
+        content: The content of an ONNX file.
+        path: The file, for error messages.
+
+    Returns:
+        Its metadata.
+
+    Raises:
+        PylorusError: If it holds anything else than operators of an export and weights.
+    """
     onnx = import_onnx_package("onnx")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own exceptions
         raise PylorusError(f"{path}: can't be read as ONNX: {_get_first_line(error)}.") from error
-    nodes = model.graph.node
-    tensors = [*model.graph.initializer, *(attribute.t for node in nodes for attribute in node.attribute)]
-    if any(tensor.external_data or tensor.data_location for tensor in tensors) or model.graph.sparse_initializer:
+    graph, nodes = model.graph, model.graph.node
+    attributes = [attribute for node in nodes for attribute in node.attribute]
+    tensors = [*graph.initializer]
+    for attribute in attributes:
+        tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+    if any(tensor.external_data or tensor.data_location for tensor in tensors) or graph.sparse_initializer:
         raise PylorusError(f"{path}: stores weights outside this file, expected all of them in it.")
-    unexpected = {node.op_type for node in nodes if node.domain not in DOMAINS}
-    unexpected |= {
-        node.op_type for node in nodes for attribute in node.attribute if attribute.HasField("g") or attribute.graphs
-    }
+    if len(nodes) > MAX_NODES:
+        raise PylorusError(f"{path}: has {len(nodes):,} operators, expected {MAX_NODES:,} at most.")
+    unexpected = {format_path(node.op_type[:50]) for node in nodes if not _is_permitted(node)}
     if unexpected or model.functions or model.training_info:
         listed = ", ".join(sorted(unexpected))[:200] or "functions"
         raise PylorusError(f"{path}: contains operators that no export has: {listed}.")
+    if any(attribute.HasField("sparse_tensor") or attribute.sparse_tensors for attribute in attributes):
+        raise PylorusError(f"{path}: contains sparse tensors, which no export has.")
+    for tensor in tensors:
+        _check_tensor_size(tensor, path)
+    keys = [entry.key for entry in model.metadata_props]
+    if len(set(keys)) != len(keys) or not all(key.startswith("pylorus.") for key in keys):
+        raise PylorusError(f"{path}: has metadata that no export has: {format_path(', '.join(sorted(keys))[:200])}.")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) > MAX_SHAPE_BYTES:  # the memory is needed, and no shape depends on weights
+            tensor.ClearField("raw_data")
+    _check_computed_sizes(onnx, model, path)
+    return metadata
+
+
+MAX_SHAPE_BYTES = 65_536
+"""The most bytes of a constant from which shapes are inferred."""
+
+
+def _is_permitted(node: Any) -> bool:
+    if node.domain == RUNTIME_DOMAIN:
+        is_known = node.op_type in RUNTIME_OPERATORS or node.op_type.startswith("QLinear")
+    else:
+        is_known = node.domain in STANDARD_DOMAINS and not node.op_type.startswith(FORBIDDEN_OPERATORS)
+    return is_known and not any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+
+
+def _check_tensor_size(tensor: Any, path: Path) -> None:
+    """Check that a tensor has as many numbers as its shape says: otherwise a few bytes could ask for any memory."""
+    numbers = math.prod(tensor.dims)
+    lists = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    stored = len(tensor.raw_data) + sum(map(len, lists))
+    if min(tensor.dims, default=0) < 0 or 2 * stored < numbers or tensor.string_data:
+        raise PylorusError(
+            f"{path}: the tensor {tensor.name[:100]!r} has the shape {list(tensor.dims)[:8]}, but only {stored:,} "
+            "numbers or bytes."
+        )
+
+
+def _check_computed_sizes(onnx: Any, model: Any, path: Path) -> None:
+    """Check the sizes of all tensors that follow from the graph without running it."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:  # of several types
+        raise PylorusError(f"{path}: its shapes can't be inferred: {_get_first_line(error)}.") from error
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        sides = [side.dim_value for side in value.type.tensor_type.shape.dim if side.HasField("dim_value")]
+        if math.prod(sides) > MAX_ELEMENTS:
+            raise PylorusError(
+                f"{path}: computes a tensor of {math.prod(sides):,} numbers for an image, expected at most "
+                f"{MAX_ELEMENTS:,}."
+            )
 
 
 def _get_signature(values: list[Any]) -> list[tuple[str, str, tuple[int | None, ...]]]:
@@ -256,12 +416,12 @@ def remove_machine_details(model: Any) -> None:
 def _build_metadata(bundle: Bundle) -> dict[str, str]:
     description = bundle.description
     return {
-        DESCRIPTION_KEY: (bundle.folder / DESCRIPTION).read_text("utf-8"),
+        DESCRIPTION_KEY: bundle.contents[DESCRIPTION].decode("utf-8"),
         "pylorus.classes": json.dumps(description.classes, ensure_ascii=False),
         "pylorus.short_names": json.dumps(description.short_names, ensure_ascii=False),
         "pylorus.input": format_input_description(description),
         "pylorus.outputs": format_outputs_description(description),
-        "pylorus.intended_use": description.intended_use,
+        "pylorus.intended_use": INTENDED_USE,
     }
 
 

@@ -1,5 +1,6 @@
 """`pylorus predict`: write a row of predictions for each image, in constant memory and resumable after a kill."""
 
+import hashlib
 import os
 import sys
 import textwrap
@@ -26,12 +27,11 @@ from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.files import RGB
 from pylorus.data.input_format import InputFormat
-from pylorus.deploy.bundle_files import SUMS
 from pylorus.deploy.card import format_prediction_set, format_set_size, format_threshold_guarantee
-from pylorus.deploy.description import Description, IntervalEstimate
+from pylorus.deploy.description import INTENDED_USE, Description, IntervalEstimate
 from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored, print_resume_hint
 from pylorus.deploy.model import InferenceModel, load_bundle
-from pylorus.deploy.onnx import is_export, load_export
+from pylorus.deploy.onnx import load_export
 from pylorus.deploy.thresholds import (
     assess_unlike_images,
     compute_classification_metrics,
@@ -40,6 +40,7 @@ from pylorus.deploy.thresholds import (
     estimate_proportion,
     format_unlike_images,
 )
+from pylorus.deploy.verified_files import SUMS, is_export
 from pylorus.evaluation.calibration import estimate_calibration
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.decisions import operating_point, prediction_sets
@@ -48,7 +49,6 @@ from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.ranking import ranking_of_predictions
 from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
 from pylorus.model.inference import NetworkOutput
-from pylorus.model.weights import compute_sha256
 from pylorus.runs.process import StopRequest, handle_signals
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
@@ -73,6 +73,7 @@ class PredictOptions:
         batch: Batch size of the network, in images.
         device: auto, cpu, cuda or mps.
         network: See `load_model`.
+        trust: See `load_model`.
     """
 
     class_name: str | None = None
@@ -82,6 +83,7 @@ class PredictOptions:
     batch: int = 32
     device: str = "auto"
     network: Callable[..., Any] | None = None
+    trust: tuple[Path, ...] = ()
 
 
 def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptions) -> int:
@@ -99,7 +101,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     Raises:
         PylorusError: If the bundle, an input or an option is invalid.
     """
-    bundle = load_model(folder, options.device, network=options.network)
+    bundle = load_model(folder, options.device, network=options.network, trust=options.trust)
     sources = _build_sources(bundle.description, inputs, options)
     whole_table_options = {"group": options.group, "evaluate": options.evaluate}
     parts = ResumableTable(output, _build_request(bundle, inputs, options), also=whole_table_options)
@@ -227,10 +229,13 @@ def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: Pre
 
 def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOptions) -> dict[str, object]:
     description = bundle.description
+    absolute = "\n".join(str(Path(path).absolute()) for path in inputs)
     return {
-        "bundle": {"architecture": description.architecture, SUMS: compute_sha256(bundle.folder / SUMS)},
-        "intended use": description.intended_use,
-        "inputs": [format_path(Path(path).absolute()) for path in inputs],
+        "bundle": {"architecture": description.architecture, SUMS: bundle.identity},
+        "intended use": INTENDED_USE,
+        "inputs": [format_path(path) for path in inputs],
+        # Tells the same words typed in another folder apart, without naming that folder in what may be passed on.
+        "inputs are": hashlib.sha256(absolute.encode(errors="surrogateescape")).hexdigest()[:16],
         "class": options.class_name or description.decision.class_name,
         "frames every": options.frames_every,
     }
@@ -258,15 +263,8 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Generator
 def _read_images(items: Iterable[Item], form: InputFormat, *, ahead: int) -> Generator[RGB | str]:
     """Yield the image of each item, or the reason why there is none; decoded frames of videos stay in this process."""
     for is_frame, group in groupby(items, key=lambda item: not isinstance(item.source, Path)):
-        name = attrgetter("path")
-        yield from map_items(
-            lambda item: _read_image(item, form),
-            group,
-            ahead=ahead,
-            in_threads=is_frame,
-            name=name,
-            on_failure=lambda _, reason: reason,
-        )
+        answers: dict[str, Any] = {"name": attrgetter("path"), "on_failure": lambda _, reason: reason}
+        yield from map_items(lambda item: _read_image(item, form), group, ahead=ahead, in_threads=is_frame, **answers)
 
 
 def _read_image(item: Item, form: InputFormat) -> RGB | str:
@@ -322,25 +320,28 @@ def _predict_rows(
     return table.astype({name: "str" for name in TEXT_COLUMNS if name in table})
 
 
-def load_model(folder: Path, device: str = "auto", *, network: Callable[..., Any] | None = None) -> InferenceModel:
+def load_model(
+    folder: Path, device: str = "auto", *, network: Callable[..., Any] | None = None, trust: Sequence[Path] = ()
+) -> InferenceModel:
     """Load a bundle or an export.
 
     Args:
         folder: The folder `model` of a run, or an export of it.
         device: auto, cpu, cuda or mps.
         network: Class, function or module of the user's own that a bundle's network is from; None for a model of timm.
+        trust: Files with public keys of which one must have signed it; empty to accept any.
 
     Raises:
-        PylorusError: If the folder is neither, one of its files is missing or changed, or there is no such device.
+        PylorusError: If the folder is neither, it is incomplete, changed or not signed, or there is no such device.
     """
     if not is_export(folder):
-        return load_bundle(folder, device=resolve_device(device), network=network)
+        return load_bundle(folder, device=resolve_device(device), network=network, trust=trust)
     if network is not None:
         raise PylorusError("--network: found an export, which contains its network. Leave the option out.")
     if device not in ("auto", "cpu"):
         raise PylorusError(f"--device: found {device}, but an export runs on the CPU only. Use the bundle itself.")
     resolve_device("cpu")
-    return load_export(folder)
+    return load_export(folder, trust=trust)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
@@ -102,7 +102,7 @@ def main() -> None:
         _run_checks(output, **json.loads(sys.argv[1]))
 
 
-def _run_checks(output: TextIO, *, weights: str, data: str | None, bundle: str | None) -> None:
+def _run_checks(output: TextIO, *, weights: str, data: str | None, bundle: str | None, trust: list[str]) -> None:
     def write_line(line: str) -> None:
         output.write(f"{line}\n")
         output.flush()
@@ -125,7 +125,7 @@ def _run_checks(output: TextIO, *, weights: str, data: str | None, bundle: str |
     if data is not None:
         run_check("Images", "images", lambda: _check_images(Path(data)))
     if bundle is not None and has_torch:
-        run_check("Bundle", "bundle", lambda: _check_bundle(Path(bundle)))
+        run_check("Bundle", "bundle", lambda: _check_bundle(Path(bundle), [Path(key) for key in trust]))
 
 
 def _check_computing() -> Iterable[Check]:
@@ -156,10 +156,10 @@ def _check_images(root: Path) -> Iterable[Check]:
     return check_images(root)
 
 
-def _check_bundle(folder: Path) -> Iterable[Check]:
+def _check_bundle(folder: Path, trust: Sequence[Path]) -> Iterable[Check]:
     from pylorus.doctor.user_files import check_bundle
 
-    return check_bundle(folder)
+    return check_bundle(folder, trust)
 
 
 TIMEOUT = 600.0
@@ -174,17 +174,19 @@ class DoctorOptions:
         weights: Folder of weight files that were copied to this machine.
         data: Folder of images to check, or None.
         bundle: Folder of a bundle to check, or None.
+        trust: Files with public keys of which one must have signed the bundle; empty to accept any.
     """
 
     weights: Path = Path("weights")
     data: Path | None = None
     bundle: Path | None = None
+    trust: tuple[Path, ...] = ()
 
     def to_json(self) -> str:
         """Return the question as JSON, for the second process."""
         folders = {"data": self.data, "bundle": self.bundle}
         paths = {name: None if path is None else str(path) for name, path in folders.items()}
-        return json.dumps({"weights": str(self.weights), **paths})
+        return json.dumps({"weights": str(self.weights), **paths, "trust": [str(key) for key in self.trust]})
 
 
 def run_checks(question: DoctorOptions) -> Iterator[Check]:

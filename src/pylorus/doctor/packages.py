@@ -298,6 +298,7 @@ EXTRA_PURPOSES = {
     "mlflow": "curves in MLflow",
     "ray": "sweeps with Ray",
     "serve": "web page of a trained model",
+    "sign": "signatures of bundles",
     "onnx": "ONNX export and prediction with an export",
 }
 """What each extra is for."""

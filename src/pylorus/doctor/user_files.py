@@ -5,7 +5,7 @@ torch and timm are imported only where they are needed, so that fonts and images
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -201,12 +201,12 @@ def _get_expected_hash(file: Path) -> str | None:
 BUNDLE = "Bundle"
 
 
-def check_bundle(folder: Path) -> Iterator[Check]:
-    """Load a bundle as `pylorus predict` does: file hashes, description, classes, weights."""
+def check_bundle(folder: Path, trust: Sequence[Path] = ()) -> Iterator[Check]:
+    """Load a bundle as `pylorus predict` does: file hashes, description, classes, weights, signature if `trust`."""
     from pylorus.deploy.model import UnknownNetworkError, load_bundle
 
     try:
-        bundle = load_bundle(folder)
+        bundle = load_bundle(folder, trust=trust)
     except UnknownNetworkError as error:
         fix = "Check it with the command that uses it: `pylorus predict` with --network."
         yield Check(BUNDLE, "bundle", State.WARNING, " ".join(str(error).split()), fix)

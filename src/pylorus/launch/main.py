@@ -4,14 +4,16 @@ Nothing here imports torch, so that help, error messages and composition are imm
 """
 
 import json
+import math
 import os
 import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import hydra
@@ -40,14 +42,13 @@ from pylorus.config.unused_keys import (
     format_unused_keys,
     read_overrides,
 )
-from pylorus.config.vocabulary import format_error
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
-from pylorus.core.formatting import format_command, setup_terminal
+from pylorus.core.formatting import format_command, format_duration, setup_terminal
 from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
 from pylorus.core.limits import explain_limit, format_stop, reserve_cpu_time
 from pylorus.core.storage import explain_disk_error, explain_lock, lock_folder
-from pylorus.launch.corrections import correct_value, format_advice
+from pylorus.launch.corrections import explain_error
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
     JobError,
@@ -125,7 +126,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
             del composed["hydra"]
         _start_or_resume(composed, context, run_folder, in_sweep=False, timeline=timeline)
     except (HydraException, OmegaConfBaseException) as error:
-        raise PylorusError(format_error(error)) from error
+        raise PylorusError(explain_error(error, overrides)) from error
     return run_folder
 
 
@@ -205,7 +206,7 @@ def _format_config_dir(folder: Path, overrides: list[str]) -> str:
     if any(override.startswith("hydra.searchpath=") for override in overrides):
         raise PylorusError(
             "config_dir: found hydra.searchpath among the overrides too, expected one of them. hydra.searchpath takes "
-            "several folders: hydra.searchpath=[DIR1,DIR2]."
+            "several folders: 'hydra.searchpath=[DIR1,DIR2]'."
         )
     return _format_search_path([f"file://{folder.expanduser().absolute()}"])
 
@@ -223,6 +224,8 @@ class SweepFolder(Callback):
     """Record for `main` where the sweep's jobs are; Hydra calls this before the first job."""
 
     path: Path | None = None
+    jobs: int | None = None
+    """Number of jobs; None for a search, which decides as it goes."""
     _lock = ExitStack()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -239,8 +242,36 @@ class SweepFolder(Callback):
         except PylorusError as error:  # Hydra would only warn of it
             print(f"\nerror: {error}", file=sys.stderr)
             sys.exit(1)
-        SweepFolder.path = path
+        SweepFolder.path, SweepFolder.jobs = path, _count_jobs(config)
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
+
+
+def _count_jobs(config: DictConfig) -> int | None:
+    """Return how many jobs Hydra's own sweeper makes of a command line; None for a search."""
+    if not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    sweeps = [override for override in parsed if override.is_sweep_override()]
+    if not all(override.is_discrete_sweep() for override in sweeps):
+        return None
+    return math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+
+
+def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
+    """Print which job of how many begins, and how long the others will take if they are like those before."""
+    jobs, seconds = SweepFolder.jobs, []
+    for path in folder.path.parent.glob("*/status.json"):
+        with suppress(OSError, PylorusError):  # a damaged one is reported at the end of the sweep
+            status = RunFolder(path.parent).read_status()
+            seconds += [float(status["seconds"])] if status.get("state") == "finished" and "seconds" in status else []
+    number = int(folder.path.name) + 1 if folder.path.name.isdigit() else len(seconds) + 1
+    words = [f"job {number}" if jobs is None else f"job {number} of {jobs}", format_command(overrides)]
+    if jobs is not None and seconds:
+        words.append(f"about {format_duration(fmean(seconds) * max(1, jobs - len(seconds)))} left")
+    print(f"\n{' | '.join(filter(None, words))}", flush=True)
 
 
 def _explain_sweep_lock(sweep: Path) -> str:
@@ -317,6 +348,7 @@ def _start_or_resume(
     if in_sweep and folder.read_status()["state"] == "finished":
         print(f"job {folder.path.name}: already finished")
     elif in_sweep:
+        _announce_job(folder, context.overrides.task)
         run_job_process(folder)  # it locks the folder itself
 
 
@@ -324,8 +356,13 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
     if folder.read_status() and folder.config.is_file():
         # The same command on the same folder: resume it.
         check_resumable(folder)
-        update_config(folder, build_config(composed, folder=context.runtime.cwd))
-    else:
+        try:
+            update_config(folder, build_config(composed, folder=context.runtime.cwd))
+        except PylorusError:
+            if folder.has_trained:
+                raise
+            folder.delete_preparation()  # that run failed before it trained: the corrected command starts anew
+    if not folder.config.is_file():
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
         sources = _list_own_sources(context.runtime.config_sources)
@@ -472,9 +509,7 @@ def _explain_system_error(error: Exception) -> str | None:
 def _explain_error(error: Exception) -> str | None:
     """Return the message of an error that users can fix, to be shown without a traceback; None for all others."""
     if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
-        explanation = format_error(error)
-        corrected = None if "\nType:\n" in explanation else correct_value(explanation, _typed_words)
-        return explanation if corrected is None else f"{explanation}{format_advice(corrected)}"
+        return explain_error(error, _typed_words)
     message = _explain_system_error(error)
     if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
         message = explain_sweep_end(error, SweepFolder.path)

@@ -46,6 +46,7 @@ class ServeOptions:
         max_images: Maximum number of files per request.
         device: auto, cpu, cuda or mps.
         network: Class or function that builds a network of the user's own; None for a model of timm.
+        trust: Files with public keys of which one must have signed the bundle; empty to accept any.
     """
 
     host: str = "127.0.0.1"
@@ -58,6 +59,7 @@ class ServeOptions:
     max_images: int = 32
     device: str = "auto"
     network: Callable[..., Any] | None = None
+    trust: tuple[Path, ...] = ()
 
     @property
     def max_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import socket
@@ -44,10 +43,11 @@ from pylorus.deploy.app.security import (
     ServeOptions,
     get_client_network,
 )
-from pylorus.deploy.bundle_files import CARD, SUMS
 from pylorus.deploy.card import format_threshold_guarantee
+from pylorus.deploy.description import INTENDED_USE
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import resolve_device
+from pylorus.deploy.verified_files import CARD
 
 MAX_CARD_BYTES = 1_000_000
 HEADING_OFFSET = 2
@@ -59,10 +59,9 @@ TABLE_MARKUP = {
 """Markup around a table, so that a wide one scrolls by itself, by keyboard too."""
 
 
-def render_card_html(path: Path) -> Markup:
-    """Render a Markdown file as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
-    with path.open("rb") as file:
-        text = file.read(MAX_CARD_BYTES).decode("utf-8", errors="replace")
+def render_card_html(content: bytes) -> Markup:
+    """Render Markdown as HTML: paragraphs, headings, lists and tables, but no embedded HTML, links or images."""
+    text = content[:MAX_CARD_BYTES].decode("utf-8", errors="replace")
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     renderer.disable(["html_block", "html_inline", "link", "image", "autolink", "reference"])
     tokens = renderer.parse(text)
@@ -81,7 +80,7 @@ TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 BOOLEAN: Schema = {"type": "boolean"}
 ERRORS = {
-    "400": "The form is malformed or incomplete.",
+    "400": "A parameter is neither 0 nor 1, or the form is malformed or incomplete.",
     "401": "The password is missing or wrong (HTTP Basic, any user name).",
     "403": "The request came from another site's page.",
     "408": "The files took too long to arrive.",
@@ -100,7 +99,7 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
         "info": {
             "title": "Pylorus: predictions of a trained model",
             "version": __version__,
-            "description": bundle.description.intended_use,
+            "description": INTENDED_USE,
         },
         "paths": {
             "/api/predict": {"post": _build_predict_operation(options)},
@@ -113,6 +112,7 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
                 "Answer": _build_answer_schema(),
                 "Model": _build_model_schema(),
                 "Health": _build_health_schema(),
+                "Error": _build_object_schema(error=TEXT),
             },
             "securitySchemes": {"password": {"type": "http", "scheme": "basic"}},
         },
@@ -120,10 +120,18 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
     }
 
 
+ANSWER_PARTS = {
+    "image": "With 1, each row has the preprocessed image as a JPEG (data: URL).",
+    "heat_map": "With 1, each row has that image under the heat map of its predicted class, if available.",
+}
+"""Parameters of a request by what the answer then has."""
+
+
 def _build_predict_operation(options: ServeOptions) -> Schema:
     form = {
         "type": "object",
         "required": [FORM_FIELD],
+        "additionalProperties": False,
         "properties": {
             FORM_FIELD: {
                 "type": "array",
@@ -134,20 +142,16 @@ def _build_predict_operation(options: ServeOptions) -> Schema:
             }
         },
     }
-    descriptions = {
-        "image": "With 1, each row has the preprocessed image as a JPEG (data: URL).",
-        "heat_map": "With 1, each row has that image under the heat map of its predicted class, if available.",
-    }
     return {
         "summary": "Classify images",
         "parameters": [
             {"name": name, "in": "query", "description": text, "schema": {"type": "string", "enum": ["0", "1"]}}
-            for name, text in descriptions.items()
+            for name, text in ANSWER_PARTS.items()
         ],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
             "200": _build_content("One row per file, in the order of the files", "Answer"),
-            **{status: {"description": text} for status, text in ERRORS.items()},
+            **{status: _build_content(text, "Error") for status, text in ERRORS.items()},
         },
     }
 
@@ -215,7 +219,8 @@ def _build_object_schema(**properties: object) -> Schema:
 
 
 def _build_get_operation(summary: str, schema: str) -> Schema:
-    return {"summary": summary, "responses": {"200": _build_content(summary, schema)}}
+    refusals = {status: _build_content(ERRORS[status], "Error") for status in ("400", "401", "421", "429")}
+    return {"summary": summary, "responses": {"200": _build_content(summary, schema), **refusals}}
 
 
 def _build_content(text: str, schema: str) -> Schema:
@@ -271,7 +276,7 @@ class RequestHandlers:
         self._desk = desk
         self._limits = UploadLimits(options.max_bytes, options.max_images)
         self._places: list[_Place] = []
-        self._health = {"status": "ok", "bundle": compute_bundle_id(desk.bundle), "version": __version__}
+        self._health = {"status": "ok", "bundle": desk.bundle.identity, "version": __version__}
         self._model = _build_model_facts(desk, options)
         self._interface = build_openapi(desk.bundle, options)
         self._page = _render_page(desk.bundle, options)
@@ -301,6 +306,9 @@ class RequestHandlers:
 
     async def predict(self, request: Request) -> Response:
         """Classify the uploaded files; return one row per file."""
+        for name, value in request.query_params.multi_items():
+            if name in ANSWER_PARTS and value not in ("0", "1"):
+                return JSONResponse({"error": f"{name}: found {value[:50]}, expected 0 or 1"}, 400)
         address = get_client_network(request.client)
         refusal = self._find_place(address)
         if refusal is not None:
@@ -322,8 +330,7 @@ class RequestHandlers:
             return Response(status_code=400)
         finally:
             self._places.remove(place)
-        intended_use = self._desk.bundle.description.intended_use
-        return JSONResponse({"bundle": self._health["bundle"], "intended_use": intended_use, "results": results})
+        return JSONResponse({"bundle": self._health["bundle"], "intended_use": INTENDED_USE, "results": results})
 
     def _find_place(self, address: str) -> Response | None:
         """Return why a request has to wait; None if there is a place, or one whose client is too slow for it."""
@@ -397,16 +404,11 @@ async def _run_while_connected(request: Request, work: Coroutine[Any, Any, Resul
             await asyncio.wait([task])
 
 
-def compute_bundle_id(bundle: Bundle) -> str:
-    """Return the SHA-256 of a bundle's list of file hashes, which identifies the bundle."""
-    return hashlib.sha256((bundle.folder / SUMS).read_bytes()).hexdigest()
-
-
 def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[str, object]:
     description = desk.bundle.description
     decision_class = description.decision.class_name
     return {
-        "bundle": compute_bundle_id(desk.bundle),
+        "bundle": desk.bundle.identity,
         "architecture": description.architecture,
         "classes": list(description.classes),
         "short_names": list(description.short_names),
@@ -420,7 +422,7 @@ def _build_model_facts(desk: InferenceService, options: ServeOptions) -> dict[st
         },
         "limits": {"max_bytes": options.max_bytes, "max_files": options.max_images},
         "no_heat_maps": desk.why_no_heat,
-        "intended_use": description.intended_use,
+        "intended_use": INTENDED_USE,
     }
 
 
@@ -434,10 +436,11 @@ def _render_page(bundle: Bundle, options: ServeOptions) -> str:
     )
     return environment.get_template("page.html.j2").render(
         description=bundle.description,
+        intended_use=INTENDED_USE,
         guarantee=format_threshold_guarantee(bundle.description, bundle.description.decision.class_name),
         options=options,
-        card=render_card_html(bundle.folder / CARD),
-        bundle=compute_bundle_id(bundle),
+        card=render_card_html(bundle.contents[CARD]),
+        bundle=bundle.identity,
         version=__version__,
     )
 
@@ -474,10 +477,12 @@ def serve(folder: Path, options: ServeOptions) -> None:
     password = options.read_password()
     listener = open_listener(options)
     with listener:
-        bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network)
+        bundle = load_bundle(
+            folder, device=resolve_device(options.device), network=options.network, trust=options.trust
+        )
         desk = InferenceService(bundle)
         print(f"{bundle.description.architecture}: {', '.join(bundle.description.classes)}")
-        print(f"{bundle.description.intended_use}")
+        print(INTENDED_USE)
         if desk.why_no_heat:
             print(f"no heat maps: {desk.why_no_heat}")
         if not options.is_loopback:
