@@ -71,7 +71,7 @@ def run_job_process(folder: RunFolder) -> None:
                 reading.wait()  # the job finds the images in the caches
             # The job holds the locks too: if this process is killed, it ends a little later.
             job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: str(os.getpid())}, gpus.locks)
-            code, is_over = _wait_for_job(job, trainer.time_limit)
+            code, reason = _wait_for_job(job, trainer.time_limit)
         except BaseException:  # a signal, or a launcher that requeues its job
             interrupted.append(folder.path)
             if job is not None:
@@ -82,18 +82,18 @@ def run_job_process(folder: RunFolder) -> None:
         finally:
             if reading is not None:
                 reading.stop()
-    _check_job_end(folder, code, f"{format_limit(trainer.time_limit)}, and the job hung" if is_over else None)
+    _check_job_end(folder, code, reason)
 
 
-def _wait_for_job(job: "subprocess.Popen[bytes] | ForkedProcess", minutes: float | None) -> tuple[int, bool]:
-    """Return a job's exit code, and whether it had to be ended: with a time limit, it should end by itself."""
+def _wait_for_job(job: "subprocess.Popen[bytes] | ForkedProcess", minutes: float | None) -> tuple[int, str | None]:
+    """Return a job's exit code, and why it had to be ended: at its time limit, it should end by itself."""
     if minutes is None:
-        return job.wait(), False
+        return job.wait(), None
     try:
-        return job.wait(timeout=60.0 * minutes + JOB_STOP_TIMEOUT), False
+        return job.wait(timeout=60.0 * minutes + JOB_STOP_TIMEOUT), None
     except subprocess.TimeoutExpired:
         _stop_job(job)
-        return INTERRUPTED, True
+        return INTERRUPTED, f"{format_limit(minutes)}, and the job hung"
 
 
 def _check_job_end(folder: RunFolder, code: int, limit: str | None) -> None:
