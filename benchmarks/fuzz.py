@@ -342,9 +342,10 @@ def build_dicom(rng: random.Random) -> bytes:
     if rng.random() < 0.15:
         body.insert(0, build_element(9, 0x1001, b"LO", b"x") * rng.choice([3, 20_000, 300_000]))
     raw = bytes(48 * 64 * 3 if is_honest else rng.choice([48 * 64 * 3, 48 * 64, 10, 48 * 64 * 6]))
-    frame = raw if is_native else rng.choice([raw, build_jpeg2000(rng), build_jpeg2000(rng), build_scans(rng), rng.choice(list_samples())[1],
-                        struct.pack("<16I", 3, 64, 70, 80, *[0] * 12) + rng.randbytes(200),
-                        struct.pack("<16I", *(rng.choice(LIES) for _ in range(16)))])  # fmt: skip
+    runs = struct.pack("<16I", 3, 64, 70, 80, *[0] * 12) + rng.randbytes(200)
+    lies = struct.pack("<16I", *(rng.choice(LIES) for _ in range(16)))
+    images = build_jpeg2000(rng), build_jpeg2000(rng), build_scans(rng), rng.choice(list_samples())[1]
+    frame = raw if is_native else rng.choice([raw, runs, lies, *images])
     if not is_native and rng.random() < 0.9:
         items = rng.choice([1, 1, 1, 1, 1, 1, 2, 20_000])
         item = b"\xfe\xff\x00\xe0" + struct.pack("<I", len(frame)) + frame
