@@ -781,6 +781,14 @@ def test_the_openapi_description_matches_the_responses(client, inference_service
     assert set(described) - set(row) <= {"heat_map"}
 
 
+@pytest.mark.parametrize("query", ["image=AAA", "heat_map=", "image=1&image=2"])
+def test_a_parameter_that_is_neither_0_nor_1_is_refused(client, query):
+    refused = client().post(f"/api/predict?{query}", files=files(png()))
+    assert refused.status_code == 400
+    assert "expected 0 or 1" in refused.json()["error"]
+    assert client().post("/api/predict?image=1&other=x", files=files(png())).status_code == 200
+
+
 def test_a_used_port_and_a_run_instead_of_a_bundle_are_named(bundle_folder, trained_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -1,10 +1,18 @@
 """Model, report and dashboard contain nothing that names a patient: planted names are searched for."""
 
 import base64
+import io
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
@@ -90,9 +98,103 @@ def test_model_report_and_dashboard_contain_no_names(compose_config, clinic, tmp
 
 
 def unpacked(path):
-    """A file's bytes, and what it holds in base64."""
-    content = path.read_bytes()
-    return [content, *(base64.b64decode(found) for found in re.findall(rb"base64,([A-Za-z0-9+/=]+)", content))]
+    """A file's bytes, and what it holds in base64, zlib (PNG, PDF), gzip, zip and Parquet."""
+    return unpack(path.read_bytes())
+
+
+def unpack(content, depth=3):
+    found = [content]
+    if depth == 0:
+        return found
+    inner = [base64.b64decode(match) for match in re.findall(rb"base64,([A-Za-z0-9+/=]+)", content)]
+    for match in re.finditer(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]", content):
+        try:
+            inner.append(zlib.decompressobj(47).decompress(content[match.start() :], 1 << 24))
+        except zlib.error:  # two bytes that look like a beginning
+            continue
+    if content.startswith(b"PK\3\4"):
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        inner += [part for name in archive.namelist() for part in (name.encode(), archive.read(name))]
+    if content.startswith(b"PAR1"):
+        file = pq.ParquetFile(io.BytesIO(content))
+        inner += [str(part).encode() for part in (file.schema_arrow, file.metadata.metadata, file.read().to_pylist())]
+    return found + [part for each in inner for part in unpack(each, depth - 1)]
+
+
+def test_what_is_compressed_is_searched():
+    text = b"a name that is hidden " * 3
+    packed, table = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x", zlib.compress(text))
+    pd.DataFrame({"x": [text.decode()] * 50}).to_parquet(table, compression="zstd")
+    for content in (packed.getvalue(), table.getvalue(), b"base64," + base64.b64encode(zlib.compress(text))):
+        assert content.count(b"hidden") < 2
+        assert any(part.count(b"hidden") > 2 for part in unpack(content))
+
+
+MACHINE, PATIENT = "zqmachine", "zqpatient"
+"""Planted in everything that names the machine, its user and its folders; in everything that names a patient."""
+
+
+def start_elsewhere(words, base, *, at=None):
+    """Run a command of Pylorus on a machine whose host, user, folders, variables, Git and Python path have one name."""
+    home, cwd, path = (base / f"{name}-{MACHINE}" for name in ("home", "cwd", "path"))
+    for folder in (home, cwd, path):
+        folder.mkdir(exist_ok=True)
+    (cwd / ".git").mkdir(exist_ok=True)
+    (cwd / ".git" / "config").write_text(f'[remote "origin"]\n\turl = https://git.{MACHINE}.example/x.git\n')
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
+    environment |= dict.fromkeys(
+        ("USER", "LOGNAME", "USERNAME", "HOSTNAME", "PATIENT", "SLURM_JOB_NAME", "SLURM_SUBMIT_HOST", "WANDB_USERNAME"),
+        MACHINE,
+    )
+    source = os.pathsep.join(path for path in sys.path if path)
+    environment |= {"HOME": str(home), "PYTHONPATH": f"{source}{os.pathsep}{path}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pylorus", *words]
+    renamed = ["unshare", "--user", "--map-root-user", "--uts", "sh", "-c", f'hostname {MACHINE} && exec "$@"', "sh"]
+    if shutil.which("unshare") and not subprocess.run([*renamed, "true"], capture_output=True, check=False).returncode:
+        command = [*renamed, *command]
+    done = subprocess.run(command, cwd=at or cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def find_marks(folder, paths, marks):
+    return [
+        f"{path.relative_to(folder)}: {mark} in {content[max(0, at - 80) : at + 40]!r}"
+        for path in paths
+        if path.is_file()
+        for mark in marks
+        for content in (str(path.relative_to(folder)).encode(), *unpacked(path))
+        if (at := content.lower().find(mark.encode())) >= 0
+    ]
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_what_leaves_names_neither_machine_nor_user_nor_folders_nor_patients(tmp_path, logger):
+    root, folder = tmp_path / f"root-{MACHINE}", tmp_path / f"sweep-{MACHINE}" / f"run-{MACHINE}"
+    for number, label in enumerate(name for name in CLASSES for _ in range(20)):
+        path = root / label / f"{PATIENT}P{number}_a.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generate_frame(label, seed=number, view=0, size=48).image).save(path)
+    start_elsewhere(
+        [
+            "train", "data=folders", f"data.root={root}", r"data.group=[a-z]+P\d+", "data.image_size=32",
+            f"data.classes=[{','.join(CLASSES)}]", "model=timm", f"model.name={TINY}", "model.weights=none",
+            "stage=pretrain", "stages.pretrain.epochs=1", f"logger={logger}", "trainer=cpu", "data.accept_leaks=true",
+            f"hydra.run.dir={folder}",
+        ],
+        tmp_path,
+    )  # fmt: skip
+    output = tmp_path / "predictions.csv"
+    start_elsewhere(["predict", str(folder / "model"), ".", "--output", str(output)], tmp_path, at=root)
+    leaving = [*(folder / "model").rglob("*"), *(folder / "report").rglob("*")]
+    shown = [*(folder / "tensorboard").rglob("*"), *folder.glob("wandb/offline-run-*/**/*")]
+    shown = [path for path in shown if path.is_file() and "logs" not in path.relative_to(folder).parts]
+    assert shown
+    found = find_marks(folder, [*leaving, *shown], (MACHINE, PATIENT))
+    found += find_marks(tmp_path, [output, *tmp_path.glob("predictions.csv*")], (MACHINE,))
+    assert not found, "\n".join(found)
 
 
 def test_a_samples_id_can_not_be_found_from_a_guessed_name_alone():

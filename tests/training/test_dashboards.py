@@ -72,6 +72,9 @@ def test_wandb_stays_offline_and_records_nothing_about_the_machine(compose_confi
     assert options["settings"]["console"] == "off"
     assert options["settings"]["x_disable_meta"]
     assert options["settings"]["disable_git"]
+    assert not options["settings"]["x_save_requirements"]
+    assert options["settings"]["host"] == "pylorus"
+    assert tmp_path.name not in options["name"]
 
 
 def test_jobs_of_a_sweep_are_a_group(compose_config, tmp_path, dashboard_runs):
@@ -81,7 +84,9 @@ def test_jobs_of_a_sweep_are_a_group(compose_config, tmp_path, dashboard_runs):
             pass
         with Dashboard(compose_config("logger=wandb"), folder):
             pass
-    assert [run.options["group"] for run in dashboard_runs] == ["sweep", "sweep"]
+    first, second = (run.options["group"] for run in dashboard_runs)
+    assert first == second == "sweep dfd33796"
+    assert "sweep/" not in "".join(run.options["name"] for run in dashboard_runs)  # no folder
     assert len({run.options["name"] for run in dashboard_runs}) == 2
 
 

@@ -12,7 +12,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import SupportsFloat
+from typing import TYPE_CHECKING, SupportsFloat
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DASH = "–"
 """Symbol for an undefined value."""
@@ -193,7 +196,38 @@ def _quote_word(word: str) -> str:
     """Quote a word unless bash and zsh pass it on as it is: zsh takes `[a]`, `(a)`, `a?` and `a*` for file names."""
     if re.fullmatch(r"[\w@%+=:,./…-]+", word) and not word.startswith("="):
         return word
+    if word.startswith("="):
+        return f"'{word}'" if "'" not in word else f"'='{shlex.quote(word[1:])}"  # zsh: the path of a program
     return shlex.quote(word) if "'" not in word or re.search(r'["\\$`!]', word) else f'"{word}"'
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""First characters of a text that a spreadsheet runs as a formula."""
+
+
+def defuse_formula(text: str) -> str:
+    """Return a text for a CSV file: one that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    Example:
+        >>> defuse_formula("=1+1.png"), defuse_formula("a=1.png"), defuse_formula("-0.25")
+        ("'=1+1.png", 'a=1.png', '-0.25')
+    """
+    if not text.startswith(FORMULA_STARTS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def defuse_formulas(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a table for CSV with the texts of all cells as `defuse_formula` returns them."""
+    defused = {
+        name: [defuse_formula(value) if isinstance(value, str) else value for value in table[name]]
+        for name in table.select_dtypes(include=["object", "string"]).columns
+    }
+    return table.assign(**defused)
 
 
 def expand_words(words: Sequence[str]) -> list[str]:

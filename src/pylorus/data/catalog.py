@@ -41,6 +41,7 @@ from pylorus.core.errors import (
     is_valid_name,
     normalize_name,
 )
+from pylorus.core.formatting import defuse_formulas
 from pylorus.core.io import write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.dicom import read_patient_pseudonyms
@@ -230,7 +231,7 @@ def format_exclusion(name: str) -> str:
 
     Example:
         >>> print(format_exclusion("basophil"), format_exclusion("left out"))
-        data.exclude=[basophil] "data.exclude=['left out']"
+        'data.exclude=[basophil]' "data.exclude=['left out']"
     """
     is_plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) and name.lower() not in (
         "nan",
@@ -238,7 +239,7 @@ def format_exclusion(name: str) -> str:
         "true",
         "false",
     )
-    return f"data.exclude=[{name}]" if is_plain else f"\"data.exclude=['{name}']\""
+    return f"'data.exclude=[{name}]'" if is_plain else f"\"data.exclude=['{name}']\""
 
 
 def drop_excluded_classes(
@@ -463,7 +464,7 @@ def write_quarantine(unreadable: pd.DataFrame, folder: Path) -> None:
     with write_atomically(folder / QUARANTINE_FILE) as temporary:
         # Escape line breaks and control characters, which not every spreadsheet program can read.
         table = unreadable.assign(path=[format_path(Path(path)) for path in unreadable["path"]])
-        table[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+        defuse_formulas(table[COLUMNS]).to_csv(temporary, index=False, lineterminator="\n")
 
 
 def log_unreadable(catalog: Catalog) -> None:

@@ -21,7 +21,7 @@ from pylorus.core.errors import (
     format_path,
     normalize_name,
 )
-from pylorus.core.formatting import format_count
+from pylorus.core.formatting import defuse_formula, format_count
 from pylorus.core.io import write_atomically
 from pylorus.data.files import DECODED_FORMATS, SUFFIXES, identify_format, read_head
 
@@ -459,7 +459,9 @@ def write_ignored(ignored: Sequence[IgnoredFile], folder: Path) -> None:
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "reason"))
-        writer.writerows((format_path(each.path), each.reason) for each in sorted(ignored, key=attrgetter("path")))
+        writer.writerows(
+            (defuse_formula(format_path(each.path)), each.reason) for each in sorted(ignored, key=attrgetter("path"))
+        )
 
 
 def log_ignored(ignored: Sequence[IgnoredFile], *, listed_in: str = IGNORED_FILE) -> None:

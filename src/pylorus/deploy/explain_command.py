@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
-from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.formatting import defuse_formulas, format_count, format_percent
 from pylorus.core.io import check_new_folder, write_atomically, write_json
 from pylorus.data.files import RGB
 from pylorus.deploy.description import INTENDED_USE
@@ -30,7 +30,7 @@ from pylorus.deploy.explain import (
     render_overlay,
     run_randomization_check,
 )
-from pylorus.deploy.inputs import Item, Sources, defuse_formulas
+from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import FIRST_CODE, MAX_COUNTED, read_ahead, resolve_device
 from pylorus.deploy.verified_files import SUMS

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, fold_name, format_path, normalize_name
-from pylorus.core.formatting import format_count
-from pylorus.core.io import read_json, write_atomically, write_json
+from pylorus.core.formatting import defuse_formula, defuse_formulas, format_count
+from pylorus.core.io import check_table_name, read_json, write_atomically, write_json
 from pylorus.core.limited_process import iterate_limited, restart_clock
 from pylorus.core.storage import lock_folder
 from pylorus.data.decode import MAX_PIXELS
@@ -272,7 +272,6 @@ def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
     yield from chain(first, remaining) if len(first) > MAX_SORTED_FILES else sorted(first)
 
 
-FORMATS = (".csv", ".parquet", ".json")
 RECORD_SUFFIX = ".about.json"
 IGNORED_SUFFIX = ".ignored.csv"
 
@@ -309,8 +308,7 @@ class ResumableTable:
     """
 
     def __init__(self, output: Path, request: Mapping[str, object], *, also: Mapping[str, object]) -> None:
-        if output.suffix.lower() not in FORMATS:
-            raise PylorusError(f"--output: found {output}, expected a file name that ends in {', '.join(FORMATS)}.")
+        check_table_name(output, argument="--output")
         self.output = output
         self._of_rows = json.loads(json.dumps(request))
         self.request = {**self._of_rows, **json.loads(json.dumps(also))}
@@ -364,7 +362,8 @@ class ResumableTable:
             writer.writerow(("path", "reason", "may_be_image"))
 
             def write(ignored: IgnoredFile) -> None:
-                writer.writerow((format_path(ignored.path), ignored.reason, "yes" if ignored.may_be_image else "no"))
+                row = format_path(ignored.path), ignored.reason, "yes" if ignored.may_be_image else "no"
+                writer.writerow(map(defuse_formula, row))
 
             yield dataclasses.replace(sources, on_ignored=write)
 
@@ -455,26 +454,6 @@ def print_resume_hint() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
         raise
-
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of a text that a spreadsheet runs as a formula."""
-
-
-def defuse_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table for CSV: a text that a spreadsheet would run as a formula gets an apostrophe in front.
-
-    Example:
-        >>> defuse_formulas(pd.DataFrame({"path": ["=1+1.png", "a=1.png"], "second": [-1.0, 2.0]}))["path"].tolist()
-        ["'=1+1.png", 'a=1.png']
-    """
-    defused = {}
-    for name in table.select_dtypes(include=["object", "string"]).columns:
-        texts = table[name].astype(str)
-        is_formula = texts.str.startswith(FORMULA_STARTS)
-        if is_formula.any():
-            defused[name] = table[name].mask(is_formula, "'" + texts)
-    return table.assign(**defused)
 
 
 def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from pylorus.core.formatting import DASH, format_number, format_p_value
+from pylorus.core.formatting import DASH, defuse_formula, format_number, format_p_value
 from pylorus.evaluation.intervals import Estimate
 
 LATEX = {
@@ -290,12 +290,12 @@ def format_csv(table: Table) -> str:
         header += [name, f"{name}, low", f"{name}, high"] if is_interval else [name]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*header, "basis"])
+    writer.writerow(map(defuse_formula, [*header, "basis"]))
     for row in table.rows:
         cells: list[str] = []
         for cell, is_interval in zip(row.cells, has_interval, strict=True):
             cells += _format_csv_values(cell) if is_interval else _format_csv_values(cell)[:1]
-        writer.writerow([*cells, table.basis])
+        writer.writerow(map(defuse_formula, [*cells, table.basis]))
     return file.getvalue()
 
 

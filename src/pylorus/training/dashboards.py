@@ -1,15 +1,16 @@
 """Dashboards (TensorBoard, Weights & Biases, your own): views of what is in the run's folder, off unless requested.
 
 A dashboard receives metrics, confusion matrices, and the configuration without folders and file names. It receives
-images only with `logger.images=true`.
+images only with `logger.images=true`. It never receives the names of this machine, its user, or the run's folder.
 """
 
+import hashlib
+import importlib
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import matplotlib
@@ -75,6 +76,7 @@ class TensorBoardView(View):
 
     def start(self) -> None:
         """Create the folder."""
+        _hide_host_name()
         self._logger = TensorBoardLogger(self.folder.path, name="", version="tensorboard")
 
     def create_logger(self) -> Logger:
@@ -102,22 +104,10 @@ class WandbView(View):
         return WandbLogger(experiment=self._run)
 
     def log_figure(self, name: str, figure: Figure) -> None:
-        """Send a figure as an image."""
+        """Send a figure as an image: a table of W&B would be an artifact, with the path of the user's home."""
         import wandb
 
         self._run.log({name: wandb.Image(figure)})
-
-    def log_confusion(self, name: str, predictions: Predictions) -> None:
-        """Send the confusion matrix as an interactive plot."""
-        import wandb
-
-        plot = wandb.plot.confusion_matrix(
-            y_true=predictions.true.tolist(),
-            preds=predictions.predicted.tolist(),
-            class_names=list(predictions.class_names),
-            title=name.removesuffix("/confusion"),
-        )
-        self._run.log({name: plot})
 
     def finish(self, *, failed: bool) -> None:
         """End the run, marked as failed if it is."""
@@ -366,13 +356,17 @@ def _start_wandb_run(config: Config, folder: RunFolder) -> Any:
         disable_git=True,
         save_code=False,
         x_disable_meta=True,  # the command line contains data.root
+        x_save_requirements=False,  # packages installed from a folder are listed with its path
+        host="pylorus",
+        program="train.py",
         silent=True,
     )
+    status = folder.read_status()
     return wandb.init(
         project=config.logger.project,
-        name=format_run_name(config, folder.path),
-        group=folder.read_status().get("sweep"),
-        id=folder.read_status().get("id"),
+        name=format_run_name(config, status),
+        group=format_sweep_name(status),
+        id=status.get("id"),
         resume="allow",
         dir=folder.path,
         mode="offline" if config.logger.offline else "online",
@@ -382,6 +376,20 @@ def _start_wandb_run(config: Config, folder: RunFolder) -> Any:
     )
 
 
-def format_run_name(config: Config, folder: Path) -> str:
-    """Return a name for a run on a dashboard: model, stages and the last two parts of its folder."""
-    return f"{config.model.name} {'+'.join(config.stages)} {folder.parent.name}/{folder.name}"
+def format_run_name(config: Config, status: Mapping[str, Any]) -> str:
+    """Return a name for a run on a dashboard: model, stages and the run's id in status.json, but not its folder."""
+    return f"{config.model.name} {'+'.join(config.stages)} {status.get('id') or ''}".rstrip()
+
+
+def format_sweep_name(status: Mapping[str, Any]) -> str | None:
+    """Return a name that the jobs of a sweep share, without the name of its folder; None for a single run."""
+    sweep = status.get("sweep")
+    return None if not sweep else f"sweep {hashlib.sha256(str(sweep).encode()).hexdigest()[:8]}"
+
+
+def _hide_host_name() -> None:
+    """Have TensorBoard write another word than the name of this machine into the names of its files."""
+    for module in ("tensorboard.summary.writer.event_file_writer", "tensorboardX.event_file_writer"):
+        with suppress(ImportError):
+            writer = importlib.import_module(module)
+            writer.socket = SimpleNamespace(gethostname=lambda: "pylorus")  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """MLflow: curves, settings and confusion matrices, in a database in the run's folder unless asked otherwise."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger
 from pylorus.config.schema import Config
 from pylorus.core.errors import PylorusError
 from pylorus.runs.folder import RunFolder
-from pylorus.training.dashboards import View, build_shareable_config, format_run_name
+from pylorus.training.dashboards import View, build_shareable_config, format_run_name, format_sweep_name
 
 RUN_TAG = "pylorus.run"
 """Tag that holds the run's id, by which a resumed run is found again."""
@@ -66,16 +67,14 @@ class MLflowView(View):
             else self._client.create_experiment(project, artifact_location=self._artifacts)
         )
         status = self.folder.read_status()
-        run_id = str(status.get("id", self.folder.path.name))
+        run_id = str(status.get("id") or hashlib.sha256(str(self.folder.path.absolute()).encode()).hexdigest()[:8])
         earlier = self._client.search_runs([experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{run_id}'")
         if earlier:
             self._run_id = earlier[0].info.run_id
             self._client.update_run(self._run_id, status="RUNNING")
             return
-        tags = {RUN_TAG: run_id, "sweep": str(status.get("sweep") or "")}
-        created = self._client.create_run(
-            experiment_id, tags=tags, run_name=format_run_name(self.config, self.folder.path)
-        )
+        tags = {RUN_TAG: run_id, "sweep": format_sweep_name(status) or ""}
+        created = self._client.create_run(experiment_id, tags=tags, run_name=format_run_name(self.config, status))
         self._run_id = created.info.run_id
         for name, value in _iter_parameters(build_shareable_config(self.config)):
             self._client.log_param(self._run_id, name, value[:PARAMETER_LENGTH])

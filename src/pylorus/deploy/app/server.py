@@ -80,7 +80,7 @@ TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 BOOLEAN: Schema = {"type": "boolean"}
 ERRORS = {
-    "400": "The form is malformed or incomplete.",
+    "400": "A parameter is neither 0 nor 1, or the form is malformed or incomplete.",
     "401": "The password is missing or wrong (HTTP Basic, any user name).",
     "403": "The request came from another site's page.",
     "408": "The files took too long to arrive.",
@@ -112,6 +112,7 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
                 "Answer": _build_answer_schema(),
                 "Model": _build_model_schema(),
                 "Health": _build_health_schema(),
+                "Error": _build_object_schema(error=TEXT),
             },
             "securitySchemes": {"password": {"type": "http", "scheme": "basic"}},
         },
@@ -119,10 +120,18 @@ def build_openapi(bundle: Bundle, options: ServeOptions) -> Schema:
     }
 
 
+ANSWER_PARTS = {
+    "image": "With 1, each row has the preprocessed image as a JPEG (data: URL).",
+    "heat_map": "With 1, each row has that image under the heat map of its predicted class, if available.",
+}
+"""Parameters of a request by what the answer then has."""
+
+
 def _build_predict_operation(options: ServeOptions) -> Schema:
     form = {
         "type": "object",
         "required": [FORM_FIELD],
+        "additionalProperties": False,
         "properties": {
             FORM_FIELD: {
                 "type": "array",
@@ -133,20 +142,16 @@ def _build_predict_operation(options: ServeOptions) -> Schema:
             }
         },
     }
-    descriptions = {
-        "image": "With 1, each row has the preprocessed image as a JPEG (data: URL).",
-        "heat_map": "With 1, each row has that image under the heat map of its predicted class, if available.",
-    }
     return {
         "summary": "Classify images",
         "parameters": [
             {"name": name, "in": "query", "description": text, "schema": {"type": "string", "enum": ["0", "1"]}}
-            for name, text in descriptions.items()
+            for name, text in ANSWER_PARTS.items()
         ],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
             "200": _build_content("One row per file, in the order of the files", "Answer"),
-            **{status: {"description": text} for status, text in ERRORS.items()},
+            **{status: _build_content(text, "Error") for status, text in ERRORS.items()},
         },
     }
 
@@ -214,7 +219,8 @@ def _build_object_schema(**properties: object) -> Schema:
 
 
 def _build_get_operation(summary: str, schema: str) -> Schema:
-    return {"summary": summary, "responses": {"200": _build_content(summary, schema)}}
+    refusals = {status: _build_content(ERRORS[status], "Error") for status in ("400", "401", "421", "429")}
+    return {"summary": summary, "responses": {"200": _build_content(summary, schema), **refusals}}
 
 
 def _build_content(text: str, schema: str) -> Schema:
@@ -300,6 +306,9 @@ class RequestHandlers:
 
     async def predict(self, request: Request) -> Response:
         """Classify the uploaded files; return one row per file."""
+        for name, value in request.query_params.multi_items():
+            if name in ANSWER_PARTS and value not in ("0", "1"):
+                return JSONResponse({"error": f"{name}: found {value[:50]}, expected 0 or 1"}, 400)
         address = get_client_network(request.client)
         refusal = self._find_place(address)
         if refusal is not None:
