@@ -21,6 +21,7 @@ import io
 import multiprocessing
 import os
 import random
+import signal
 import struct
 import sys
 import time
@@ -28,6 +29,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -203,7 +205,7 @@ def repeat(parts: Parts, rng: random.Random) -> Parts:
 def drop(parts: Parts, rng: random.Random) -> Parts:
     """Leave one part out."""
     index = choose_part(parts, rng)
-    return parts[:index] + parts[index + 1 :]
+    return parts[:index] + parts[index + 1 :] if len(parts) > 1 else parts
 
 
 def reorder(parts: Parts, rng: random.Random) -> Parts:
@@ -461,7 +463,7 @@ def build_file(seed: int, number: int) -> tuple[str, str, bytes]:
     for _ in range(rng.choice([1, 1, 2, 3])):
         names.append(rng.choice(list(CHANGES)))
         parts = CHANGES[names[-1]](parts, rng)
-    content = join(parts)
+    content = join(parts) if parts else b""
     if rng.random() < 0.1:
         content, names = content[: rng.randrange(1, len(content) + 1)], [*names, "truncate"]
     return kind, " + ".join(names), content
@@ -573,6 +575,7 @@ def run_files(numbers: Iterator[int], folder: Path, seed: int, seconds: float, p
 def print_table(outcomes: list[Outcome]) -> None:
     """Print the number of files of each kind by what became of them."""
     verdicts = ["read", "refused", "budget", *BUGS]
+    print(f"{len(outcomes)} files")
     print(f"{'kind':14}" + "".join(f"{verdict:>14}" for verdict in verdicts) + f"{'slowest, s':>14}")
     for kind in [*sorted({outcome.kind for outcome in outcomes}), "all"]:
         mine = [outcome for outcome in outcomes if kind in (outcome.kind, "all")]
@@ -597,18 +600,20 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     numbers = range(options.files) if options.only is None else options.only
     print(f"seed {options.seed}, {len(numbers)} files", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     outcomes: list[Outcome] = []
-    for outcome in run_files(iter(numbers), options.folder, options.seed, options.seconds, options.processes):
-        outcomes.append(outcome)
-        if len(outcomes) % 100 == 0:
-            print(f"{len(outcomes)} files", file=sys.stderr, flush=True)
-        is_bug = outcome.verdict in BUGS
-        if is_bug or options.only is not None:
-            print(outcome, flush=True)
-        if options.keep is not None and (is_bug or options.only is not None):
-            options.keep.mkdir(parents=True, exist_ok=True)
-            content = build_file(options.seed, outcome.number)[2]
-            (options.keep / f"{options.seed}-{outcome.number}").write_bytes(content)
+    with suppress(KeyboardInterrupt):  # the table then shows what was read until now
+        for outcome in run_files(iter(numbers), options.folder, options.seed, options.seconds, options.processes):
+            outcomes.append(outcome)
+            if len(outcomes) % 100 == 0:
+                print(f"{len(outcomes)} files", file=sys.stderr, flush=True)
+            is_bug = outcome.verdict in BUGS
+            if is_bug or options.only is not None:
+                print(outcome, flush=True)
+            if options.keep is not None and (is_bug or options.only is not None):
+                options.keep.mkdir(parents=True, exist_ok=True)
+                content = build_file(options.seed, outcome.number)[2]
+                (options.keep / f"{options.seed}-{outcome.number}").write_bytes(content)
     print_table(outcomes)
     sys.exit(any(outcome.verdict in BUGS for outcome in outcomes))
 

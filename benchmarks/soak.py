@@ -50,8 +50,10 @@ EXIT_CODES = (0, 130, *(-number for number in SIGNALS))
 """How a command may end that received a signal."""
 IN_CHAIN = 2
 """Kills of a case in a row, each of what the one before was resumed to."""
-MOMENTS = 0.5
-"""The part of a command's or a phase's time after which it is killed at the latest: enough is left for another kill."""
+MOMENTS = 0.35
+"""The part of a command's time after which it is killed at the latest: enough is left for another kill."""
+MOMENT = 0.02
+"""Seconds; a phase that comes several times is killed in as much time as it takes when it takes at least so long."""
 UNINTERRUPTED = 2
 """Commands of each kind that are not killed: what they have in common is compared."""
 WORDS = [
@@ -89,7 +91,6 @@ class Case:
 KILL = (signal.SIGKILL,)
 CASES = (
     Case("imports", "run", "imports", is_real=True),
-    Case("reading, while importing", "run", "reading", is_real=True),
     Case("setup", "run", "setup"),
     Case("reading", "run", "reading"),
     Case("features", "run", "features"),
@@ -282,7 +283,9 @@ class Soak:
             process: The command; if it ends before, the result is None.
             phases: The phase of each process, which is updated.
         """
-        left = self.chance.uniform(0.0, MOMENTS * sum(self.durations[case.kind, str(case.phase)]) / UNINTERRUPTED)
+        durations = self.durations[case.kind, str(case.phase)]
+        shortest = min((each for each in durations if each > MOMENT), default=max(durations))
+        left = self.chance.uniform(0.0, 0.9 * shortest)
         reporter, since, deadline = None, 0.0, time.monotonic() + TIMEOUT
         while since < deadline:
             trace, before = self.read_trace(0.05 if reporter is None else min(0.05, left)), since
@@ -336,7 +339,10 @@ class Soak:
         found += ["did not finish"] if process.returncode else self.compare(kind, folder)
         for case in cases:
             outcomes[case.name].differences += [f"{folder.name}: {each}" for each in found]
-        if not any(f"{folder.name}:" in each for case in cases for each in outcomes[case.name].differences):
+        differences = {each for case in cases for each in outcomes[case.name].differences if f"{folder.name}:" in each}
+        for each in sorted(differences):
+            print(f"* {each}", file=sys.stderr, flush=True)
+        if not differences:
             for path in [folder, folder.with_name(f"{folder.name}-cache")]:
                 shutil.rmtree(path, ignore_errors=True)
             for path in self.work.glob(f"{folder.name}.*log"):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pylorus import __version__
+from pylorus.core.command_line import CommandParser, complete_words
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
-from pylorus.core.io import handle_closed_pipe
+from pylorus.core.io import check_table_name, handle_closed_pipe
 from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
 from pylorus.deploy.signature import add_sign_command, add_trust_option
@@ -38,20 +39,6 @@ def _run_train(arguments: argparse.Namespace) -> None:
     """Hand the words over to Hydra, which reads them from `sys.argv`."""
     sys.argv = ["pylorus", *arguments.words]
     importlib.import_module("pylorus.launch.main").main()  # as train.py does; the other commands never need it
-
-
-def _complete_words(options: list[str]) -> None:
-    """Install tab completion, or answer a shell's query: groups and keys after `pylorus train`, else commands."""
-    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
-    command, space, words = rest.lstrip().partition(" ")
-    if command == "train" and space:
-        os.environ["COMP_LINE"] = f"{program} {words}"
-    if (command == "train" and space) or not options[-1].startswith("query="):
-        _run_train(argparse.Namespace(words=options))
-    elif not space:
-        for action in build_parser()._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                print("\n".join(action.choices))
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -117,10 +104,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="table to write; its name ends in .csv, .parquet or .json",
     )
     command.add_argument(
-        "--class",
-        dest="class_name",
-        metavar="NAME",
-        help="class whose threshold makes the decision (default: the bundle's)",
+        "--class", dest="class_name", metavar="NAME", help="class whose threshold decides (default: the bundle's)"
     )
     command.add_argument(
         "--evaluate",
@@ -144,6 +128,7 @@ def _use_passive_waiting() -> None:
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
+    check_table_name(arguments.output, argument="--output")  # before torch is imported
     _use_passive_waiting()
     from pylorus.deploy.predict import PredictOptions, predict
 
@@ -265,18 +250,10 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password, on one line")
     command.add_argument("--without-password", action="store_true", help="let everybody in the network use it")
     command.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another host name of this server, such as a proxy's",
+        "--allow-host", action="append", default=[], metavar="NAME", help="another name of this server or of its proxy"
     )
     command.add_argument(
-        "--trust-proxy",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="a reverse proxy's address, whose X-Forwarded-For is believed: limits then apply to its clients",
+        "--trust-proxy", action="append", default=[], metavar="ADDRESS", help="proxy whose X-Forwarded-For is believed"
     )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
@@ -525,11 +502,11 @@ def main(arguments: list[str] | None = None) -> None:
     with handle_closed_pipe():
         try:
             if words[:1] == ["-sc"]:
-                _complete_words(words)
+                complete_words(build_parser(), words, run_train=lambda: _run_train(argparse.Namespace(words=words)))
             elif words[:1] == ["train"]:
                 _run_train(argparse.Namespace(words=words[1:]))
             else:
-                options = build_parser().parse_args(expand_words(words))
+                options = build_parser().parse_command(expand_words(words))
                 options.act(options)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
@@ -541,9 +518,9 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(f"error: {format_system_error(error)}")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser of all commands; the reference documentation is generated from it, too."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pylorus",
         description="Prepare images, train image classifiers for gastroscopy, report on runs, and use trained models. "
         "`pylorus COMMAND --help` describes a command.",

@@ -209,6 +209,22 @@ def test_one_set_of_processes_serves_all_splits_and_stages_with_the_same_batches
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_run_leaves_it_its_batches(serve, number):
+    with LoadingProcesses(2, pin_memory=False) as loading:
+        batches = iter(serve(workers=2, loading=loading).build_loader("train"))
+        rows = next(batches).row.tolist()
+        processes = multiprocessing.active_children()
+        for process in processes:
+            os.kill(process.pid, number)
+        rows += [row for batch in batches for row in batch.row.tolist()]
+        assert len(rows) == len(set(rows)) == len(serve().parts["train"])
+    for process in processes:
+        process.join(timeout=10)
+        assert not process.is_alive()
+
+
+@pytest.mark.slow
 def test_a_loader_that_was_left_unfinished_does_not_disturb_the_next_one(serve):
     with LoadingProcesses(2, pin_memory=False) as loading:
         module = serve(workers=2, loading=loading)

@@ -95,6 +95,16 @@ HOSTILE = {
         lambda: seal_png([(parts := split_png(samples()["png"]))[0], parts[1], parts[1], *parts[2:]]),
         "must have one header",
     ),
+    "a PNG of 20 million rows": (
+        lambda: seal_png(
+            [
+                b"\x89PNG\r\n\x1a\n",
+                b"\0\0\0\x0dIHDR" + struct.pack(">II5B", 1, 20_000_000, 8, 2, 0, 0, 0) + bytes(4),
+                *split_png(samples()["png"])[2:],
+            ]
+        ),
+        "a side is over the limit of 65,535",
+    ),
     "a deflated DICOM file that says so late": (
         lambda: deflate(samples()["dicom rgb"], padding=5000),
         "a deflated DICOM file; convert it",

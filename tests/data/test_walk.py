@@ -269,7 +269,7 @@ def test_a_class_of_one_patient_is_explained(class_folders):
     message = str(caught.value)
     assert 'class "a" has 1 patient ' in message
     assert "All its 4 images count as p1: check that data.group" in message
-    assert "type data.exclude=[a]" in message
+    assert "type 'data.exclude=[a]'" in message
 
 
 def test_the_only_folder_of_a_root_is_suggested_if_it_holds_the_classes(class_folders):

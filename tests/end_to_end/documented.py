@@ -190,9 +190,14 @@ def small(words: list[str]) -> list[str]:
         kept.append(word)
     if not any(word.startswith(("data=", "experiment=")) for word in words):
         kept.append("experiment=debug")
+    alone = {"stage=pretrain", "stage=finetune"} & set(kept)  # keys of a stage that is not trained are refused
+    kept = [
+        word for word in kept if not (alone and re.match(r"stages\.", word) and word.split(".")[1] not in str(alone))
+    ]
     return [
         *kept, "model=timm", f"model.name={TINY}", "model.weights=none", "data.image_size=64", "trainer=cpu",
-        "stages.pretrain.epochs=1", "stages.finetune.epochs=1", "report=false",
+        *(f"stages.{stage}.epochs=1" for stage in ("pretrain", "finetune") if f"stage={stage}" in kept or not alone),
+        "report=false",
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from pylorus.core.io import write_json
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 from tests.forking import TRAIN
@@ -193,7 +194,7 @@ def test_a_sweep_and_a_run_that_already_run_are_refused_at_once(fork_server, tmp
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -221,11 +222,11 @@ def test_a_killed_job_is_named_and_the_others_go_on(fork_server, tmp_path):
     parent = fork_server.start(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
     wait_for((sweep / "0/pretrain/metrics.csv").is_file)
     os.kill(RunFolder(sweep / "0").read_status()["pid"], signal.SIGKILL)
-    out, errors = parent.communicate(timeout=120)
+    out, errors = parent.communicate(timeout=280)
     assert parent.returncode == 1, errors
     assert read_states(sweep) == {"0": "failed", "1": "finished"}
     assert "job 0 failed: its process was killed by SIGKILL. Most often the machine ran out of memory" in out
-    again = fork_server.run(command, cwd=tmp_path, timeout=120)
+    again = fork_server.run(command, cwd=tmp_path, timeout=280)
     assert again.returncode == 0, again.stderr
     assert read_states(sweep) == {"0": "finished", "1": "finished"}
     assert "job 1: already finished" in again.stdout
@@ -235,7 +236,7 @@ def test_a_job_that_reaches_its_time_limit_is_saved_and_the_sweep_goes_on(fork_s
     sweep = tmp_path / "sweep"
     command = [sys.executable, str(TRAIN), *WORDS, "model.weights=none", f"hydra.sweep.dir={sweep}"]
     found = fork_server.run(
-        [*command, "seed=0,1", "stages.pretrain.epochs=3000", "trainer.time_limit=0.1"], cwd=tmp_path, timeout=120
+        [*command, "seed=0,1", "stages.pretrain.epochs=3000", "trainer.time_limit=0.1"], cwd=tmp_path, timeout=280
     )
     assert found.returncode == 1, found.stderr
     assert read_states(sweep) == {"0": "interrupted", "1": "interrupted"}
@@ -256,10 +257,18 @@ def test_a_run_that_reached_its_time_limit_continues_with_another_limit(train, t
 
 
 def test_another_command_in_the_folder_of_a_sweep_with_a_failed_job_is_refused(train, tmp_path):
-    words = (*WORDS, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep")
-    first = train(*words, "model.weights=no/such/file")
+    words = (
+        *WORDS,
+        "seed=0,1",
+        "model.weights=none",
+        "stages.pretrain.epochs=9000",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )
+    first = train(*words, "trainer.time_limit=0.1")
     assert first.returncode == 1
-    second = train(*words, "model.weights=no/such/file", "optimizer.lr=0.5")
+    status = RunFolder(tmp_path / "sweep/0").read_status()
+    write_json(tmp_path / "sweep/0/status.json", {**status, "state": "failed"}, sealed=True)
+    second = train(*words, "trainer.time_limit=0.1", "optimizer.lr=0.5")
     assert second.returncode == 1
     assert "this folder contains a run with a different configuration" in second.stderr
     assert "optimizer.lr: the run has" in second.stderr

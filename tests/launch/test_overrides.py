@@ -2,13 +2,16 @@
 
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
 from pylorus.launch.main import run_overrides
 from pylorus.launch.overrides import check_overrides, split_at_commas
+from pylorus.runs.folder import RunFolder
 
 TEXTS = [
     "/images/für uns",
@@ -211,3 +214,49 @@ def test_options_may_stand_between_overrides(tmp_path):
         "stage=both",
     ]
     assert check_overrides(["seed=1", "--cfg", "job"]) == ["--cfg", "job", "seed=1"]
+
+
+def run_with(monkeypatch, folder, train, *words):
+    """Starts a run in a folder; `train` stands for all that needs torch."""
+    monkeypatch.setattr("pylorus.launch.main.import_training", lambda: SimpleNamespace(run=train))
+    monkeypatch.setattr("pylorus.launch.main.start_reading", lambda folder: None)
+    run_overrides(["data=synthetic", *words], folder)
+    return load_config(folder / "config.yaml")
+
+
+def fail_for_lack_of_memory(*_):
+    raise MemoryError
+
+
+@pytest.mark.parametrize("has_trained", [False, True])
+def test_a_run_that_failed_before_it_trained_does_not_block_its_folder(tmp_path, monkeypatch, has_trained):
+    with pytest.raises(MemoryError):
+        run_with(monkeypatch, tmp_path, fail_for_lack_of_memory, "optimizer.lr=0.5")
+    status = RunFolder(tmp_path).read_status()
+    assert status["state"] == "failed"
+    assert status["error"].startswith("the memory is used up")
+    (tmp_path / "split.csv").write_text("of that run")
+    if has_trained:
+        (tmp_path / "pretrain" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "pretrain" / "checkpoints" / "last.ckpt").write_bytes(b"of that run")
+        with pytest.raises(PylorusError, match=r"optimizer.lr: the run has 0.5, found 0.25"):
+            run_with(monkeypatch, tmp_path, lambda *_: None, "optimizer.lr=0.25")
+    else:
+        config = run_with(monkeypatch, tmp_path, lambda *_: None, "optimizer.lr=0.25")
+        assert config.optimizer.lr == 0.25
+        assert not (tmp_path / "split.csv").exists()
+
+
+def test_a_run_that_is_interrupted_before_it_trains_is_not_starting_forever(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt("SIGTERM")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_with(monkeypatch, tmp_path, stop)
+    assert RunFolder(tmp_path).read_status()["state"] == "interrupted"
+
+
+def test_a_deciding_class_that_is_not_configured_is_refused_before_anything_is_read(tmp_path):
+    words = ["data.classes=[a,b]", "data.root=/nowhere", "deploy.class_name=c"]
+    with pytest.raises(PylorusError, match=r'deploy.class_name: found "c", expected one of a, b'):
+        run_overrides(["data=folders", *words], tmp_path)

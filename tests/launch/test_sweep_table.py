@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from pylorus.launch.sweep_table import build_sweep_table, collect_problems, format_sweep_table, summarize_configurations
+from pylorus.launch.sweep_table import (
+    build_sweep_table,
+    collect_problems,
+    format_sweep_table,
+    summarize_configurations,
+    write_sweep_table,
+)
 from tests.report.conftest import Story, write_story
 
 GOOD, FAIR, POOR = ([[20 - wrong, wrong, 0], [0, 20, 0], [0, 0, 20]] for wrong in (0, 6, 15))
@@ -105,3 +111,16 @@ def test_a_degenerate_job_is_named_below_the_table(sweep, tmp_path):
     problems = collect_problems(tmp_path, table)
     assert problems[0] == "Job 1: It predicts GU for every image."
     assert all(sentence.startswith("Job 1: ") for sentence in problems)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", ["status.json", "config.yaml", "s/predictions-test.parquet"])
+def test_a_damaged_job_is_named_and_the_others_are_reported(sweep, tmp_path, capsys, damaged):
+    sweep(*seeds("resnet50", [GOOD, FAIR, POOR], 1.0))
+    (tmp_path / "1" / damaged).write_text('{"state": [')
+    assert write_sweep_table(tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert f"job 1 damaged: {tmp_path / '1' / damaged}" in printed
+    assert "| 1   | –" in printed
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Job 1 has a damaged file and is left out" in page

@@ -276,8 +276,19 @@ def _check_trainer(config: Config) -> None:
         )
 
 
+def _check_deciding_class(config: Config) -> None:
+    """Check deploy.class_name before anything is read, if the names of the classes are in the configuration."""
+    name, names = config.deploy.class_name, [*(config.data.short_names or []), *(config.data.classes or [])]
+    if name is not None and config.data.classes and name not in names:
+        raise PylorusError(
+            f'deploy.class_name: found "{name}", expected one of {", ".join(map(str, names))}.'
+            f"{format_suggestion(name, map(str, names))}"
+        )
+
+
 def _check_test_set(config: Config) -> None:
     data = config.data
+    _check_deciding_class(config)
     if data.kind == "manifest" and data.manifest is None:
         raise PylorusError("data.manifest: no value given. Add data.manifest=FILE, a CSV or Parquet file.")
     if data.kind != "manifest" and data.manifest is not None:
@@ -293,7 +304,7 @@ def _check_test_set(config: Config) -> None:
     if (data.test_column is None) != (not values) or len(values) > 1:
         raise PylorusError(
             "data.test_column, data.test_values, data.test_from: expected the column and exactly one of the other "
-            "two, as in data.test_column=site data.test_values=[B]."
+            "two, as in data.test_column=site 'data.test_values=[B]'."
         )
     if data.test_column is not None and data.kind not in ("manifest", "shards", "external"):
         raise PylorusError("data.test_column: refers to a column of a manifest. Add data=manifest data.manifest=FILE.")

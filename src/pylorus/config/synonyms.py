@@ -205,7 +205,7 @@ SYNONYMS: Mapping[str, str | Mapping[str, str]] = {
 }
 """Words of other frameworks → what to type here.
 
-A value is what takes the place of KEY=VALUE, or patterns of the value (whole, in any case, first match) with that. In it
+A value is what takes the place of KEY=VALUE, or patterns of the value (whole, in any case, first match) with it. There
 `{}` is the value as typed, `{1}` a group of the pattern, `{list}` the value in brackets, `{range}` 0 to value - 1,
 `{fraction}` the value in percent as a fraction, `{name}` the key, `*` each stage; after `#` stands a sentence.
 """

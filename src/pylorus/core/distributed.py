@@ -350,10 +350,7 @@ def _map_in_new_processes(
     name: Callable[[Item], object],
     on_failure: Callable[[Item, str], Result] | None,
 ) -> Iterator[Result]:
-    """Yield the results in order; with `on_failure`, new processes go on after one was killed.
-
-    The items that were being read are then read one at a time: this shows which of them ends its process.
-    """
+    """Yield the results in order; with `on_failure`, new processes go on after one was killed, which is then named."""
     while True:
         try:
             yield from _map_in_processes(function, items, processes, ahead, name=name, limited=on_failure is not None)
@@ -445,10 +442,7 @@ def _map_in_processes(
     name: Callable[[Item], object] | None = None,
     limited: bool = False,
 ) -> Iterator[Result]:
-    """Yield the results in order; with `name`, an item without a result for long is a warning, and then an error.
-
-    With `limited`, a process is killed if it takes more CPU time for an item than the limit.
-    """
+    """Yield the results in order; with `name`, an item without a result for long is a warning, and then an error."""
     chunks = iter(lambda: list(islice(items, chunk_size)), [])
     progress, numbers, slots = mmap.mmap(-1, ahead), count(), deque[tuple[int, list[Item]]]()
 

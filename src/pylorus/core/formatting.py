@@ -196,6 +196,8 @@ def _quote_word(word: str) -> str:
     """Quote a word unless bash and zsh pass it on as it is: zsh takes `[a]`, `(a)`, `a?` and `a*` for file names."""
     if re.fullmatch(r"[\w@%+=:,./…-]+", word) and not word.startswith("="):
         return word
+    if word.startswith("="):
+        return f"'{word}'" if "'" not in word else f"'='{shlex.quote(word[1:])}"  # zsh: the path of a program
     return shlex.quote(word) if "'" not in word or re.search(r'["\\$`!]', word) else f'"{word}"'
 
 

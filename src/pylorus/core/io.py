@@ -83,6 +83,20 @@ def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) 
         raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
 
 
+TABLE_FORMATS = (".csv", ".parquet", ".json")
+"""Suffixes of tables that a command writes."""
+
+
+def check_table_name(path: Path, *, argument: str) -> None:
+    """Check that the name of a table to be written says its format.
+
+    Raises:
+        PylorusError: If it has another suffix than those of `TABLE_FORMATS`.
+    """
+    if path.suffix.lower() not in TABLE_FORMATS:
+        raise PylorusError(f"{argument}: found {path}, expected a file name that ends in {', '.join(TABLE_FORMATS)}.")
+
+
 def create_private_folder(folder: Path, *, levels: int) -> None:
     """Create a folder, and those above it, where they are missing; OSError if that fails.
 

@@ -231,7 +231,7 @@ def format_exclusion(name: str) -> str:
 
     Example:
         >>> print(format_exclusion("basophil"), format_exclusion("left out"))
-        data.exclude=[basophil] "data.exclude=['left out']"
+        'data.exclude=[basophil]' "data.exclude=['left out']"
     """
     is_plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) and name.lower() not in (
         "nan",
@@ -239,7 +239,7 @@ def format_exclusion(name: str) -> str:
         "true",
         "false",
     )
-    return f"data.exclude=[{name}]" if is_plain else f"\"data.exclude=['{name}']\""
+    return f"'data.exclude=[{name}]'" if is_plain else f"\"data.exclude=['{name}']\""
 
 
 def drop_excluded_classes(

@@ -282,11 +282,14 @@ def setup_loading_process(_: int) -> None:
 
 
 def _setup_run_process(index: int) -> None:
-    """Set up a process that loads images for a run: it ends with the run, even if that is killed.
+    """Set up a process that loads images for a run: it ends with the run, even if that is killed, and not before.
 
-    Torch's own watch takes up to five seconds, and does not look while an image is read.
+    Torch's own watch takes up to five seconds, and does not look while an image is read. A signal that ends all
+    processes of a run, as when a terminal closes, leaves the run its batches: it finishes and saves its step.
     """
     setup_loading_process(index)
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)
 
 
@@ -338,6 +341,8 @@ class LoadingProcesses:
         """End the processes."""
         if self._iterator is not None:
             self._iterator._shutdown_workers()
+            for process in self._iterator._workers:  # torch would send SIGTERM
+                process.kill()
         self._loader = self._iterator = None
 
     def __iter__(self) -> Iterator[LoadingRequest]:

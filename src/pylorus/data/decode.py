@@ -63,11 +63,12 @@ from pylorus.data.files import (
     identify_format,
     is_deep_color,
     is_deep_grey,
+    is_webp,
     read_image_bytes,
     read_png_bits,
     rotate_upright,
 )
-from pylorus.data.structure import check_container, check_header, is_tiff, is_webp, read_webp_size
+from pylorus.data.structure import check_container, check_header, is_tiff, read_webp_size
 
 DECODER_VERSION = 3
 """Increase it, and the policy, when the same file would decode to another image: all facts are then recomputed."""
@@ -81,6 +82,8 @@ for the range of values, and zero for black in a grey TIFF of 16 bits.
 """
 MAX_PIXELS = read_budget().pixels
 """A file that declares more is treated as a decompression bomb."""
+MAX_SIDE = 65_535
+"""Longest side in pixels, as in a JPEG: an image of 25 million rows takes three times the memory of a square one."""
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -336,6 +339,8 @@ def _name_jpeg(content: bytes, start: int) -> str:
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise UnreadableImageError(f"{width} × {height} pixels are over the limit of {max_pixels:,}")
+    if max(width, height) > MAX_SIDE:
+        raise UnreadableImageError(f"{width} × {height} pixels: a side is over the limit of {MAX_SIDE:,}")
 
 
 def _convert_to_rgb(image: Image.Image, content: bytes, policy: int, max_pixels: int) -> RGB:

@@ -96,6 +96,8 @@ class WorkingCopy:
 def create_working_copy(image: RGB) -> WorkingCopy | None:
     """Create the working copy of a frame; None if its rim shows no flat colour, so that no ground surrounds a field.
 
+    A frame that is so long that its copy would have hardly any width has none either.
+
     Args:
         image: RGB, uint8 of shape (height, width, 3).
     """
@@ -104,6 +106,8 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
     height, width = image.shape[:2]
     scale = min(1.0, WORKING_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
+    if min(size) < 4 * RIM:
+        return None
     # Area averaging takes seven times as long; the median filter removes the noise that it would remove.
     small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) if scale < 1 else image.copy()
     small[:RIM], small[-RIM:] = small[RIM], small[-RIM - 1]

@@ -221,13 +221,14 @@ def build_full_field(image: Pixels, reason: str, *, support: float = 0.0, is_cle
 
 def scale_to_frame(image: Pixels, shape: Shape, support: float, *, working_side: int) -> FieldOfView:
     """Convert a shape from pixels of the working copy to a field of view in pixels of the frame."""
+    import cv2
+
     height, width = image.shape[:2]
     scale = min(1.0, working_side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     mask = draw_mask(shape, scale=(width / size[0], height / size[1]), size=(width, height))
-    rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
-    top, bottom = int(np.argmax(rows)), height - int(np.argmax(rows[::-1]))
-    left, right = int(np.argmax(columns)), width - int(np.argmax(columns[::-1]))
+    left, top, box_width, box_height = cv2.boundingRect(mask.view(np.uint8))
+    right, bottom = left + box_width, top + box_height
     box_mask = np.ascontiguousarray(mask[top:bottom, left:right])
     reason = f"{shape.name}: {format_percent(support, digits=0)} % of its border is visible"
     return FieldOfView((left, top, right, bottom), shape.name, None if box_mask.all() else box_mask, support, reason)

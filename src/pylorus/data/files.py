@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_name_list, format_path
-from pylorus.data.structure import JPEG, PNG, is_webp
-from pylorus.data.structure import MAX_SCANS as MAX_SCANS
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".bmp", ".dib"),
@@ -133,6 +131,16 @@ def read_head(path: str) -> bytes:
         return os.read(descriptor, HEAD_BYTES)
     finally:
         os.close(descriptor)
+
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+MAX_SCANS = 200
+"""Scans allowed in a progressive JPEG, which has about ten; any other one has one per component at most."""
+
+
+def is_webp(content: bytes) -> bool:
+    """Return whether a file has the signature of a WebP image."""
+    return content[:4] == b"RIFF" and content[8:12] == b"WEBP"
 
 
 HEAD_BYTES = 160

@@ -422,10 +422,11 @@ class DescriptorCells:
                 rows = searching[start : start + 1024]
                 block = queries[rows] @ self.descriptors[members].T
                 block[rows[:, None] == members] = -1
-                if len(members) > most:
-                    lowest = np.partition(block, -most, axis=1)[:, -most, None]
-                    block[block < lowest] = -1
-                row, column = np.nonzero(block >= least)
+                is_near = block >= least
+                crowded = np.flatnonzero(np.count_nonzero(is_near, axis=1) > most)  # the others lose none
+                if len(crowded):
+                    is_near[crowded] &= block[crowded] >= np.partition(block[crowded], -most, axis=1)[:, -most, None]
+                row, column = np.nonzero(is_near)
                 pairs.append(np.stack([rows[row], members[column]], axis=1))
                 cosines.append(block[row, column])
         return np.concatenate(pairs), np.concatenate(cosines)

@@ -13,10 +13,8 @@ from typing import NamedTuple
 
 from pylorus.core.errors import UnreadableImageError
 from pylorus.core.limited_process import require_limits
+from pylorus.data.files import JPEG, MAX_SCANS, PNG, is_webp
 
-JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-MAX_SCANS = 200
-"""Scans allowed in a JPEG: a progressive one has about ten, any other one per component at most."""
 MAX_SCAN_PIXELS = 1_000_000_000
 """Pixels times scans that are decoded where a file is read: ten seconds at most."""
 MAX_SEGMENTS, MAX_METADATA = 2_000, 16_000_000
@@ -67,11 +65,6 @@ def check_header(content: bytes) -> None:
         check_tiff(content)
     elif content[:2] == b"BM" and content[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
         require_limits()  # run lengths, which Pillow decodes byte by byte
-
-
-def is_webp(content: bytes) -> bool:
-    """Return whether a file has the signature of a WebP image."""
-    return content[:4] == b"RIFF" and content[8:12] == b"WEBP"
 
 
 def read_webp_size(content: bytes) -> tuple[int, int]:

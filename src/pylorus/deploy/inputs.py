@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, fold_name, format_path, normalize_name
 from pylorus.core.formatting import defuse_formula, defuse_formulas, format_count
-from pylorus.core.io import read_json, write_atomically, write_json
+from pylorus.core.io import check_table_name, read_json, write_atomically, write_json
 from pylorus.core.limited_process import iterate_limited, restart_clock
 from pylorus.core.storage import lock_folder
 from pylorus.data.decode import MAX_PIXELS
@@ -272,7 +272,6 @@ def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
     yield from chain(first, remaining) if len(first) > MAX_SORTED_FILES else sorted(first)
 
 
-FORMATS = (".csv", ".parquet", ".json")
 RECORD_SUFFIX = ".about.json"
 IGNORED_SUFFIX = ".ignored.csv"
 
@@ -309,8 +308,7 @@ class ResumableTable:
     """
 
     def __init__(self, output: Path, request: Mapping[str, object], *, also: Mapping[str, object]) -> None:
-        if output.suffix.lower() not in FORMATS:
-            raise PylorusError(f"--output: found {output}, expected a file name that ends in {', '.join(FORMATS)}.")
+        check_table_name(output, argument="--output")
         self.output = output
         self._of_rows = json.loads(json.dumps(request))
         self.request = {**self._of_rows, **json.loads(json.dumps(also))}

@@ -263,15 +263,8 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Generator
 def _read_images(items: Iterable[Item], form: InputFormat, *, ahead: int) -> Generator[RGB | str]:
     """Yield the image of each item, or the reason why there is none; decoded frames of videos stay in this process."""
     for is_frame, group in groupby(items, key=lambda item: not isinstance(item.source, Path)):
-        name = attrgetter("path")
-        yield from map_items(
-            lambda item: _read_image(item, form),
-            group,
-            ahead=ahead,
-            in_threads=is_frame,
-            name=name,
-            on_failure=lambda _, reason: reason,
-        )
+        answers: dict[str, Any] = {"name": attrgetter("path"), "on_failure": lambda _, reason: reason}
+        yield from map_items(lambda item: _read_image(item, form), group, ahead=ahead, in_threads=is_frame, **answers)
 
 
 def _read_image(item: Item, form: InputFormat) -> RGB | str:
@@ -328,11 +321,7 @@ def _predict_rows(
 
 
 def load_model(
-    folder: Path,
-    device: str = "auto",
-    *,
-    network: Callable[..., Any] | None = None,
-    trust: Sequence[Path] = (),
+    folder: Path, device: str = "auto", *, network: Callable[..., Any] | None = None, trust: Sequence[Path] = ()
 ) -> InferenceModel:
     """Load a bundle or an export.
 
@@ -343,8 +332,7 @@ def load_model(
         trust: Files with public keys of which one must have signed it; empty to accept any.
 
     Raises:
-        PylorusError: If the folder is neither, one of its files is missing or changed, it is not signed as it should
-            be, or there is no such device.
+        PylorusError: If the folder is neither, it is incomplete, changed or not signed, or there is no such device.
     """
     if not is_export(folder):
         return load_bundle(folder, device=resolve_device(device), network=network, trust=trust)

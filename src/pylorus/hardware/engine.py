@@ -394,7 +394,7 @@ def list_choices(
 
 def _explain_strategy(strategy: str, devices: int) -> str:
     if devices == 1:
-        return "one device, which holds everything"
+        return f"one device, which holds everything: {strategy} needs trainer.devices=2 or more to share the work"
     if strategy == "fsdp":
         return f"each of {devices} devices holds a shard of the trainable weights"
     return f"each of {devices} devices holds all weights"

@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pylorus.config.schema import CONF, GROUPS, Config
-from pylorus.config.vocabulary import STAGES, UnknownKeyError, check_key, get_key_metadata, is_key, translate_key
+from pylorus.config.vocabulary import (
+    STAGES,
+    UnknownKeyError,
+    check_key,
+    format_error,
+    get_key_metadata,
+    is_key,
+    translate_key,
+)
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, fold_name
 from pylorus.core.formatting import format_command
 from pylorus.core.io import iter_fields
@@ -351,7 +359,7 @@ def correct_value(message: str, words: Sequence[str]) -> list[str] | None:
         return mended if mended != list(words) else None  # the shell took the backslash
     named = re.match(r"(?:\w*: )?([\w./<>@]+)(?:=([^:\n]*))?: ", message)
     suggested = re.search(r'Did you mean "([^"]+)"\?|, such as (\S+)\.(?:\n|$)', message)
-    if named is None or suggested is None:
+    if named is None or suggested is None or " has no key " in message:
         return None
     value = suggested[1] or suggested[2]
     key, wrong = named[1], named[2]
@@ -368,6 +376,23 @@ def correct_value(message: str, words: Sequence[str]) -> list[str] | None:
     elif "," in old:
         return None
     return [*words[:index], f"{name}={value}", *words[index + 1 :]]
+
+
+def explain_error(error: Exception, words: Sequence[str]) -> str:
+    """Return the message of an error of Hydra, OmegaConf or our own, with the corrected command if one is known.
+
+    Args:
+        error: The error.
+        words: The command line, as typed.
+    """
+    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
+    if several is not None:
+        key = several[1]
+        typed = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+        return describe_sweep_values(key, typed[-1] if typed else several[2], words)
+    message = format_error(error)
+    corrected = None if "\nType:\n" in message else correct_value(message, words)
+    return message if corrected is None else f"{message}{format_advice(corrected)}"
 
 
 def describe_sweep_values(key: str, values: str, words: Sequence[str]) -> str:

@@ -42,14 +42,13 @@ from pylorus.config.unused_keys import (
     format_unused_keys,
     read_overrides,
 )
-from pylorus.config.vocabulary import format_error
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
 from pylorus.core.formatting import format_command, format_duration, setup_terminal
 from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
 from pylorus.core.limits import explain_limit, format_stop, reserve_cpu_time
 from pylorus.core.storage import explain_disk_error, explain_lock, lock_folder
-from pylorus.launch.corrections import correct_value, format_advice
+from pylorus.launch.corrections import explain_error
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
     JobError,
@@ -127,7 +126,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
             del composed["hydra"]
         _start_or_resume(composed, context, run_folder, in_sweep=False, timeline=timeline)
     except (HydraException, OmegaConfBaseException) as error:
-        raise PylorusError(format_error(error)) from error
+        raise PylorusError(explain_error(error, overrides)) from error
     return run_folder
 
 
@@ -207,7 +206,7 @@ def _format_config_dir(folder: Path, overrides: list[str]) -> str:
     if any(override.startswith("hydra.searchpath=") for override in overrides):
         raise PylorusError(
             "config_dir: found hydra.searchpath among the overrides too, expected one of them. hydra.searchpath takes "
-            "several folders: hydra.searchpath=[DIR1,DIR2]."
+            "several folders: 'hydra.searchpath=[DIR1,DIR2]'."
         )
     return _format_search_path([f"file://{folder.expanduser().absolute()}"])
 
@@ -357,8 +356,13 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
     if folder.read_status() and folder.config.is_file():
         # The same command on the same folder: resume it.
         check_resumable(folder)
-        update_config(folder, build_config(composed, folder=context.runtime.cwd))
-    else:
+        try:
+            update_config(folder, build_config(composed, folder=context.runtime.cwd))
+        except PylorusError:
+            if folder.has_trained:
+                raise
+            folder.delete_preparation()  # that run failed before it trained: the corrected command starts anew
+    if not folder.config.is_file():
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
         sources = _list_own_sources(context.runtime.config_sources)
@@ -505,9 +509,7 @@ def _explain_system_error(error: Exception) -> str | None:
 def _explain_error(error: Exception) -> str | None:
     """Return the message of an error that users can fix, to be shown without a traceback; None for all others."""
     if isinstance(error, PylorusError | HydraException | OmegaConfBaseException):
-        explanation = format_error(error)
-        corrected = None if "\nType:\n" in explanation else correct_value(explanation, _typed_words)
-        return explanation if corrected is None else f"{explanation}{format_advice(corrected)}"
+        return explain_error(error, _typed_words)
     message = _explain_system_error(error)
     if message is None and SweepFolder.path is not None and not isinstance(error, BrokenPipeError):
         message = explain_sweep_end(error, SweepFolder.path)

@@ -38,7 +38,6 @@ from pylorus.launch.corrections import (
     OPTIONS_WITH_VALUE,
     check_forms,
     correct_value,
-    describe_sweep_values,
     format_advice,
     is_table,
     list_stages,
@@ -99,9 +98,6 @@ def check_overrides(arguments: list[str], *, resuming: bool = False, typed: Sequ
     for word, override in overrides.items():
         with problems.collect(word):
             checked[word] = _check_override(quoted[word], override, files, extended, typed)
-            if override.is_sweep_override() and not in_sweep:
-                key, _, values = word.partition("=")
-                raise PylorusError(describe_sweep_values(key, values, typed))
     problems.raise_all()
     words = [checked.get(argument, argument) for argument in arguments]
     if resuming or parsed.config_name not in (None, "config"):

@@ -484,7 +484,7 @@ def explain_sweep_end(error: Exception, sweep: Path) -> str | None:
         error: The error of a launcher, or of a sweeper without any result.
         sweep: The folder of the jobs.
     """
-    states = {path.parent.name: RunFolder(path.parent).read_status() for path in sorted(sweep.glob("*/status.json"))}
+    states = {path.parent.name: RunFolder(path.parent).find_status() for path in sorted(sweep.glob("*/status.json"))}
     advice = f"the same command with hydra.sweep.dir={sweep} runs the missing and failed jobs."
     reason = " ".join(str(error).split("\n----", maxsplit=1)[0].split()) or type(error).__name__
     if type(error).__module__.split(".")[0] in LAUNCHER_PACKAGES:
@@ -538,5 +538,5 @@ def _stop_jobs(sweep: Path) -> None:
 
 
 def _list_active_statuses(sweep: Path) -> list[dict[str, Any]]:
-    statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
+    statuses = [RunFolder(path.parent).find_status() for path in sweep.glob("*/status.json")]
     return [status for status in statuses if status["state"] in ("starting", "running")]

@@ -1,13 +1,13 @@
 """The table of a finished sweep: one row a job and stage, means over replicates, and what a search maximises."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
@@ -16,7 +16,7 @@ from pylorus.core.io import write_atomically, write_text
 from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
 from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.report.page import write_report
-from pylorus.runs.folder import RunFolder
+from pylorus.runs.folder import DAMAGED, RunFolder
 from pylorus.runs.predictions import explain_stage_problems, read_predictions
 from pylorus.runs.reading import HASH_DIGITS, compute_configuration_key, read_config, read_curves, read_split
 
@@ -48,9 +48,18 @@ def write_sweep_table(sweep: Path) -> int:
             code = 1
     print(f"sweep: {sweep}")
     for job in table.loc[table["state"] != "finished", "job"].unique():
-        status = RunFolder(sweep / str(job)).read_status()
+        status = _find_status(RunFolder(sweep / str(job)))
         print(f"job {job} {status['state']}: {status.get('error', 'see its run.log')}")
     return code
+
+
+def _find_status(folder: RunFolder) -> dict[str, Any]:
+    """Return the status of a job; if any file that the table needs is damaged, that and the reason."""
+    try:
+        _read_job_rows(folder)
+    except PylorusError as error:
+        return {"state": DAMAGED, "error": str(error)}
+    return folder.read_status()
 
 
 def get_objective(folder: RunFolder) -> float | None:
@@ -200,7 +209,7 @@ def _format_heading(rows: pd.DataFrame, number: int, sets: int, *, several: bool
 
 
 def _format_configurations(configurations: pd.DataFrame, table: pd.DataFrame) -> str:
-    common = _find_common_overrides(table["overrides"])
+    common = _find_common_overrides(table.loc[table["state"] != DAMAGED, "overrides"])
     rows = []
     for row in configurations.to_dict("records"):
         differing = [override for override in _split_words(row["overrides"]) if override not in common]
@@ -230,7 +239,7 @@ def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> 
         *([] if numbered else ["configuration"]),
     ]
     rows = rows.drop(columns=hidden)
-    common = _find_common_overrides(table["overrides"])
+    common = _find_common_overrides(table.loc[table["state"] != DAMAGED, "overrides"])
     rows["overrides"] = [
         " ".join(word for word in _split_words(overrides) if word not in common) or "–"
         for overrides in rows["overrides"]
@@ -263,9 +272,15 @@ def _find_common_overrides(overrides: pd.Series) -> list[str]:
 
 
 def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
-    status = folder.read_status()
-    config = read_config(folder.path)
-    job = {
+    """Return the rows of a job, or a single one that says that it is damaged: the others can be reported."""
+    try:
+        return _read_job_rows(folder)
+    except PylorusError:
+        return [_describe_job(folder, OmegaConf.create(), {"state": DAMAGED}) | _list_missing_measures([])]
+
+
+def _describe_job(folder: RunFolder, config: DictConfig, status: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "key": folder.path.name,
         "tested on": "",
         "split": "",
@@ -278,6 +293,17 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
         "state": status["state"],
         "minutes": _get_minutes(status),
     }
+
+
+def _list_missing_measures(metrics: Sequence[str]) -> dict[str, float]:
+    measures = [ACCURACY, *(metric.label for metric in select_class_metrics(metrics))]
+    return {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in measures}
+
+
+def _read_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    status = folder.read_status()
+    config = read_config(folder.path)
+    job = _describe_job(folder, config, status)
     stage_rows = []
     metrics = [str(name) for name in OmegaConf.select(config, "metrics", default=None) or {}]
     for stage in OmegaConf.select(config, "stages", default={}):
@@ -294,9 +320,7 @@ def _build_job_rows(folder: RunFolder) -> list[dict[str, Any]]:
         for row in stage_rows:
             row |= {"key": compute_configuration_key(config, split), "split": split.short_hash}
             row["tested on"] = split.test_set_hash[:HASH_DIGITS]
-    measures_of_part = [ACCURACY, *(metric.label for metric in select_class_metrics(metrics))]
-    nothing = {f"{part} {measure}": float("nan") for part in ("val", "test") for measure in measures_of_part}
-    return stage_rows or [{**job, **nothing}]
+    return stage_rows or [{**job, **_list_missing_measures(metrics)}]
 
 
 def _compute_measures(folder: RunFolder, stage: str, part: str, metrics: Sequence[str]) -> dict[str, float]:
@@ -310,5 +334,5 @@ def _compute_measures(folder: RunFolder, stage: str, part: str, metrics: Sequenc
     return {f"{part} {measure}": value for measure, value in measures.items()}
 
 
-def _get_minutes(status: dict[str, Any]) -> float:
+def _get_minutes(status: Mapping[str, Any]) -> float:
     return float(status.get("seconds", float("nan"))) / 60

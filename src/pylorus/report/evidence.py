@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from pylorus.config.schema import DeployConfig
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_percent, format_percent_with_unit, join_names
@@ -37,7 +39,7 @@ from pylorus.report.results import (
     group_by_test_set,
     set_run_labels,
 )
-from pylorus.runs.folder import KEY, LAST, explain_choice
+from pylorus.runs.folder import DAMAGED, KEY, LAST, explain_choice
 from pylorus.runs.reading import SavedRun, get_class_order, read_config, read_run
 
 CHOICE_TEXTS = {
@@ -348,9 +350,17 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
     orders: dict[frozenset[str], list[str]] = {}
     saved_runs = []
     for folder in folders:
-        config = read_config(folder)
-        names = get_class_order(config)
-        saved_runs.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
+        try:
+            config = read_config(folder)
+            names = get_class_order(config)
+            saved_runs.append(read_run(folder, config, order=orders.setdefault(frozenset(names), names)))
+        except PylorusError as error:
+            if len(folders) == 1:
+                raise
+            # It is named among the warnings, and the others are reported.
+            saved_runs.append(SavedRun(folder, {"state": DAMAGED, "error": str(error)}, OmegaConf.create(), None, ()))
+    if all(run.state == DAMAGED for run in saved_runs):
+        raise PylorusError(str(saved_runs[0].status["error"]))
     runs = set_run_labels(saved_runs)
     class_name = _resolve_class_name(runs, options)
     target = _resolve_target(runs, options)

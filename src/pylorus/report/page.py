@@ -5,7 +5,9 @@ The page is a single self-contained file that opens offline and needs no script.
 
 import base64
 import re
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -256,8 +258,16 @@ def _iter_drawings(sections: Sequence[Section]) -> Iterator[Drawing]:
                 yield item
 
 
+INCOMPLETE_SECONDS = 60.0
+"""A file that a report is writing is younger than that."""
+
+
 def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
     """Delete files of an earlier report that this report did not write, so that they are not mistaken for its own."""
+    for path in [path for pattern in (".*-????????.*", "*/.*-????????.*") for path in output.glob(pattern)]:
+        with suppress(OSError):  # incomplete files of a report that was killed; another one may be writing its own
+            if time.time() - path.stat().st_mtime > INCOMPLETE_SECONDS:
+                path.unlink()
     names = sorted(path.relative_to(output).as_posix() for path in written)
     previous = read_json(output / FILE_LIST) or {}
     for name in set(map(str, previous.get("files", []))) - set(names):

@@ -14,6 +14,7 @@ from pylorus.report.evidence import Evidence
 from pylorus.report.headline import Headline, KeyFigure, build_headline, build_image_figures
 from pylorus.report.results import Result
 from pylorus.report.run_tables import format_split_warnings
+from pylorus.runs.folder import DAMAGED
 from pylorus.runs.reading import SavedRun
 
 KINDS = {"run": "Report of a run", "sweep": "Report of a sweep", "runs": "Report of several runs"}
@@ -24,6 +25,7 @@ STATES = {
     "stopped": "was stopped",
     "starting": "has not started training yet",
     "running": "is still running",
+    "damaged": "has a damaged file and is left out",
 }
 """Explains why a run is incomplete, by its state."""
 
@@ -205,9 +207,8 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
             error = run.status.get("error") if evidence.options.names else None
             reason = f" Error: {error}" if error else ""
             progress = f"{done} of {planned} stages were tested" if planned else "no stage was tested"
-            sentences.append(
-                f"{run.label} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}"
-            )
+            name = f"Job {run.folder.name}" if run.state == DAMAGED and run.folder.name.isdigit() else run.label
+            sentences.append(f"{name} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}")
     sentences += _collect_problems(evidence)
     sentences += _collect_split_warnings(evidence.runs)
     sentences += format_pool_notes(evidence.pools, evidence.configurations)

@@ -45,6 +45,11 @@ PARTS = ("val", "test")
 """Splits that each stage predicts."""
 STATUS = "status.json"
 """File that identifies a folder as a run."""
+DAMAGED = "damaged"
+"""State of a run with a damaged file, in the table and the report of a sweep."""
+PREPARED = ("config.yaml", "environment.json", "network.json", "audit.json", "catalog.parquet", "split.csv",
+            "split.csv.sha256", "quarantine.csv", "ignored.csv")  # fmt: skip
+"""Files that a run writes before it trains."""
 HEARTBEAT_SECONDS = 20.0
 """Seconds between two heartbeats of a running run."""
 
@@ -401,9 +406,27 @@ class RunFolder:
             status["state"] = "stopped"
         return status
 
+    def find_status(self) -> dict[str, Any]:
+        """Read the run's status; of a damaged one, only `state`, which is `damaged`, and the reason as `error`."""
+        try:
+            return self.read_status()
+        except PylorusError as error:
+            return {"state": DAMAGED, "error": str(error)}
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether any stage has saved something, be it a part of an epoch."""
+        return any(self.path.glob("*/checkpoints/*")) or any(self.path.glob("*/stage.json"))
+
+    def delete_preparation(self) -> None:
+        """Delete what a run writes before it trains, so that another one can start in its folder."""
+        for name in PREPARED:
+            (self.path / name).unlink(missing_ok=True)
+
     def remove_incomplete_files(self) -> None:
         """Remove incomplete files of a killed process: their names begin with a dot."""
-        for path in [*self.path.glob(".*"), *self.path.glob("*/.*"), *self.path.glob("*/checkpoints/.*")]:
+        patterns = (".*", "*/.*", "*/checkpoints/.*", "report/*/.*")
+        for path in [path for pattern in patterns for path in self.path.glob(pattern)]:
             if path == self.path / LOCK:
                 continue
             if path.is_dir():

@@ -1,0 +1,303 @@
+"""The parser of the command `pylorus`: an error says what was meant and shows the command to type.
+
+Nothing here knows what the commands do; their arguments are declared in `pylorus.cli`.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pylorus.core.errors import PylorusError
+from pylorus.core.formatting import format_command
+
+COMMAND_SYNONYMS: Mapping[str, str] = {
+    "train": "fit run start learn sweep resume finetune",
+    "draw": "generate synth synthetic create make demo images",
+    "audit": "check validate-data inspect verify lint leaks clean dataset",
+    "pack": "shard shards tar wds webdataset convert-data",
+    "report": "summary results table tables figures compare plot metrics",
+    "doctor": "info env environment health diagnose diagnostics system status",
+    "predict": "evaluate eval test infer inference classify score prediction validate",
+    "explain": "gradcam grad-cam cam heatmap heatmaps saliency interpret attention",
+    "export": "convert onnx quantize compile deploy save",
+    "serve": "server app web gui ui webapp gradio host page",
+}
+"""Commands, and what others call them."""
+OPTION_SYNONYMS: Mapping[str, str] = {
+    "--output": "o out output-dir outdir output-file outfile save save-dir dest to results",
+    "--batch": "batch-size bs b batchsize",
+    "--device": "gpu cuda accelerator",
+    "--class": "class-name positive positive-class target label",
+    "--group": "patient patients groups group-by",
+    "--frames-every": "fps every video seconds interval frame-rate",
+    "--manifest": "csv table labels annotations",
+    "--images": "data dataset folder n num count",
+    "--data": "images root dataset",
+    "--host": "address ip bind listen",
+    "--port": "p",
+    "--password-file": "password auth",
+    "--no-names": "anonymous anonymize private hide-names",
+    "--names": "show-names",
+    "--sensitivity": "threshold recall",
+    "--guarantee": "confidence",
+    "--thumbnails": "pictures images",
+    "--evaluate": "eval test metrics",
+    "--size": "image-size img-size imgsz",
+    "--int8": "quantize quantized",
+    "--speed": "benchmark time",
+    "--json": "as-json",
+    "--version": "v V",
+    "--help": "h ? usage",
+}
+"""Options, and what others call them; each holds for the commands that have the option."""
+VALUE_SYNONYMS = {"gpu": "cuda", "true": "auto", "0": "cuda", "cuda:0": "cuda", "metal": "mps"}
+TABLE_SUFFIXES = (".csv", ".parquet", ".json")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors suggest what was meant, in the exit code of argparse (2)."""
+
+    words: Sequence[str] = ()
+    """The words of the command line, for the command that an error shows."""
+
+    def parse_command(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse a command line, and check the order of its paths and that each option has an effect.
+
+        Raises:
+            PylorusError: If paths are in the wrong order, or an option would be ignored.
+        """
+        CommandParser.words = words
+        if list(words[:1]) in (["help"], ["-help"], ["-?"]):
+            words = ["--help"] if len(words) == 1 else [words[1], "--help"]
+        if words and re.match(r"[a-z][\w.]*=", words[0]):
+            self._fail("found a key without a command, expected a command first.", ["train", *words])
+        options = self.parse_args(words)
+        parser, name = self._find_command(words)
+        if name != "train" and (corrected := parser._correct_options(words, name)) != list(words):
+            wrong = next(a for a, b in zip(words, [*corrected, *words], strict=False) if a != b)
+            self._fail(f'{name}: found "{wrong}", expected no KEY=VALUE, which is for pylorus train.', corrected)
+        try:
+            _check_order(options, words)
+        except PylorusError as error:
+            if name != "audit":
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)  # its exit code 1 means that the images have faults
+        _check_unused(options)
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and the command to type where it is known, and exit."""
+        words = list(CommandParser.words)
+        choice = re.match(r"argument ([^:]*): invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
+        value = re.match(r"argument ([^:]*): invalid (\w+) value: '(.*)'", message, re.DOTALL)
+        missing = re.match(r"the following arguments are required: (.*)", message)
+        unknown = re.match(r"unrecognized arguments: (.*)", message, re.DOTALL)
+        alone = re.match(r"argument ([^:]*): expected (?:one|at least one) argument", message)
+        if choice is not None:
+            self._explain_choice(choice[1], choice[2], re.findall(r"'?([\w-]+)'?", choice[3]), words)
+        if value is not None:
+            expected = {"int": "a whole number", "float": "a number"}.get(value[2], value[2])
+            numbers = re.findall(r"\d+", value[3])
+            example = f", such as {numbers[0]}" if numbers else ""
+            corrected = (
+                [re.sub(rf"(^|=){re.escape(value[3])}$", rf"\g<1>{numbers[0]}", w) for w in words] if numbers else []
+            )
+            self._fail(f'{value[1]}: found "{value[3]}", expected {expected}{example}.', corrected)
+        parser, name = self._find_command(words)
+        corrected = parser._correct_options(words, name)
+        if corrected != words and (missing or unknown):
+            wrong = next(a for a, b in zip(words, [*corrected, *words], strict=False) if a != b)
+            self._fail(f'{name or "pylorus"}: found "{wrong}", which it does not have.', corrected)
+        if missing is not None:
+            self._explain_missing(parser, name, missing[1], words)
+        if unknown is not None:
+            known = ", ".join(option for option in parser._option_string_actions if option.startswith("--"))
+            self._fail(
+                f"{name}: can't use {unknown[1]}. Options: {known}. Help: pylorus {name} --help".replace("  ", " ")
+            )
+        if alone is not None:
+            self._fail(f"{alone[1]}: no value given. Help: pylorus {name} --help")
+        self._fail(message)
+
+    def _fail(self, message: str, words: Sequence[str] = ()) -> NoReturn:
+        advice = f"\nType:\n  pylorus {format_command(words)}" if words and list(words) != list(self.words) else ""
+        print(f"error: {message}{advice}", file=sys.stderr)
+        sys.exit(2)
+
+    def _find_command(self, words: Sequence[str]) -> tuple["CommandParser", str]:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and words and words[0] in action.choices:
+                return action.choices[words[0]], words[0]
+        return self, self.prog.removeprefix("pylorus").strip()
+
+    def _explain_choice(self, argument: str, found: str, known: Sequence[str], words: list[str]) -> NoReturn:
+        is_command = argument == "COMMAND"
+        meant = _translate(found.lower(), COMMAND_SYNONYMS) if is_command else VALUE_SYNONYMS.get(found.lower(), "")
+        nearest = difflib.get_close_matches(found.lower(), known, n=1, cutoff=0.6)
+        meant = meant if meant in known else nearest[0] if nearest else ""
+        suggestion = f' Did you mean "{meant}"?' if meant else ""
+        corrected = []
+        if meant:
+            index = next(i for i, word in enumerate(words) if word == found or word.endswith(f"={found}"))
+            corrected = [*words[:index], words[index].removesuffix(found) + meant, *words[index + 1 :]]
+        if is_command:
+            self._fail(f'there is no command "{found}".{suggestion} Commands: {", ".join(known)}.', corrected)
+        self._fail(f'{argument}: found "{found}", expected one of {", ".join(known)}.{suggestion}', corrected)
+
+    def _correct_options(self, words: Sequence[str], name: str) -> list[str]:
+        """Return the words with unknown options replaced by those of this command that are meant."""
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        corrected: list[str] = []
+        for index, word in enumerate(words):
+            option, _, value = word.partition("=")
+            is_known = any(known.startswith(option) for known in options) if option.startswith("--") else option == "-h"
+            as_key = re.fullmatch(r"([a-z][\w.]*)=(.+)", word) if not Path(word).exists() else None
+            if (index == 0 and word == name) or (is_known and option != "--") or not (word.startswith("-") or as_key):
+                corrected.append(word)
+                continue
+            if as_key is not None:
+                option, value = f"--{as_key[1].rpartition('.')[2].replace('_', '-')}", as_key[2]
+            bare = option.lstrip("-").replace("_", "-")
+            meant = f"--{bare}" if f"--{bare}" in options else ""
+            for known in () if meant else options:
+                if bare in OPTION_SYNONYMS.get(known, "").split():
+                    meant = known
+                    break
+            meant = meant or next(iter(difflib.get_close_matches(f"--{bare}", options, n=1, cutoff=0.7)), "")
+            if meant:
+                takes_value = self._option_string_actions[meant].nargs != 0
+                corrected += [meant, value] if value and takes_value else [meant]
+            elif as_key is not None and bare in ("root", "data", "path", "bundle", "model", "input", "output"):
+                corrected.append(as_key[2])
+            else:
+                corrected.append(word)
+        return corrected
+
+    def _explain_missing(self, parser: "CommandParser", name: str, missing: str, words: list[str]) -> NoReturn:
+        if missing == "COMMAND":
+            print(self.format_help(), file=sys.stderr)
+            self._fail("no command given.")
+        wanted = [each.strip() for each in missing.split(",")]
+        actions = {(action.option_strings or [action.metavar or action.dest])[0]: action for action in parser._actions}
+        described = "; ".join(f"{each}, {actions[each].help}" if each in actions else each for each in wanted)
+        corrected = list(words)
+        if wanted == ["--output"]:
+            tables = [word for word in words[2:] if word.endswith(TABLE_SUFFIXES) and not Path(word).exists()]
+            output = tables[-1] if tables else "predictions.csv"
+            corrected = [word for word in words if word != output] + ["--output", output]
+        elif wanted[0] == "BUNDLE" and (bundle := find_newest_bundle()) is not None:
+            corrected += [bundle, *(["IMAGES", "--output", "predictions.csv"] if "INPUT" in wanted else [])]
+        else:
+            corrected += [each for each in wanted if not each.startswith("-")]
+        self._fail(f"{name}: no value given for {described}.", corrected)
+
+
+def complete_words(parser: CommandParser, options: Sequence[str], *, run_train: Callable[[], object]) -> None:
+    """Install tab completion, or answer a shell's query: groups and keys after `pylorus train`, else commands.
+
+    Args:
+        parser: The parser of all commands.
+        options: The words after `pylorus`, such as -sc query=bash.
+        run_train: Hands them over to Hydra.
+    """
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    command, space, words = rest.lstrip().partition(" ")
+    if command == "train" and space:
+        os.environ["COMP_LINE"] = f"{program} {words}"
+    if (command == "train" and space) or not options[-1].startswith("query="):
+        run_train()
+    elif not space:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                print("\n".join(action.choices))
+
+
+def _translate(word: str, synonyms: Mapping[str, str]) -> str:
+    return next((name for name, words in synonyms.items() if word in words.split()), "")
+
+
+def find_newest_bundle() -> str | None:
+    """Return the bundle of the last run below ./outputs; None if there is none."""
+    bundles = sorted(Path("outputs").glob("*/*/model/model.json"), key=str)
+    return str(bundles[-1].parent) if bundles else None
+
+
+def _is_bundle(path: str | Path) -> bool:
+    return (Path(path) / "model.json").is_file() and (Path(path) / "SHA256SUMS").is_file()
+
+
+def _check_order(options: argparse.Namespace, words: Sequence[str]) -> None:
+    """Check that paths have the kinds that their places want: a bundle first, a folder of class folders, a run.
+
+    Raises:
+        PylorusError: If another order, or a neighbour, is meant.
+    """
+    values: dict[str, Any] = vars(options)
+    if "bundle" in values and isinstance(values["bundle"], Path) and "json" not in values:
+        _check_bundle(str(values["bundle"]), [str(each) for each in values.get("inputs", [])], words)
+    if options.act.__name__ == "_run_audit":
+        root = Path(options.root)
+        if root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".parquet") and options.manifest is None:
+            corrected = [*_replace(words, str(root), str(root.parent)), "--manifest", str(root)]
+            raise PylorusError(f"ROOT: found {root}, a table, expected a folder.{_advise(corrected)}")
+    if options.act.__name__ == "_run_pack":
+        root, output = Path(options.root), Path(options.output)
+        if output.is_dir() and any(output.iterdir()) and not root.exists():
+            corrected = _swap(words, str(root), str(output))
+            raise PylorusError(f"ROOT: found {root}, which does not exist, and OUT {output} does.{_advise(corrected)}")
+    if options.act.__name__ == "_run_report":
+        for path in options.paths:
+            if _is_bundle(path) and (Path(path).resolve().parent / "status.json").is_file():
+                corrected = _replace(words, str(path), str(Path(path).parent))
+                raise PylorusError(f"PATH: {path} is a bundle, expected the run that it is in.{_advise(corrected)}")
+
+
+def _check_bundle(bundle: str, inputs: Sequence[str], words: Sequence[str]) -> None:
+    if _is_bundle(bundle):
+        return
+    swapped = next((each for each in inputs if _is_bundle(each)), None)
+    if swapped is not None:
+        corrected = _swap(words, bundle, swapped)
+        raise PylorusError(f"BUNDLE: found {bundle}, expected the bundle {swapped} first.{_advise(corrected)}")
+    inner, outer = Path(bundle) / "model", Path(bundle).parent
+    if _is_bundle(inner):
+        advice = _advise(_replace(words, bundle, str(inner)))
+        raise PylorusError(f"{bundle}: is a run; its bundle is {inner}.{advice}")
+    if Path(bundle).is_file() and _is_bundle(outer):
+        advice = _advise(_replace(words, bundle, str(outer)))
+        raise PylorusError(f"{bundle}: is a file of the bundle {outer}, expected the folder.{advice}")
+
+
+def _check_unused(options: argparse.Namespace) -> None:
+    """Refuse options that another option, or its absence, makes void.
+
+    Raises:
+        PylorusError: Names the option, and what to add.
+    """
+    values = vars(options)
+    command = options.act.__name__
+    if command == "_run_export" and values["group"] is not None and values["images"] is None:
+        raise PylorusError("--group: finds the patients among --images, which is not given. Add --images DIR.")
+    if command == "_run_explain" and not values["inputs"] and values["frames_every"] is not None:
+        raise PylorusError(
+            "--frames-every: reads videos among INPUT, which is not given. Add a video, or leave it out."
+        )
+
+
+def _advise(words: Sequence[str]) -> str:
+    return f"\nType:\n  pylorus {format_command(words)}"
+
+
+def _replace(words: Sequence[str], old: str, new: str) -> list[str]:
+    return [new if word.rstrip("/") == old else word for word in words]
+
+
+def _swap(words: Sequence[str], first: str, second: str) -> list[str]:
+    pair = {first: second, second: first}
+    return [pair.get(word.rstrip("/"), word) for word in words]
