@@ -334,10 +334,12 @@ def read_config(folder: Path) -> DictConfig:
     """Read the configuration of a run; empty if the run failed before writing it.
 
     Raises:
-        PylorusError: If config.yaml is damaged.
+        PylorusError: If config.yaml is damaged, or lost by a run that has trained.
     """
     path = RunFolder(folder).config
     if not path.is_file():
+        if RunFolder(folder).has_trained:
+            raise PylorusError(f"{path}: found no such file, so what the run did is unknown. Restore it from a backup.")
         return OmegaConf.create()
     try:
         config = OmegaConf.load(path)

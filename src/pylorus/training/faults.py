@@ -18,10 +18,12 @@ from pylorus.core import limits
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, UnreadableImageError
 from pylorus.core.storage import (
     DISK_FULL,
+    NOT_A_FILE,
     NOT_WRITABLE,
     UNREACHABLE,
     format_disk_full,
     format_drive_lost,
+    format_not_a_file,
     format_not_writable,
     get_error_path,
 )
@@ -92,6 +94,9 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         message = format_not_writable(error, _format_error_location(error, folder.path), folder.path)
         return f"{message}\nThen {_format_resume_command(folder.path)}"
+    if isinstance(error, OSError) and error.errno in NOT_A_FILE:
+        path = _format_error_location(error, folder.path)
+        return f"{format_not_a_file(path)}\nMove it away, then {_format_resume_command(folder.path)}"
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
         message = format_drive_lost(error, _format_error_location(error, folder.path))
         return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder.path)}"
