@@ -194,7 +194,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
 
 
 def build_precision_arguments(engine: Engine) -> dict[str, Any]:
-    """Return the Trainer arguments for checkpoints and the precision; in fp16 the loss is scaled, so that small gradients are not 0."""
+    """Return the Trainer arguments for checkpoints and precision; in fp16 it scales the loss: no gradient becomes 0."""
     if engine.precision != "16":
         return {"precision": engine.lightning_precision, "plugins": [CheckpointFiles()]}
     return {
