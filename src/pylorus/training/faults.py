@@ -7,6 +7,7 @@ apart.
 import errno
 import re
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,8 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
         return _explain_unreadable_image(text, folder.path)
     if is_out_of_memory(error):
         return _explain_out_of_memory(error, folder.path, config.trainer)
+    if isinstance(error, OSError) and _is_of_shared_memory(error):
+        return _explain_lost_worker(f"shared memory: {text}", folder.path, config.data.workers)
     if isinstance(error, RuntimeError) and (WORKER_ERROR.search(text) or SHARED_MEMORY_ERROR.search(text)):
         return _explain_lost_worker(text, folder.path, config.data.workers)
     if (
@@ -102,6 +105,12 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
         return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder.path)}"
     message = limits.explain_limit(error)
     return None if message is None else f"{message}\nThen {_format_resume_command(folder.path)}"
+
+
+def _is_of_shared_memory(error: OSError) -> bool:
+    """Return whether a lock that processes share could not be created, which lies in /dev/shm; no file is named."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return error.filename is None and any(frame.filename.endswith("multiprocessing/synchronize.py") for frame in frames)
 
 
 def _explain_full_disk(error: BaseException, folder: Path, cache: Path) -> str:
@@ -141,7 +150,7 @@ def _explain_lost_worker(text: str, folder: Path, configured: int | None) -> str
     if end is not None:
         reason = limits.format_kill(-signal.Signals[end])
     elif SHARED_MEMORY_ERROR.search(text):
-        reason = "got no shared memory: /dev/shm is full or too small"
+        reason = "got no shared memory: /dev/shm is full, too small, or can't be written to"
     else:
         reason = (
             "was killed or got no shared memory. Usually the machine has run out of memory (see dmesg), or /dev/shm is "
