@@ -212,7 +212,7 @@ def explain_degenerate_predictions(
         >>> for sentence in explain_degenerate_predictions(true, predicted, ["GC", "CG"], Estimate(2 / 3, 0.2, 0.9)):
         ...     print(sentence)
         It predicts CG for every image.
-        That is not shown to be better than always answering CG, which would be correct for 66.7 %.
+        Its accuracy is not shown to be above that of always answering CG, 66.7 %.
     """
     sentences = []
     answers = np.unique(predicted)
@@ -222,8 +222,8 @@ def explain_degenerate_predictions(
     frequent = counts.max() / len(true)
     if accuracy.has_interval and accuracy.low <= frequent:
         sentences.append(
-            f"That is not shown to be better than always answering {class_names[int(counts.argmax())]}, which would "
-            f"be correct for {format_percent_with_unit(frequent)}."
+            f"Its accuracy is not shown to be above that of always answering {class_names[int(counts.argmax())]}, "
+            f"{format_percent_with_unit(frequent)}."
         )
     return tuple(sentences)
 
