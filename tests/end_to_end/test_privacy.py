@@ -128,8 +128,8 @@ def test_what_is_compressed_is_searched():
         archive.writestr("x", zlib.compress(text))
     pd.DataFrame({"x": [text.decode()] * 50}).to_parquet(table, compression="zstd")
     for content in (packed.getvalue(), table.getvalue(), b"base64," + base64.b64encode(zlib.compress(text))):
-        assert content.count(b"hidden") < 2
-        assert any(part.count(b"hidden") > 2 for part in unpack(content))
+        assert any(text.strip() in part for part in unpack(content))
+        assert content.startswith(b"PAR1") or b"hidden" not in content
 
 
 MACHINE, PATIENT = "zqmachine", "zqpatient"
