@@ -278,12 +278,14 @@ def build_scans(rng: random.Random) -> bytes:
 
 def build_tiff(rng: random.Random) -> bytes:
     """A TIFF of one or many pages, in a chain or a circle, with tags that lie, twice or overlapping."""
-    width, height = rng.choice([(10, 10), (5000, 5000), (100_000, 200), (1, 10_000_000), (60_000, 60_000), (0, 5)])
-    kind, bits = rng.choice([(1, 8), (1, 16), (2, 8), (2, 16), (0, 12), (3, 8), (6, 8), (5, 8)])
-    scheme = rng.choice([1, 1, 5, 7, 8, 32773, 2, 3, 4, 6, 34712, 34925, 50000])
-    data = zlib.compress(bytes(rng.choice([10, 300, 3_000_000]))) if scheme == 8 else rng.randbytes(300)
+    is_honest = rng.random() < 0.6  # but for the tags that are added, and the pages
+    sizes = [(5000, 5000), (100_000, 200), (1, 10_000_000), (60_000, 60_000), (0, 5)]
+    width, height = (10, 10) if is_honest else rng.choice(sizes)
+    kind, bits = rng.choice([(1, 8), (2, 8)] if is_honest else [(1, 16), (2, 16), (0, 12), (3, 8), (6, 8), (5, 8)])
+    scheme = rng.choice([1, 8] if is_honest else [1, 5, 7, 8, 32773, 2, 3, 4, 6, 34712, 34925, 50000])
+    data = zlib.compress(bytes(rng.choice([300, 300, 10, 3_000_000]))) if scheme == 8 else rng.randbytes(300)
     samples = {0: 1, 1: 1, 3: 1, 5: 4}.get(kind, 3)
-    pages = rng.choice([1, 1, 1, 1, 2, 50, 3000])
+    pages = rng.choice([1, 1, 1, 1, 1, 1, 2, 50, 3000])
     tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, scheme), (262, 3, kind), (273, 4, 0)]
     tags += [(277, 3, samples), (278, 4, rng.choice([height, 1, 2**32 - 1])), (279, 4, len(data))]
     for _ in range(rng.choice([0, 0, 1, 3])):
@@ -296,7 +298,7 @@ def build_tiff(rng: random.Random) -> bytes:
         following = 8 + size * (page + 1) if page + 1 < pages else rng.choice([0, 0, 0, 8])
         entries = b""
         for tag, type_, value in sorted(tags) if rng.random() < 0.9 else tags:
-            count = rng.choice([1, 1, 1, 1, 1, 1, 1, 1, rng.choice(LIES)])
+            count = rng.choice(LIES) if rng.random() < 0.02 else 1
             entries += struct.pack("<HHII", tag, type_, count, end if tag == 273 else value)
         body += struct.pack("<H", len(tags)) + entries + struct.pack("<I", following)
     return b"II*\0" + struct.pack("<I", 8) + body + data
@@ -316,12 +318,13 @@ SYNTAXES = ("1.2", "1.2.1", "1.2.2", "1.2.1.99", "1.2.4.50", "1.2.4.51", "1.2.4.
 
 def build_dicom(rng: random.Random) -> bytes:
     """A DICOM file whose elements lie about its pixels, deflated or nested, with a frame of any kind."""
-    syntax = "1.2.840.10008." + rng.choice(SYNTAXES)
+    is_native, is_honest = rng.random() < 0.4, rng.random() < 0.5
+    syntax = "1.2.840.10008." + rng.choice(["1.2.1"] if is_native else ["1.2.4.90", "1.2.4.50", "1.2.5", *SYNTAXES])
     meta = build_element(2, 1, b"OB", b"\0\1" + bytes(rng.choice([0, 0, 5000]))) + build_element(
         2, 16, b"UI", syntax.encode()
     )
     honest = {2: 3, 8: None, 6: 0, 0x10: 48, 0x11: 64, 0x100: 8, 0x101: 8, 0x102: 7, 0x103: 0}
-    for _ in range(rng.choice([0, 0, 1, 1, 2, 4])):
+    for _ in range(0 if is_honest else rng.choice([1, 1, 2, 4])):
         honest[rng.choice([2, 6, 0x10, 0x11, 0x100, 0x101, 0x102, 0x103])] = rng.choice(LIES) & 0xFFFF
     numbers = [
         build_element(0x28, tag, b"US", struct.pack("<H", value)) for tag, value in honest.items() if value is not None
@@ -329,7 +332,8 @@ def build_dicom(rng: random.Random) -> bytes:
     colour = rng.choice(
         ["RGB", "YBR_FULL", "YBR_FULL_422", "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "YBR_RCT", "CMYK", ""]
     )
-    frames = rng.choice(["1", "1", "0", "-1", "2", "4294967295", "1e9", "x"])
+    colour = "RGB" if is_honest else colour
+    frames = "1" if is_honest else rng.choice(["1", "0", "-1", "2", "4294967295", "1e9", "x"])
     body = [build_element(8, 0x16, b"UI", b"1.2"), build_element(0x28, 4, b"CS", colour.encode()),
             build_element(0x28, 8, b"IS", frames.encode()), *numbers]  # fmt: skip
     if rng.random() < 0.2:
@@ -337,19 +341,20 @@ def build_dicom(rng: random.Random) -> bytes:
         body.insert(0, b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * depth)
     if rng.random() < 0.15:
         body.insert(0, build_element(9, 0x1001, b"LO", b"x") * rng.choice([3, 20_000, 300_000]))
-    raw = bytes(rng.choice([48 * 64 * 3, 48 * 64, 10, 48 * 64 * 6]))
-    frame = rng.choice([raw, build_jpeg2000(rng), build_jpeg2000(rng), build_scans(rng), rng.choice(list_samples())[1],
-                        struct.pack("<16I", 3, 64, 70, 80, *[0] * 12) + rng.randbytes(200),
-                        struct.pack("<16I", *(rng.choice(LIES) for _ in range(16)))])  # fmt: skip
-    if rng.random() < 0.6:
-        items = rng.choice([1, 1, 1, 2, 20_000])
+    raw = bytes(48 * 64 * 3 if is_honest else rng.choice([48 * 64 * 3, 48 * 64, 10, 48 * 64 * 6]))
+    runs = struct.pack("<16I", 3, 64, 70, 80, *[0] * 12) + rng.randbytes(200)
+    lies = struct.pack("<16I", *(rng.choice(LIES) for _ in range(16)))
+    images = build_jpeg2000(rng), build_jpeg2000(rng), build_scans(rng), rng.choice(list_samples())[1]
+    frame = raw if is_native else rng.choice([raw, runs, lies, *images])
+    if not is_native and rng.random() < 0.9:
+        items = rng.choice([1, 1, 1, 1, 1, 1, 2, 20_000])
         item = b"\xfe\xff\x00\xe0" + struct.pack("<I", len(frame)) + frame
         pixels = b"\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" + item
         pixels += b"\xfe\xff\x00\xe0\2\0\0\0\0\0" * (items - 1) + b"\xfe\xff\xdd\xe0\0\0\0\0"
     else:
         pixels = build_element(0x7FE0, 0x10, b"OW", frame)
     whole = b"".join(sorted(body) if rng.random() < 0.8 else body) + pixels
-    if rng.random() < 0.2:
+    if rng.random() < 0.1:
         compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
         whole = compressor.compress(whole + bytes(rng.choice([0, 200_000_000]))) + compressor.flush()
     preamble = rng.choice(

@@ -79,8 +79,10 @@ def peak(device: str, *, precision: str, seconds: float = 3.0) -> float:
     return max(rate(size) for size in sizes)
 
 
-def operations_per_image(model: str, arguments: dict[str, Any], *, size: int, classes: int) -> float:
+def operations_per_image(model: str, arguments: dict[str, Any], *, size: int, classes: int) -> tuple[float, float]:
     """Count the floating-point operations of a training step (forward and backward of the whole network) for one image.
+
+    Returns them and those of its forward pass alone.
 
     Torch counts them from shapes; an addition and a multiplication are two. The backward pass costs twice the forward
     pass, except in the first layer, whose input needs no gradient. Torch's own count of the backward pass agrees with
@@ -100,7 +102,8 @@ def operations_per_image(model: str, arguments: dict[str, Any], *, size: int, cl
     by_module = counter.get_flop_counts()
     name = next(name for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
     first = sum(by_module[f"{type(network).__name__}.{name}"].values())
-    return (3 * counter.get_total_flops() - first) / batch
+    forward = counter.get_total_flops()
+    return (3 * forward - first) / batch, forward / batch
 
 
 def _wait(device: str) -> None:
@@ -133,8 +136,10 @@ def main() -> None:
         found |= {"peak_fp32": peak(options.device, precision="fp32"), "machine": machine(options.device)}
         found["versions"] = versions()
     if options.model:
-        count = operations_per_image(options.model, options.args, size=options.size, classes=options.classes)
-        found["operations_per_image"] = count
+        training, forward = operations_per_image(
+            options.model, options.args, size=options.size, classes=options.classes
+        )
+        found |= {"operations_per_image": training, "forward_operations_per_image": forward}
     print(json.dumps(found))
 
 

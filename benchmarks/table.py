@@ -142,6 +142,7 @@ def markdown(record: dict[str, Any]) -> str:
         *_contenders(record),
         "",
         *_timelines(record),
+        *_arithmetic(record),
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
     ]
     return "\n".join(lines)
@@ -232,6 +233,57 @@ def _timelines(record: dict[str, Any]) -> list[str]:
         cells = [_spread([one.get(part) for one in rounds], ".2f") for part in parts]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+REFERENCE_IMAGES, REFERENCE_IMAGES_PER_CLASS = 1000, 100
+"""Training images, in all and of each class, whose features Pylorus compares others with; see docs/predict.md."""
+
+
+def least_seconds(record: dict[str, Any]) -> dict[str, float]:
+    """Compute the seconds that the arithmetic of a contender takes at the rates of the fastest matrix products.
+
+    It is the work of two phases, the whole network being trained in the second: operations of the network's layers,
+    without normalization, activations, optimizer, reading and imports. What Pylorus predicts for the report and the
+    bundle is computed in fp32. A second run finds the features of the frozen network.
+    """
+    if "forward_operations_per_image" not in record:  # of earlier measurements
+        return {}
+    settings, forward = record["settings"], record["forward_operations_per_image"]
+    images, epochs = settings["images"], settings["epochs"]
+    full = record["peak_fp32"]
+    fast = record["peak_bf16"] if settings["bf16"] else full
+    frozen = (images["train"] + images["val"]) * forward / fast
+    finetune = epochs * (images["train"] * record["operations_per_image"] + images["val"] * forward) / fast
+    predictions = (images["val"] + images["test"]) * forward / full
+    reference = (
+        min(images["train"], REFERENCE_IMAGES, REFERENCE_IMAGES_PER_CLASS * settings["classes"]) * forward / full
+    )
+    return {
+        "pylorus": frozen + finetune + 2 * predictions + reference,
+        "pylorus_again": finetune + predictions + reference,
+        "timm_best": epochs * frozen + finetune + images["test"] * forward / fast,
+    }
+
+
+def _arithmetic(record: dict[str, Any]) -> list[str]:
+    """Return the table of the seconds that arithmetic alone takes, and the largest ratio that it allows."""
+    done = [one for one in record["measurements"] if one["error"] is None]
+    measured = {name: _values(done, name, whole) for name in least_seconds(record)}
+    script = measured.get("timm_best")
+    lines = []
+    for name, seconds in least_seconds(record).items():
+        if measured[name]:
+            middle = median(measured[name].values())
+            bound = f"{median(script.values()) / seconds:.2f}" if script and name != "timm_best" else "–"
+            lines.append(f"| {name} | {seconds:.1f} | {middle:.1f} | {seconds / middle:.0%} | {bound} |")
+    if not lines:
+        return []
+    return [
+        "| whole process | arithmetic alone, s | measured, s | fraction | timm_best ÷ arithmetic alone |",
+        "| --- | --: | --: | --: | --: |",
+        *lines,
+        "",
+    ]
 
 
 def _values(done: list[Measurement], name: str, value: Value) -> dict[int, float]:

@@ -526,7 +526,7 @@ def build_parser() -> CommandParser:
         "`pylorus COMMAND --help` describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"pylorus {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands: Any = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add_commands in (add_train_command, add_image_commands, add_evidence_commands, add_model_commands):
         add_commands(commands)
     return parser

@@ -226,3 +226,13 @@ def test_items_whose_process_was_killed_are_computed_in_this_one(monkeypatch):
         return item
 
     assert compute_in_processes(end_elsewhere, range(5)) == list(range(5))
+
+
+def test_where_no_process_can_be_started_this_one_computes(two_processes, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")  # of the semaphores in /dev/shm
+
+    monkeypatch.setattr(distributed, "ProcessPoolExecutor", refuse)
+    assert compute_in_processes(lambda item: (item, os.getpid()), range(3)) == [
+        (item, os.getpid()) for item in range(3)
+    ]

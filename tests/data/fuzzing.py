@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.random import Generator
 
+from pylorus.core.limited_process import assume_limits
 from pylorus.data.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from tests.data.sample_files import samples
 
@@ -133,6 +134,7 @@ class _Worker:
 
 
 def _serve(pipe: Connection) -> None:
+    assume_limits(True)  # it has those of this module
     samples()
     for content in samples().values():  # so that every library is loaded before memory is measured
         decode_image(content)

@@ -4,13 +4,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 
 from pylorus.config.schema import CONF
 from pylorus.data.decode import resize_image
 from pylorus.data.field_of_view import FINDER, crop_to_field, find_field
 from pylorus.data.first_field_finder import find_field_as_in_version_1
-from pylorus.data.input_format import InputFormat, guess_input_format, resolve_input_format
+from pylorus.data.input_format import InputFormat, guess_input_format, read_timm_format, resolve_input_format
 from pylorus.data.overlays import cover_overlays, find_overlays
 from pylorus.data.synthetic import generate_frame
 from tests.data.device_frames import draw_frame
@@ -67,6 +68,27 @@ def test_the_format_of_a_shipped_model_is_known_without_timm(compose_config, tmp
         mask=config.data.mask,
     )
     assert guess_input_format(config) == expected
+
+
+@pytest.mark.slow
+def test_the_format_of_nearly_every_network_of_timm_is_known_without_it():
+    names = timm.list_models()[::20] + timm.list_pretrained()[::40]
+    wrong, unknown = [], []
+    for name in names:
+        expected = resolve_input_format(name, image_size=None, fit="pad", crop="none")
+        try:
+            if read_timm_format(name) != (expected.size, expected.interpolation):
+                wrong.append(name)
+        except LookupError:
+            unknown.append(name)
+    assert len(names) > 80
+    assert wrong == []
+    assert len(unknown) <= len(names) // 20
+
+
+def test_without_timm_no_format_is_known_of_a_network_that_timm_lacks():
+    with pytest.raises(LookupError):
+        read_timm_format("no_such_network")
 
 
 def test_overlays_are_masked_with_the_crop_unless_told_otherwise():

@@ -146,3 +146,36 @@ def test_folders_called_train_and_test_in_paths_are_not_ignored_silently(read, c
         (root / name).rename(root / folder / name)
     read(TABLE.replace("\na/", "\ntrain/a/").replace("\nb/", "\ntest/b/"))
     assert 'there is no column "split", so a split is drawn' in caplog.text
+
+
+RENAMED = TABLE.replace("path,label,group", "file,finding,patient")
+
+
+def test_a_table_with_other_names_is_read_with_the_keys_that_its_refusal_shows(read):
+    with pytest.raises(PylorusError) as error:
+        read(RENAMED)
+    message = str(error.value)
+    assert 'there is no column "path" and no column "label". Rename "file" to "path". Rename "finding" to' in message
+    assert "Or leave the table as it is, and add data.columns.path=file data.columns.label=finding" in message
+    catalog = read(RENAMED, columns={"path": "file", "label": "finding", "group": "patient"})
+    plain = read(TABLE)
+    assert list(catalog.table["path"]) == list(plain.table["path"])
+    assert list(catalog.table["group"]) == list(plain.table["group"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": "fiel"}, 'data.columns.path: found fiel, but .* has no such column. Did you mean "file"'),
+        ({"lable": "finding"}, 'data.columns.lable: found lable, expected one of path, .* Did you mean "label"'),
+    ],
+)
+def test_a_wrong_name_of_a_column_is_named(read, columns, message):
+    with pytest.raises(PylorusError, match=message):
+        read(RENAMED, columns=columns)
+
+
+def test_a_column_that_is_named_takes_the_place_of_the_one_with_that_name(read):
+    lines = TABLE.strip().splitlines()
+    content = "\n".join([f"{lines[0]},verdict", *(f"{line},{'xy'[index % 2]}" for index, line in enumerate(lines[1:]))])
+    assert read(content, columns={"label": "verdict"}).classes == ("x", "y")

@@ -1,7 +1,9 @@
 """A bundle is loaded completely or not at all: manipulated files are refused with the reason."""
 
 import json
+import os
 import pickle
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -84,8 +86,6 @@ def test_symbolic_links_are_refused_even_with_correct_content(bundle_copy, tmp_p
 
 
 def test_a_pipe_is_refused_without_waiting(bundle_copy):
-    import os
-
     (bundle_copy / "model.json").unlink()
     os.mkfifo(bundle_copy / "model.json")
     refused(bundle_copy, "model.json: found something that is not a regular file")
@@ -295,3 +295,128 @@ def test_code_that_a_bundle_names_is_never_imported(bundle_copy, write_hashes, t
 def test_a_network_of_timm_takes_no_other_in_its_place(bundle_folder):
     with pytest.raises(PylorusError, match=r"the network is test_resnet.* of timm. Leave out --network"):
         load_bundle(bundle_folder, network=torch.nn.Identity)
+
+
+def _write_sparse(path, header, size):
+    """Write a safetensors file whose tensors are a hole in the disk: zeros that take no space."""
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+
+
+def _measure_peak():
+    """Return the most memory that this process ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (_set("architecture", to="vit_giant_patch14_224"), r"found nothing, expected torch.float32"),
+        (_set("arguments", to={"layers": [10_000] * 4}), r"is refused: the network has more than 10,000 modules"),
+        (_set("arguments", to={"channels": [10_000] * 4}), r"is refused: the network needs a tensor of 3,600,000,000 numbers"),
+        (_set("arguments", to={"block": "x"}), r"arguments.block: found 'x', with which .*timm rejected them"),
+        (_set("arguments", to={"act_layer": "os.system"}), r"arguments.act_layer: found 'os.system', with which"),
+        (_set("arguments", to={"norm_layer": "eval"}), r"arguments.norm_layer: found 'eval', with which"),
+    ],
+)  # fmt: skip
+def test_a_description_of_a_large_network_costs_no_memory(edit_model_json, act, words):
+    folder = edit_model_json(act)
+    peak = _measure_peak()
+    refused(folder, words)
+    assert _measure_peak() - peak < 400_000_000
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "unlike.safetensors", "appearance.safetensors"])
+def test_a_header_of_large_tensors_costs_no_memory(bundle_copy, write_hashes, name):
+    entry = {"dtype": "F32", "shape": [3, 2**28], "data_offsets": [0, 12 * 2**28]}
+    _write_sparse(bundle_copy / name, {"directions": entry}, 0)
+    write_hashes(bundle_copy)
+    _write_sparse(bundle_copy / name, {"directions": entry}, 12 * 2**28)  # its hash is never computed
+    peak = _measure_peak()
+    refused(bundle_copy, rf"{name}: (found|does not fit|needs)|needs .* of memory")
+    assert _measure_peak() - peak < 400_000_000
+
+
+def test_images_that_cost_too_much_are_refused(bundle_copy, monkeypatch):
+    import pylorus.deploy.model as loading
+
+    monkeypatch.setattr(loading, "MAX_FLOPS", 10**6)
+    refused(bundle_copy, r"for images of 32 × 32 pixels is refused: the network needs .* operations for an image")
+
+
+def test_files_that_are_exchanged_after_their_check_are_not_used(bundle_copy, monkeypatch):
+    import pylorus.deploy.model as loading
+
+    expected = load_bundle(bundle_copy).run_network(np.zeros((1, 32, 32, 3), dtype=np.uint8))
+    build = loading.build_network
+
+    def exchange(*arguments, **named):
+        for path in bundle_copy.iterdir():  # the moment between check and use
+            path.unlink()
+            path.write_bytes(b"another")
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(loading, "build_network", exchange)
+    bundle = loading.load_bundle(bundle_copy)
+    found = bundle.run_network(np.zeros((1, 32, 32, 3), dtype=np.uint8))
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.unlikeness, expected.unlikeness)
+    assert b"# " in bundle.contents["MODEL_CARD.md"]
+
+
+def test_weights_that_are_written_over_while_they_are_read_are_refused(bundle_copy, monkeypatch):
+    import pylorus.deploy.model as loading
+
+    build = loading.build_network
+
+    def overwrite(*arguments, **named):
+        with (bundle_copy / "model.safetensors").open("r+b") as file:
+            file.seek(-100, 2)
+            file.write(b"\0" * 100)
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(loading, "build_network", overwrite)
+    refused(bundle_copy, "model.safetensors: its SHA-256 is")
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (_set("intended_use", to="a\nb"), r"intended_use: found the control character"),
+        (_set("weights", "from", to="\u202egpj"), r"weights.from: found the control character"),
+        (_set("weights", "licence", to="x" * 10_001), r"weights.licence: has 10,001 characters, expected 10,000 at most"),
+        (_set("versions", to={"torch\ud800": "2"}), r"the name .*contains half a character \(a lone surrogate\)"),
+        (_set("classes", to=["a", "b", "\ud800"]), r"classes\[2\]: contains half a character"),
+        (_set("training", "seed", to=10**30), r"training.seed: found 1000000.*expected a number of at most 64 bits"),
+        (_set("training", "stages", 0, "epochs", to=-1), r"epochs: found -1, expected at least 0"),
+        (_set("arguments", to={"a": [[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]}), r"the JSON is nested more than 16 levels deep"),
+    ],
+)  # fmt: skip
+def test_texts_and_numbers_that_nothing_can_hold_are_refused_by_name(edit_model_json, act, words):
+    refused(edit_model_json(act), words)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "MODEL_CARD.md", "SHA256SUMS"])
+def test_a_folder_or_a_device_in_place_of_a_file_is_refused(bundle_copy, name):
+    (bundle_copy / name).unlink()
+    (bundle_copy / name).mkdir()
+    refused(bundle_copy, f"{name}: found something that is not a regular file")
+
+
+def test_another_account_can_read_a_bundle_if_the_umask_says_so(bundle_folder):
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in bundle_folder.iterdir()}
+    assert modes == dict.fromkeys(modes, oct(0o666 & ~mask))
+
+
+def test_the_intended_use_is_not_what_a_bundle_says(edit_model_json, synthetic_root, tmp_path):
+    from pylorus.deploy.predict import PredictOptions, predict
+
+    folder = edit_model_json(_set("intended_use", to="Approved for diagnosis."))
+    assert predict(folder, [str(synthetic_root)], tmp_path / "p.csv", PredictOptions(device="cpu")) == 0
+    about = (tmp_path / "p.csv.about.json").read_text()
+    assert "Research use only. Not a medical device." in about
+    assert "Approved" not in about

@@ -90,6 +90,11 @@ class DataConfig:
         "where known, group and split; further columns (device, site, age) are available for splits and subgroup "
         "tables",
     )
+    columns: dict[str, Any] = key(
+        {},
+        "names of the manifest's columns where they are others, such as data.columns.path=file "
+        "data.columns.label=diagnosis; also group and split",
+    )
     shard_window: int | None = key(
         None,
         "number of shards whose training images are shuffled together, one window after another; null: shuffle all "

@@ -378,7 +378,8 @@ def compute_in_processes(function: Callable[[Item], Result], items: Sequence[Ite
     """
     processes = min(count_free_cores(), len(items))
     if processes > 1 and sys.platform == "linux":
-        with suppress(_ReaderKilledError):  # then this process computes them
+        # Else this process computes them: one was killed, /dev/shm can't be written to, or none may be started.
+        with suppress(_ReaderKilledError, OSError):
             return list(_map_in_processes(function, iter(items), processes, processes, chunk_size=1))
     return [function(item) for item in items]
 

@@ -134,6 +134,8 @@ def _decode_here(content: bytes, policy: int, max_pixels: int) -> RGB:
     except Exception as error:  # the decoders of Pillow and pydicom raise almost anything on damaged files
         if is_memory_error(error):
             raise MemoryError(str(error)) from error
+        if isinstance(error, cv2.error):  # its message names a file of OpenCV's source
+            raise UnreadableImageError(f"an unsupported kind of image, or damaged: {error.err}") from error
         raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
 
 

@@ -356,11 +356,11 @@ def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window
     return best
 
 
-ALIGNMENT_GATES = ((2, 0.8), (6, 0.85), (42, 0.79))
+ALIGNMENT_GATES = ((4, 0.8), (46, 0.79))
 """Steps of an alignment, and the correlation that must be reached with them: most pairs are given up after the first.
 
-Of 912 changed copies of photographs of blood cells and of drawn frames, none had less than 0.88 after the first ones
-and after the next. The correlation may fall again meanwhile.
+Of the copies of 200 photographs of blood cells, rotated by 5°, one in 193 has less than 0.8 after the first steps, and
+of 912 others none. Fewer steps are not enough for rotations.
 """
 ALIGNED_LIKENESS = 0.95
 """Likeness from which the alignment is not tried in the other direction."""

@@ -1,14 +1,22 @@
 """Load files as the network's input: decoded, cropped and resized; cached if the frames are large."""
 
+import __future__
+
+import ast
+import builtins
 import json
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
 from itertools import islice
 from mmap import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,13 +48,6 @@ FORMATS_FILE = "input-formats.json"
 """File in the folder of all caches with the input format of each model that was trained."""
 KIND = "images"
 """Kind of these records in the cache."""
-SHIPPED_FORMATS = {
-    "resnet50.tv_in1k": (224, "bilinear"),
-    "inception_v3.tv_in1k": (299, "bicubic"),
-    "vgg19.tv_in1k": (224, "bilinear"),
-    "resnet10t": (176, "bicubic"),
-}
-"""Size and interpolation of the models of `conf/model`, as timm gives them, for `guess_input_format`."""
 FULL, LENGTH, FORM, SHARED_BYTES = 0, 1, 2, 258
 """Bytes that an `ImageWriter` shares: whether there is no space, and the length and the JSON of the input format."""
 
@@ -250,14 +251,14 @@ def resolve_input_format(
 
 
 def guess_input_format(config: Config) -> InputFormat | None:
-    """Return the input format of the configured model as shipped or last used, or None; timm would take seconds.
+    """Return the input format of the configured model as last used or as timm's files state it; None if unknown.
 
-    A wrong guess costs time only: images are cached by their format.
+    It does not import timm, which takes seconds. A wrong guess costs time only: images are cached by their format.
     """
     try:
         known = (read_json(Path(config.cache.folder) / FORMATS_FILE) or {}).get(_format_model_key(config))
-        if known is None and config.model._target_ is None and config.model.name in SHIPPED_FORMATS:
-            size, interpolation = SHIPPED_FORMATS[config.model.name]
+        if known is None and config.model._target_ is None:
+            size, interpolation = read_timm_format(config.model.name)
             known = [config.data.image_size or size, interpolation]
         if known is None:
             return None
@@ -265,6 +266,70 @@ def guess_input_format(config: Config) -> InputFormat | None:
         return InputFormat(known[0], config.data.fit, known[1], config.data.crop, mask)
     except (PylorusError, OSError, AttributeError, TypeError, LookupError):
         return None
+
+
+class _NamesOfTimm(dict[str, Any]):
+    """Global names for functions of timm: those that it does not hold are Python's own, or None."""
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(builtins, name, None)
+
+
+@cache
+def read_timm_format(model: str) -> tuple[int, str]:
+    """Read the size and the interpolation of a model from timm's tables of weights, without importing timm.
+
+    Each table is a dictionary of calls such as `_cfg(input_size=(3, 288, 288))`, with functions of the same file. Only
+    these functions are run.
+
+    Raises:
+        LookupError: If no table has the model, or one is written in another way.
+    """
+    architecture, _, tag = model.partition(".")
+    spec = find_spec("timm")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    pattern = re.compile(rf"[\"']{re.escape(architecture)}[.\"']")
+    for path in (path for folder in folders for path in sorted(Path(folder, "models").glob("*.py"))):
+        text = path.read_text(encoding="utf-8")
+        if "default_cfgs" in text and pattern.search(text):
+            with suppress(Exception):  # a file may be written in any way
+                by_tag = _evaluate_timm_table(ast.parse(text), architecture)
+                chosen = _choose_timm_weights(by_tag, tag)
+                return chosen.get("input_size", (3, 224, 224))[-1], chosen.get("interpolation") or "bicubic"
+    raise LookupError(f"found no table of timm with {model}")
+
+
+def _evaluate_timm_table(module: ast.Module, architecture: str) -> dict[str, dict[str, Any]]:
+    """Return what a file of timm says of each weights of an architecture, by their tag."""
+    functions: list[ast.stmt] = [
+        node for node in module.body if isinstance(node, ast.FunctionDef) and "cfg" in node.name
+    ]
+    names = _NamesOfTimm()
+    flags = __future__.annotations.compiler_flag  # the types in their signatures are not evaluated
+    exec(compile(ast.Module(functions, []), "timm", "exec", flags=flags), names)
+    tables = [node for node in ast.walk(module) if isinstance(node, ast.Dict)]
+    return {
+        key.value.partition(".")[2]: eval(compile(ast.Expression(call), "timm", "eval"), names)
+        for table in tables
+        for key, call in zip(table.keys, table.values, strict=True)
+        if isinstance(key, ast.Constant)
+        and isinstance(key.value, str)
+        and key.value.partition(".")[0] == architecture
+        and isinstance(call, ast.Call)
+    }
+
+
+def _choose_timm_weights(by_tag: Mapping[str, dict[str, Any]], tag: str) -> dict[str, Any]:
+    """Return the weights of a tag, or without one those that timm prefers; LookupError if there are none."""
+    if tag:
+        return {name.rstrip("*"): content for name, content in by_tag.items()}[tag]
+    existing = {
+        name: content
+        for name, content in by_tag.items()
+        if any(content.get(source) for source in ("url", "hf_hub_id", "file"))
+    }
+    preferred = [""] if "" in existing else [name for name in by_tag if name.endswith("*")]
+    return by_tag[next(iter([*preferred, *existing, *by_tag]))]
 
 
 def save_input_format(config: Config, form: InputFormat) -> None:

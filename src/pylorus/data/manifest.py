@@ -22,14 +22,15 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
 from pylorus.core.errors import PylorusError, fold_name, format_name_list, format_suggestion, normalize_name
-from pylorus.core.formatting import format_count
+from pylorus.core.formatting import format_command, format_count
 from pylorus.core.io import PARQUET_OPTIONS
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.catalog import NO_VALUE
@@ -63,12 +64,15 @@ _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def read_manifest_rows(manifest: Path, root: Path | None = None) -> pd.DataFrame:
+def read_manifest_rows(
+    manifest: Path, root: Path | None = None, *, columns: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
     """Read the rows of a manifest: path, exists, class, split, about/… and, if there is one, group. Opens no image.
 
     Args:
         manifest: The file.
         root: Folder that the paths are relative to; None: the manifest's own folder.
+        columns: Names of the table's columns for path, label, group and split where they are others.
 
     Returns:
         The rows. A path that leads to no file is left as it is; `exists` is False for it.
@@ -76,7 +80,7 @@ def read_manifest_rows(manifest: Path, root: Path | None = None) -> pd.DataFrame
     Raises:
         PylorusError: If the table itself is missing, unreadable or not as described above; the message names it.
     """
-    rows = _read_table(manifest)
+    rows = _rename_columns(_read_table(manifest), columns or {}, manifest)
     _check_columns(rows, manifest)
     table = pd.DataFrame({"path": rows["path"], "class": rows["label"], "split": _parse_splits(rows, manifest)})
     if "group" in rows:
@@ -126,6 +130,24 @@ def _read_table(manifest: Path) -> pd.DataFrame:
         raise PylorusError(f'{manifest}: columns {positions} are both called "{doubled[0]}". Remove or rename one.')
     as_text.columns = pd.Index(names)
     return pd.DataFrame({name: as_text[name].str.strip().map(normalize_name) for name in names})
+
+
+def _rename_columns(table: pd.DataFrame, columns: Mapping[str, Any], manifest: Path) -> pd.DataFrame:
+    """Give columns the names path, label, group and split; a column that has such a name already is left out."""
+    found = [str(name) for name in table.columns]
+    for name, column in columns.items():
+        if name not in KNOWN_COLUMNS:
+            raise PylorusError(
+                f"data.columns.{name}: found {name}, expected one of {', '.join(KNOWN_COLUMNS)}."
+                f"{format_suggestion(name, KNOWN_COLUMNS)}"
+            )
+        if _clean_column_name(column) not in found:
+            raise PylorusError(
+                f"data.columns.{name}: found {column}, but {manifest} has no such column."
+                f"{format_suggestion(str(column), found)} Found: {', '.join(found)}."
+            )
+    sources = {_clean_column_name(column): name for name, column in columns.items()}
+    return table[[column for column in found if column in sources or column not in columns]].rename(columns=sources)
 
 
 def _clean_column_name(name: object) -> str:
@@ -260,17 +282,10 @@ _COLUMN_CONTENTS = {"path": "names of the files", "label": "classes"}
 
 
 def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
-    for name in REQUIRED_COLUMNS:
-        if name not in rows.columns:
-            found = [str(column) for column in rows.columns]
-            synonyms = [column for column in found if fold_name(column) in COLUMN_SYNONYMS[name]]
-            hint = format_suggestion(name, found)
-            if synonyms:
-                hint = f' Rename "{synonyms[0]}" to "{name}".'
-            elif any(column.lower().endswith(SUFFIXES) for column in found):
-                hint = " The first row must contain the names of the columns, as in path,label."
-            hint = hint or f' Rename the column that contains the {_COLUMN_CONTENTS[name]} to "{name}".'
-            raise PylorusError(f'{manifest}: there is no column "{name}".{hint} Found: {", ".join(found)}.')
+    missing = [name for name in REQUIRED_COLUMNS if name not in rows.columns]
+    if missing:
+        found = [str(column) for column in rows.columns]
+        raise PylorusError(f"{manifest}: {_explain_missing_columns(missing, found)} Found: {', '.join(found)}.")
     if rows.empty:
         raise PylorusError(f"{manifest}: the table is empty, expected one row per image.")
     for name in [name for name in KNOWN_COLUMNS if name in rows and name != "split"]:
@@ -284,6 +299,33 @@ def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
             )
     if "group" in rows:
         _check_groups(rows["group"], manifest)
+
+
+def _explain_missing_columns(missing: Sequence[str], found: Sequence[str]) -> str:
+    """Say which columns a table lacks, which of its own may be meant, and the keys that rename them."""
+    quoted = [f'"{name}"' for name in missing]
+    problem = f"there is no column {' and no column '.join(quoted)}."
+    if any(column.lower().endswith(SUFFIXES) for column in found):
+        return f"{problem} The first row must contain the names of the columns, as in path,label."
+    meant, hints = dict[str, str](), ""
+    for name in missing:
+        synonyms = [column for column in found if fold_name(column) in COLUMN_SYNONYMS[name]]
+        suggestion = format_suggestion(name, found)
+        if synonyms:
+            meant[name] = synonyms[0]
+            hints += f' Rename "{synonyms[0]}" to "{name}".'
+        elif suggestion:
+            meant[name] = suggestion.split('"')[1]
+            hints += suggestion
+    unclear = "".join(
+        f' Rename the column that contains the {_COLUMN_CONTENTS[name]} to "{name}".'
+        for name in missing
+        if name not in meant
+    )
+    if not meant:
+        return problem + unclear
+    words = format_command([f"data.columns.{name}={column}" for name, column in meant.items()])
+    return f"{problem}{hints}{unclear} Or leave the table as it is, and add {words}"
 
 
 def _check_groups(groups: pd.Series, manifest: Path) -> None:

@@ -138,6 +138,7 @@ def read_manifest(
     short_names: list[str] | None = None,
     exclude: list[str] | None = None,
     group: str | None = None,
+    columns: Mapping[str, object] | None = None,
     reading: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Catalog:
     """Build the catalog of a manifest.
@@ -149,13 +150,14 @@ def read_manifest(
         short_names: One per class; None: the class names.
         exclude: Names of classes that are left out.
         group: Regular expression that matches the patient in a path; None: the column group, if there is one.
+        columns: Names of the columns for path, label, group and split where they are others.
         reading: Where facts are cached, and what to do with files that can't be read.
 
     Raises:
         PylorusError: If the manifest or an image is missing, unreadable or not as described above; it is named.
     """
     folder = root if root is not None else manifest.parent
-    table = read_manifest_rows(manifest, folder)
+    table = read_manifest_rows(manifest, folder, columns=columns)
     table, excluded = drop_excluded_classes(table, exclude, where=str(manifest))
     class_names = _resolve_manifest_classes(table["class"], classes, manifest)
     missing = list(table.loc[~table.pop("exists"), "path"])
@@ -482,7 +484,9 @@ def read_run_catalog(
             root = write_source_table(instantiate(source, key="data"), manifest, root=root)
         return read_manifest(manifest, root=root, **known, group=data.group, reading=reading)
     if data.kind == "manifest":
-        return read_manifest(Path(str(data.manifest)), root=root, **known, group=data.group, reading=reading)
+        return read_manifest(
+            Path(str(data.manifest)), root=root, **known, group=data.group, columns=data.columns, reading=reading
+        )
     if data.kind == "shards":
         index = cache / "shards"
         return read_shard_catalog(str(data.root), index=index, **known, group=data.group, reading=reading)

@@ -225,8 +225,8 @@ def load_bundle(
 
 MAX_PARAMETERS = 8_000_000_000
 """The most parameters of a network that is loaded: more than timm's largest has, 6.7 billion."""
-MAX_MODULES = 20_000
-"""The most modules of a network: ten times as many as timm's networks have."""
+MAX_MODULES = 10_000
+"""The most modules of a network: five times as many as timm's networks have."""
 MAX_TENSOR_ELEMENTS = 2**30
 """The most numbers in a tensor that the network computes for one image or while it is built."""
 MAX_FLOPS = 10**14
@@ -466,9 +466,14 @@ def _check_architecture(description: Description, where: str) -> None:
 
 def _check_direction_header(file: TensorFile, classes: int) -> None:
     entry = file.entries.get(DIRECTIONS, TensorEntry(torch.float32, ()))
-    if len(file.entries) != 1 or entry.dtype != torch.float32 or len(entry.shape) != 2 or entry.shape[0] != classes:
+    is_matrix = len(file.entries) == 1 and entry.dtype == torch.float32 and len(entry.shape) == 2
+    if not is_matrix or entry.shape[0] != classes or entry.shape[1] > MAX_FEATURES:
         found = {name[:50]: str(each) for name, each in list(file.entries.items())[:4]}
         file.refuse(f'found {found}, expected one float32 matrix "{DIRECTIONS}" with {classes} rows')
+
+
+MAX_FEATURES = 32_768
+"""The most features of an image: four times those of timm's widest network."""
 
 
 def _read_directions(file: TensorFile) -> Tensor:

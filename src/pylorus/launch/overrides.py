@@ -32,7 +32,7 @@ from hydra.errors import HydraException
 
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
 from pylorus.config.vocabulary import UnknownKeyError, check_key, check_value, is_free_form, translate_group_value
-from pylorus.core.errors import PylorusError, format_empty_value, format_path, format_suggestion
+from pylorus.core.errors import PylorusError, fold_name, format_empty_value, format_path, format_suggestion
 from pylorus.core.io import iter_fields
 from pylorus.launch.corrections import (
     OPTIONS_WITH_VALUE,
@@ -97,7 +97,7 @@ def check_overrides(arguments: list[str], *, resuming: bool = False, typed: Sequ
     checked = dict[str, str]()
     for word, override in overrides.items():
         with problems.collect(word):
-            checked[word] = _check_override(quoted[word], override, files, extended, typed)
+            checked[word] = _check_override(word, quoted[word], override, files, extended, typed)
     problems.raise_all()
     words = [checked.get(argument, argument) for argument in arguments]
     if resuming or parsed.config_name not in (None, "config"):
@@ -438,7 +438,9 @@ def _create_config_repository(config_path: str | None, config_dir: str | None, o
     return files
 
 
-def _check_override(argument: str, override: Any, files: Any, extended: set[str], typed: Sequence[str]) -> str:
+def _check_override(
+    word: str, argument: str, override: Any, files: Any, extended: set[str], typed: Sequence[str]
+) -> str:
     key = override.key_or_group
     check_installed(argument)
     if key.startswith("hydra") and not files.group_exists(key):
@@ -448,7 +450,7 @@ def _check_override(argument: str, override: Any, files: Any, extended: set[str]
         return argument
     section, _, name = key.partition(".")
     is_argument = section in extended and bool(name)
-    value = argument.partition("=")[2] if "=" in argument else None
+    value = word.partition("=")[2] if "=" in word else None
     try:
         check_key(key, value=value, stages=list_stages(typed))
         is_argument = False
@@ -488,12 +490,11 @@ def _check_group(group: str, override: Any, files: Any, typed: Sequence[str]) ->
             suggestion, words = f" Did you mean data.root={option}?", [f"data.root={option}"]
         elif len(choices) == 1 and (not suggestion or group in GROUPS):
             meant = translate_group_value(group, option)
-            if meant and (not suggestion or len(meant) == 1):
-                words, suggestion = meant, suggestion or f" Did you mean {' '.join(meant)}?"
+            is_alike = suggestion and fold_name(suggestion.split('"')[1]) == fold_name(option)
+            if meant and not is_alike and (not suggestion or group not in ("model", "optimizer")):
+                words, suggestion = meant, f" Did you mean {' '.join(meant)}?"
         message = (
             f"{group}={option[:100]}: there is no {group}/{option[:100]}.yaml.{suggestion}\n"
             f"Available: {', '.join(options)}. Your own files: --config-dir DIR, with DIR/{group}/{option[:100]}.yaml."
         )
-        if words and f'"{words[0].partition("=")[2]}"' not in suggestion and 'Did you mean "' in suggestion:
-            words = []
         raise UnknownKeyError(message, words)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -71,7 +71,7 @@ def run_job_process(folder: RunFolder) -> None:
                 reading.wait()  # the job finds the images in the caches
             # The job holds the locks too: if this process is killed, it ends a little later.
             job = _start_job(folder.path, {**os.environ, **gpus.environment, IN_SWEEP: str(os.getpid())}, gpus.locks)
-            code, is_over = _wait_for_job(job, trainer.time_limit)
+            code, reason = _wait_for_job(job, trainer.time_limit)
         except BaseException:  # a signal, or a launcher that requeues its job
             interrupted.append(folder.path)
             if job is not None:
@@ -82,18 +82,18 @@ def run_job_process(folder: RunFolder) -> None:
         finally:
             if reading is not None:
                 reading.stop()
-    _check_job_end(folder, code, f"{format_limit(trainer.time_limit)}, and the job hung" if is_over else None)
+    _check_job_end(folder, code, reason)
 
 
-def _wait_for_job(job: "subprocess.Popen[bytes] | ForkedProcess", minutes: float | None) -> tuple[int, bool]:
-    """Return a job's exit code, and whether it had to be ended: with a time limit, it should end by itself."""
+def _wait_for_job(job: "subprocess.Popen[bytes] | ForkedProcess", minutes: float | None) -> tuple[int, str | None]:
+    """Return a job's exit code, and why it had to be ended: at its time limit, it should end by itself."""
     if minutes is None:
-        return job.wait(), False
+        return job.wait(), None
     try:
-        return job.wait(timeout=60.0 * minutes + JOB_STOP_TIMEOUT), False
+        return job.wait(timeout=60.0 * minutes + JOB_STOP_TIMEOUT), None
     except subprocess.TimeoutExpired:
         _stop_job(job)
-        return INTERRUPTED, True
+        return INTERRUPTED, f"{format_limit(minutes)}, and the job hung"
 
 
 def _check_job_end(folder: RunFolder, code: int, limit: str | None) -> None:
@@ -445,7 +445,7 @@ def setup_sweep_process(launcher: Any, sweep: Path, *, gpus_per_job: int = 0) ->
     if at_once > 1 or ray:
         for number, before in handlers.items():
             if before is not signal.SIG_IGN:
-                signal.signal(number, _create_signal_handler(sweep, before))
+                signal.signal(number, _create_signal_handler(sweep, handlers))
 
 
 def _set_concurrent_jobs(launcher: Any, at_once: int, *, gpus_per_job: int) -> None:
@@ -505,21 +505,21 @@ def _get_raising_package(error: Exception) -> str:
     return str(frames[-1].f_globals.get("__name__", "")).split(".")[0] if frames else ""
 
 
-def _create_signal_handler(sweep: Path, previous: Any) -> Any:
+def _create_signal_handler(sweep: Path, previous: Mapping[signal.Signals, Any]) -> Any:
     """Return a signal handler that ends the jobs first: launchers kill their workers as soon as they get a signal.
 
     Args:
         sweep: The folder of the jobs.
-        previous: The signal's previous handler, which is called afterwards.
+        previous: The previous handler of each signal, which is called afterwards and gets every further signal.
     """
 
     def handle_signal(number: int, frame: FrameType | None) -> None:
-        for each in STOP_SIGNALS:
-            if signal.getsignal(each) is not signal.SIG_IGN:
-                signal.signal(each, signal.default_int_handler)  # a second signal does not wait
+        for each, before in previous.items():
+            if signal.getsignal(each) is not signal.SIG_IGN:  # a second signal does not wait
+                signal.signal(each, before if callable(before) else signal.default_int_handler)
         _stop_jobs(sweep)
-        if callable(previous):
-            previous(number, frame)
+        if callable(handler := previous[signal.Signals(number)]):
+            handler(number, frame)
         raise KeyboardInterrupt
 
     return handle_signal

@@ -400,9 +400,7 @@ class RunFolder:
             raise PylorusError(
                 f"{error} Without one, move {self.path} away: the command that started the run then starts it again."
             ) from error
-        if not status:
-            return {}
-        if status["state"] in ("starting", "running") and not is_process_alive(status):
+        if status and status["state"] in ("starting", "running") and not is_process_alive(status):
             status["state"] = "stopped"
         return status
 
@@ -427,11 +425,9 @@ class RunFolder:
         """Remove incomplete files of a killed process: their names begin with a dot."""
         patterns = (".*", "*/.*", "*/checkpoints/.*", "report/*/.*")
         for path in [path for pattern in patterns for path in self.path.glob(pattern)]:
-            if path == self.path / LOCK:
-                continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-            else:
+            elif path != self.path / LOCK:
                 path.unlink(missing_ok=True)
 
     @contextmanager
@@ -480,11 +476,10 @@ class RunFolder:
             yield
         except BaseException as error:
             with suppress(OSError, PylorusError):  # the user has to see the error that ended the run, not this one
-                status = self.read_status()
                 end = {"state": "interrupted", "ended": format_now()}
                 if not isinstance(error, KeyboardInterrupt):
                     end |= {"state": "failed", "error": explain_limit(error) or str(error) or type(error).__name__}
-                if status.get("state") == "starting":
+                if (status := self.read_status()).get("state") == "starting":
                     self._write_status({**status, **end})
             raise
 

@@ -33,7 +33,10 @@ from pylorus.runs.predictions import SavedPredictions
 
 log = logging.getLogger(__name__)
 
-PRIVATE_KEYS = ("root", "manifest", "split_file", "group", "test_column", "test_values", "test_from", "fold_column")
+PRIVATE_KEYS = (
+    *("root", "manifest", "columns", "split_file", "group"),
+    *("test_column", "test_values", "test_from", "fold_column"),
+)
 """Keys of `data` that contain folders, files, or a manifest's information on patients."""
 
 MAX_MISTAKES = 16

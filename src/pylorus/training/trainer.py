@@ -266,6 +266,9 @@ def _handle_interrupts(trainer: pl.Trainer) -> Iterator[None]:
         if not trainer.interrupted:
             raise
         signal.signal(signal.SIGINT, handler)
+        original = error.__context__
+        if isinstance(original, KeyboardInterrupt):  # it may be that of a time limit
+            raise type(original)(*original.args) from error
         raise KeyboardInterrupt from error
 
 
