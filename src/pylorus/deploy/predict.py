@@ -233,7 +233,7 @@ def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOp
     return {
         "bundle": {"architecture": description.architecture, SUMS: bundle.identity},
         "intended use": INTENDED_USE,
-        # The hash tells the same words typed in another folder apart, without naming that folder in what may be passed on.
+        # The hash tells the same words typed in another folder apart, without naming that folder.
         "inputs": {
             "as typed": [format_path(path) for path in inputs],
             "hash of full paths": hashlib.sha256(absolute.encode(errors="surrogateescape")).hexdigest()[:16],
