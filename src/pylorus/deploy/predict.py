@@ -233,9 +233,11 @@ def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOp
     return {
         "bundle": {"architecture": description.architecture, SUMS: bundle.identity},
         "intended use": INTENDED_USE,
-        "inputs": [format_path(path) for path in inputs],
-        # Tells the same words typed in another folder apart, without naming that folder in what may be passed on.
-        "inputs are": hashlib.sha256(absolute.encode(errors="surrogateescape")).hexdigest()[:16],
+        # The hash tells the same words typed in another folder apart, without naming that folder.
+        "inputs": {
+            "as typed": [format_path(path) for path in inputs],
+            "hash of full paths": hashlib.sha256(absolute.encode(errors="surrogateescape")).hexdigest()[:16],
+        },
         "class": options.class_name or description.decision.class_name,
         "frames every": options.frames_every,
     }
