@@ -388,7 +388,7 @@ def _check_unused(folder: Path, *, stages: list[str]) -> None:
     if names:
         raise PylorusError(
             f"{folder}: found {names[0]}, but no {STATUS}: the folder is not that of a run, or has lost this file. "
-            "Expected a new or empty folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+            "Move that folder away, or choose another one: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
         )
 
 
