@@ -82,7 +82,7 @@ def check_digest(path: Path) -> None:
     if beside.is_file() and beside.read_text(encoding="utf-8", errors="replace").split()[:1] != [compute_digest(path)]:
         raise PylorusError(
             f"{path}: damaged, or changed since it was written: its SHA-256 is not that in {beside.name}. Restore it "
-            "from a backup, or start a new run."
+            f"from a backup, or start a new run. If only {beside.name} was damaged, delete that."
         )
 
 
