@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -358,7 +359,9 @@ def log_stage_table(
     metrics = select_class_metrics() if metrics is None else metrics
     images = "the test images" if validated_on == "test" else "validation images"
     selection = f"best by {plan.config.monitor} on {images}" if result.epochs > 1 else "the only one"
-    table = Table(title=f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}")
+    title = f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}"
+    # Without lines between the columns, three classes fit into 80 characters.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("%", justify="left")
     for split in result.predictions:
         for metric in metrics:
