@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from pylorus import __version__
 from pylorus.config.checks import (
     build_config,
     check_paths,
@@ -433,6 +434,9 @@ def _run_command_line() -> int:
 
     resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
     words = [argument for argument in sys.argv[1:] if not argument.startswith(RESUME)]
+    if "--version" in words:  # Hydra would show its own
+        print(f"pylorus {__version__}")
+        return 0
     _typed_words[:] = sys.argv[1:]
     sys.argv[1:] = check_overrides(complete_launcher(words), resuming=bool(resumed_folders), typed=_typed_words)
     with handle_signals():

@@ -128,7 +128,8 @@ class EpochLine(pl.Callback):
             loss, accuracy = (
                 float(trainer.callback_metrics[f"{name}/{split}/{metric}"]) for metric in ("loss", "accuracy")
             )
-            return f"loss {format_number(loss, 3)}, acc {format_percent(accuracy)} %"
+            shown = format_number(loss, 3) if loss < 1000 or not math.isfinite(loss) else f"{loss:.2e}"
+            return f"loss {shown}, acc {format_percent(accuracy)} %"
 
         clock = time.strftime("%H:%M:%S" if seconds_left >= 3600 else "%M:%S", time.gmtime(seconds_left))
         log.info(

@@ -321,10 +321,12 @@ def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
     parameters = dict(backbone.network.named_parameters())
     trainable_count = sum(parameters[name].numel() for name in stage_depth.trainable)
     parameter_count = sum(parameter.numel() for parameter in parameters.values())
+    trained = f"{plan.config.learn} ({trainable_count:,} of {parameter_count:,} parameters)"
+    if trainable_count == parameter_count:
+        trained = f"all {parameter_count:,} parameters"
     return (
-        f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {plan.config.learn} "
-        f"({trainable_count:,} of {parameter_count:,} parameters), "
-        f"{plan.config.epochs} {'epoch' if plan.config.epochs == 1 else 'epochs'}"
+        f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {trained}, "
+        f"{format_count(plan.config.epochs, 'epoch')}"
     )
 
 
