@@ -84,11 +84,8 @@ class Audit:
             pd.factorize(self.images.table[name], sort=True) for name in ("class", "split")
         )
         counts = np.bincount(labels * len(splits) + parts, minlength=len(classes) * len(splits))
-        sizes = pd.DataFrame(
-            counts.reshape(len(classes), len(splits)),
-            index=pd.Index(classes, name="class"),
-            columns=pd.Index(splits, name="split"),
-        )
+        rows, columns = pd.Index(classes, name="class"), pd.Index(splits, name="split")
+        sizes = pd.DataFrame(counts.reshape(len(classes), len(splits)), index=rows, columns=columns)
         return sizes[[name for name in ("train", "val", "test", "") if name in sizes]]
 
 

@@ -358,7 +358,7 @@ def train(
     check_user_parts(config)
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
-    engine = processes.run_on_first(lambda: resolve_engine(initial))
+    engine = processes.run_on_first(lambda: resolve_engine(initial, Path(config.cache.folder)))
     engine.setup_process(local_count=processes.local_count)
     if config.data.kind == "folders":
         check_root(Path(str(config.data.root)))

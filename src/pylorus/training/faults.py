@@ -95,8 +95,8 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
         message = format_drive_lost(error, _format_error_location(error, folder.path))
         return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder.path)}"
-    message = limits.explain_limit(error)
-    return None if message is None else f"{message}\nThen {_format_resume_command(folder.path)}"
+    limit = limits.explain_limit(error)
+    return None if limit is None else f"{limit}\nThen {_format_resume_command(folder.path)}"
 
 
 def _explain_full_disk(error: BaseException, folder: Path, cache: Path) -> str:
