@@ -429,6 +429,11 @@ class LoggerConfig:
         False,
         "also log misclassified validation images, which are then uploaded wherever the metrics are",
     )
+    predictions: bool = key(
+        False, "also log a table of predictions: sample ids, classes and probabilities, no names of files"
+    )
+    artifact: bool = key(False, "also store the model with its card in Weights & Biases or MLflow")
+    notes: str | None = key(None, "what you want to remember of this run, shown beside it; it is sent as you write it")
     _target_: str | None = key(
         None, "a logger of your own in place of a name: dotted path of a class derived from Lightning's Logger"
     )

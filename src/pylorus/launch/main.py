@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from pylorus import __version__
 from pylorus.config.checks import (
     build_config,
     check_paths,
@@ -226,6 +227,8 @@ class SweepFolder(Callback):
     path: Path | None = None
     jobs: int | None = None
     """Number of jobs; None for a search, which decides as it goes."""
+    varied: frozenset[str] = frozenset()
+    """Keys in which the jobs differ; empty for a search."""
     _lock = ExitStack()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -242,22 +245,24 @@ class SweepFolder(Callback):
         except PylorusError as error:  # Hydra would only warn of it
             print(f"\nerror: {error}", file=sys.stderr)
             sys.exit(1)
-        SweepFolder.path, SweepFolder.jobs = path, _count_jobs(config)
+        SweepFolder.path = path
+        SweepFolder.jobs, SweepFolder.varied = _count_jobs(config)
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
 
 
-def _count_jobs(config: DictConfig) -> int | None:
-    """Return how many jobs Hydra's own sweeper makes of a command line; None for a search."""
+def _count_jobs(config: DictConfig) -> tuple[int | None, frozenset[str]]:
+    """Return how many jobs Hydra's own sweeper makes of a command line, and what they differ in; None for a search."""
     if not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
-        return None
+        return None, frozenset()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
     sweeps = [override for override in parsed if override.is_sweep_override()]
     if not all(override.is_discrete_sweep() for override in sweeps):
-        return None
-    return math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+        return None, frozenset()
+    count = math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+    return count, frozenset(str(override.key_or_group) for override in sweeps)
 
 
 def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
@@ -268,7 +273,8 @@ def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
             status = RunFolder(path.parent).read_status()
             seconds += [float(status["seconds"])] if status.get("state") == "finished" and "seconds" in status else []
     number = int(folder.path.name) + 1 if folder.path.name.isdigit() else len(seconds) + 1
-    words = [f"job {number}" if jobs is None else f"job {number} of {jobs}", format_command(overrides)]
+    varied = [word for word in overrides if word.partition("=")[0].lstrip("+~") in SweepFolder.varied]
+    words = [f"job {number}" if jobs is None else f"job {number} of {jobs}", format_command(varied or overrides)]
     if jobs is not None and seconds:
         words.append(f"about {format_duration(fmean(seconds) * max(1, jobs - len(seconds)))} left")
     print(f"\n{' | '.join(filter(None, words))}", flush=True)
@@ -444,6 +450,9 @@ def _run_command_line() -> int:
 
     resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
     words = [argument for argument in sys.argv[1:] if not argument.startswith(RESUME)]
+    if "--version" in words:  # Hydra would show its own
+        print(f"pylorus {__version__}")
+        return 0
     _typed_words[:] = sys.argv[1:]
     sys.argv[1:] = check_overrides(complete_launcher(words), resuming=bool(resumed_folders), typed=_typed_words)
     with handle_signals():

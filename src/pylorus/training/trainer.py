@@ -35,8 +35,8 @@ from pylorus.training.callbacks import (
     CurvesFile,
     EpochLine,
     LossScale,
-    ProgressBar,
     SpeedMonitor,
+    StageBar,
 )
 from pylorus.training.dashboards import Dashboard
 
@@ -155,7 +155,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
     """Build the Trainer of a stage, with its loggers, callbacks and `trainer.args`."""
     curves = CurvesFile(stage_folder.metrics_path, last_step=plan.first_epoch + stage_folder.progress.epochs)
     progress = run.config.trainer.progress and run.processes.is_first
-    progress_bar = [ProgressBar(plan)] if progress else []
+    progress_bar = [StageBar(plan)] if progress else []
     checkpoints = Checkpoints(
         stage_folder, mode=get_monitor_mode(plan.config.monitor), processes=run.processes, stop=run.stop
     )
@@ -170,7 +170,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         "callbacks": [
             FreezeBackbone(plan.config.learn),
             *_build_early_stopping(plan.config),
-            EpochLine(plan),
+            EpochLine(plan, is_last=plan.name == list(run.config.stages)[-1]),
             speed,
             *([LossScale(plan)] if run.engine.precision == "16" else []),
             *progress_bar,
