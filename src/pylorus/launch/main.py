@@ -62,7 +62,7 @@ from pylorus.launch.sweep import (
     setup_sweep_process,
     start_reading,
 )
-from pylorus.runs.folder import RunFolder
+from pylorus.runs.folder import PREPARED, STATUS, RunFolder
 from pylorus.runs.process import Timeline, ensure_uninterrupted, exit_process, handle_signals
 
 CHANGEABLE_KEYS = (
@@ -282,7 +282,7 @@ def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
 
 def _explain_sweep_lock(sweep: Path) -> str:
     """Return the message for a locked sweep; the latest sign of life is that of its jobs."""
-    statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
+    statuses = [RunFolder(path.parent).find_status() for path in sweep.glob("*/status.json")]
     latest = max(statuses, key=lambda status: str(status.get("heartbeat", "")), default={})
     return explain_lock(sweep, "another process is running a sweep", latest)
 
@@ -368,6 +368,8 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
             if folder.has_trained:
                 raise
             folder.delete_preparation()  # that run failed before it trained: the corrected command starts anew
+    elif not folder.read_status():
+        _check_unused(folder.path)
     if not folder.config.is_file():
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
@@ -380,6 +382,21 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
                 save_config(folder.config, config)
         except PylorusError as error:
             raise JobError(str(error)) from error
+
+
+def _check_unused(folder: Path) -> None:
+    """Check that a folder without status.json holds nothing that a run would read or overwrite.
+
+    Raises:
+        PylorusError: If it does.
+    """
+    names = [name for name in (*PREPARED, "model", "report") if os.path.lexists(folder / name)]
+    names += [str(path.relative_to(folder)) for path in folder.glob("*/stage.json")]
+    if names:
+        raise PylorusError(
+            f"{folder}: found {names[0]}, but no {STATUS}: the folder is not that of a run, or has lost this file. "
+            "Expected a new or empty folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+        )
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:

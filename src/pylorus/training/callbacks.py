@@ -6,6 +6,7 @@ beside it in `best-<epoch>.ckpt`. When the stage is trained, that file becomes `
 `last.ckpt` is deleted. However a run is killed, the files that `last.ckpt` refers to exist.
 """
 
+import io
 import logging
 import math
 import shutil
@@ -22,6 +23,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.plugins.precision import MixedPrecision
 from tqdm import tqdm
 
@@ -434,6 +436,17 @@ class Checkpoints(pl.Callback):
         else:
             trainer.save_checkpoint(path, weights_only=weights_only)
         self._processes.wait()
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint into its own folder: Lightning writes the whole of it to TMPDIR first, and copies it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; `Checkpoints` gives the file its name once it is complete."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with open(path, "wb") as file:  # noqa: PTH123 also of a text
+            file.write(content.getbuffer())
 
 
 def _create_link(path: Path, link: Path) -> None:

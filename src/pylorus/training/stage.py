@@ -44,6 +44,7 @@ from pylorus.runs.predictions import (
 )
 from pylorus.runs.reading import read_curves
 from pylorus.training.callbacks import SpeedMonitor
+from pylorus.training.dashboards import get_logger_node
 from pylorus.training.trainer import Run, build_callbacks, build_trainer, fit_stage
 
 log = logging.getLogger(__name__)
@@ -287,7 +288,7 @@ def check_user_parts(config: Config) -> None:
     build_callbacks(config.callbacks)
     build_metrics(config.metrics, [stage.monitor for stage in config.stages.values()])
     for key in EXTENSIBLE:
-        node = get_target(getattr(config, key))
+        node = get_logger_node(config) if key == "logger" else get_target(getattr(config, key))
         if node is not None:
             check_node(node, key=key)
     if get_target(config.loss) is None:
