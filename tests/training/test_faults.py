@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing.synchronize
 import os
 import shutil
 import signal
@@ -427,3 +428,18 @@ def test_the_command_ends_with_an_error_code_and_without_a_traceback(prepare_run
     assert ended.returncode == 1
     assert "error: the disk is full" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.ENOENT])
+def test_locks_without_shared_memory_are_not_mistaken_for_the_folder_of_the_run(
+    number, prepare_run, compose_config, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)) as failure:
+        multiprocessing.get_context("spawn").Queue()
+    told = str(explain_fault(failure.value, prepare_run(), compose_config("data.workers=2")))
+    assert "/dev/shm is full, too small, or can't be written to" in told
+    assert "data.workers=0" in told

@@ -5,6 +5,7 @@ import pytest
 from pylorus.core.errors import PylorusError
 from pylorus.runs.folder import RunFolder
 from pylorus.training.dashboards import Dashboard
+from pylorus.training.stage import check_user_parts
 from tests.conftest import TINY
 
 SECRET = "/clinic/patients/miller"
@@ -14,6 +15,17 @@ def test_a_tracking_server_requires_two_settings(compose_config, tmp_path):
     config = compose_config("logger=mlflow", "++logger.args.tracking_uri=https://mlflow.example.org")
     with pytest.raises(PylorusError, match=r"found https://mlflow.example.org, a server.*logger.offline=false"):
         Dashboard(config, RunFolder(tmp_path))
+
+
+def test_a_server_with_both_settings_is_accepted(compose_config, tmp_path):
+    config = compose_config(
+        "logger=mlflow",
+        "++logger.args.tracking_uri=https://mlflow.example.org",
+        "logger.offline=false",
+        "logger.project=x",
+    )
+    check_user_parts(config)
+    Dashboard(config, RunFolder(tmp_path))
 
 
 def test_logger_name_mlflow_alone_is_refused_with_a_hint(compose_config, tmp_path):
@@ -35,6 +47,7 @@ def open_store(folder: RunFolder):
     return tracking.MlflowClient(tracking_uri=f"sqlite:///{folder.path / 'mlflow.db'}")
 
 
+@pytest.mark.slow
 def test_a_run_writes_curves_settings_and_matrices_to_its_folder(train_with_logger, synthetic_root):
     pytest.importorskip("mlflow.tracking")
     pytest.importorskip("sqlalchemy")
@@ -61,6 +74,7 @@ def test_a_run_writes_curves_settings_and_matrices_to_its_folder(train_with_logg
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_its_record_and_a_failed_one_says_so(compose_config, tmp_path):
     pytest.importorskip("mlflow.tracking")
     pytest.importorskip("sqlalchemy")

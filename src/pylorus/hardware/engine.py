@@ -309,7 +309,7 @@ def is_faster_in_fp16() -> bool:
 MIN_BF16_SPEEDUP = 1.3
 """Matrix products must be so many times as fast in bf16 for a CPU to compute in it."""
 BF16_FEATURES = ("amx_bf16", "avx512_bf16", "bf16")
-"""Names in Linux's list of CPU features, of x86 and ARM, of which one is needed to compute in bf16 without emulation."""
+"""Linux's names of the CPU features, of x86 and ARM, one of which is needed to compute in bf16 without emulation."""
 SPEED_FILE = "bf16.json"
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -368,7 +368,8 @@ def _recall_bf16_speedup(folder: Path) -> float:
     """Return the CPU's speedup in bf16 as measured once by this version of torch; a new measurement is saved."""
     if not has_bf16_features():
         return 0.0
-    known = [name for name in BF16_FEATURES if name in (_read_cpu_entry("flags") + _read_cpu_entry("Features")).split()]
+    features = (_read_cpu_entry("flags") or _read_cpu_entry("Features")).split()
+    known = [name for name in BF16_FEATURES if name in features]
     model = _read_cpu_entry("model name") or platform.processor() or platform.machine()
     machine = f"{' '.join([model, *known])}, torch {torch.__version__}"
     saved: Any = None

@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from pylorus.config.instantiation import TARGET, get_object, get_target, instantiate
+from pylorus.config.checks import FORWARDED_KEYS
+from pylorus.config.instantiation import TARGET, get_object, get_target, instantiate, list_parameters
 from pylorus.config.schema import Config
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.privacy import redact_value
@@ -261,13 +262,30 @@ LOGGERS: dict[str, type[View] | None] = {"csv": None, "tensorboard": TensorBoard
 """The dashboards by `logger.name`; csv has none. conf/logger lists the choices."""
 
 
+def get_logger_node(config: Config) -> dict[str, Any] | None:
+    """Return the `_target_` of the logger with its arguments; None if the configuration names none.
+
+    A logger from outside gets `logger.project` and `logger.offline` as arguments; a view reads them in `config`.
+
+    Raises:
+        PylorusError: If the target can't be imported.
+    """
+    node = get_target(config.logger)
+    if node is None:
+        return None
+    target = get_object(node, key="logger")
+    reads_config = isinstance(target, type) and issubclass(target, View)
+    not_arguments = set(FORWARDED_KEYS["logger"]) - list_parameters(target) if reads_config else set()
+    return {name: value for name, value in node.items() if name not in not_arguments}
+
+
 def build_view(config: Config, folder: RunFolder) -> View | None:
     """Build the dashboard that the configuration names; None if it names none.
 
     Raises:
         PylorusError: If there is no such dashboard.
     """
-    node = get_target(config.logger)
+    node = get_logger_node(config)
     if node is not None:
         target = get_object(node, key="logger")
         if isinstance(target, type) and issubclass(target, View):
