@@ -140,7 +140,7 @@ class TensorBoardView(View):
             for name, value in iter_settings(build_shareable_config(self.config))
         }
         # `add_hparams` would write this to a folder of its own, as a second run.
-        for summary in hparams(settings, results.values):
+        for summary in hparams(settings, results.values):  # type: ignore[no-untyped-call]
             writer.file_writer.add_summary(summary)
 
     def finish(self, *, failed: bool) -> None:

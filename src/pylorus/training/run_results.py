@@ -155,7 +155,7 @@ def read_run_results(folder: RunFolder) -> RunResults:
     calibration = calibrate_predictions(validation, test)
     level, column = evaluate_images(calibration.validation), list(names).index(class_name)
     areas = level.ranking.auroc
-    by_part = {
+    by_part: dict[str, dict[str, tuple[float, ...]]] = {
         "val": {
             "accuracy": _list_limits(level.shares.accuracy),
             "sensitivity": _list_limits(level.shares.sensitivity[column]),
@@ -173,7 +173,8 @@ def read_run_results(folder: RunFolder) -> RunResults:
     trained = folder.get_stage(stage).training_result
     assert trained is not None
     values = {f"{RESULT_GROUP}/best_epoch": float(trained.best_epoch), f"{RESULT_GROUP}/epochs": float(trained.epochs)}
-    limits, texts = {}, {}
+    limits: dict[str, float] = {}
+    texts: dict[str, str] = {}
     for part, indices in by_part.items():
         for index, estimate in indices.items():
             name, is_percentage = f"{RESULT_GROUP}/{part}/{index}", index in PERCENTAGES
