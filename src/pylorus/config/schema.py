@@ -423,13 +423,8 @@ class LoggerConfig:
         "true: store everything on this machine; false: send it to Weights & Biases, which needs `wandb login` "
         "first, or to the MLflow server in logger.args.tracking_uri",
     )
-    images: bool = key(
-        False,
-        "also log misclassified validation images, which are then uploaded wherever the metrics are",
-    )
-    predictions: bool = key(
-        False, "also log a table of predictions: sample ids, classes and probabilities, no names of files"
-    )
+    images: bool = key(False, "also log misclassified validation images, uploaded wherever the metrics are")
+    predictions: bool = key(False, "also log a table of predictions: sample ids, classes and probabilities")
     artifact: bool = key(False, "also store the model with its card in Weights & Biases or MLflow")
     notes: str | None = key(None, "what you want to remember of this run, shown beside it; it is sent as you write it")
     _target_: str | None = key(

@@ -123,10 +123,8 @@ class Timeline:
 
     def format_line(self) -> str:
         """Format the seconds of the parts as one line, without those that take less than a hundredth of all."""
-        parts = self.compute_seconds()
-        total = sum(parts.values())
-        shown = {part: seconds for part, seconds in parts.items() if seconds >= max(0.05, total / 100)}
-        texts = [f"{part} {format_number(seconds, 1)} s" for part, seconds in shown.items()]
+        total = sum((parts := self.compute_seconds()).values())
+        texts = [f"{part} {format_number(seconds, 1)} s" for part, seconds in parts.items() if seconds >= total / 100]
         return f"time     {', '.join(texts)}; total {format_number(total, 1)} s"
 
     def write(self, path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -364,7 +363,7 @@ def log_stage_table(
     selection = f"best by {plan.config.monitor} on {images}" if result.epochs > 1 else "the only one"
     title = f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}"
     # Without lines between the columns, three classes fit into 80 characters.
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("%", justify="left")
     for split in result.predictions:
         for metric in metrics:
@@ -391,7 +390,7 @@ def _render_text(table: Table) -> str:
     console = Console(width=140, color_system=None, force_terminal=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(table)
-    return captured.get()
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def _format_accuracy(split: str, saved: SavedPredictions) -> str:
