@@ -400,9 +400,7 @@ class CacheConfig:
         "twice as large",
     )
     budget_gib: float = key(
-        20.0,
-        "maximum size of the folder, in GiB; the least recently used is deleted first, facts of files never",
-        low=0,
+        20.0, "maximum size of the folder, in GiB; the least recently used goes first, facts of files never", low=0
     )
     memory_gib: float = key(
         0.25, "maximum size of the cache in memory, in GiB; the rest is read from memory-mapped files", low=0

@@ -56,8 +56,6 @@ HANGUP = getattr(signal, "SIGHUP", None)
 """The signal of a terminal that closes; the kernel and the shell both send it."""
 REPEAT_SECONDS = 0.2
 """So long after a repeated signal, another one may be a repetition, too."""
-
-
 OTHER = "other"
 """The part of a timeline that has no name of its own."""
 
