@@ -322,8 +322,16 @@ def divide(model):
         onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [1], [value])
         for name, value in (("lowest", -(2**63)), ("minus one", -1))
     )
-    model.graph.node.append(onnx.helper.make_node("Div", ["lowest", "minus one"], ["quotient"]))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("quotient", onnx.TensorProto.INT64, [1]))
+    for node in model.graph.node:
+        node.output[:] = ["own logits" if name == "logits" else name for name in node.output]
+        node.input[:] = ["own logits" if name == "logits" else name for name in node.input]
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Div", ["lowest", "minus one"], ["quotient"]),
+            onnx.helper.make_node("Cast", ["quotient"], ["number"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Add", ["own logits", "number"], ["logits"]),
+        ]
+    )
 
 
 def search(model):
