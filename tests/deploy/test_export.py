@@ -311,6 +311,30 @@ def renamed(model):
         node.input[:] = ["scores" if name == "logits" else name for name in node.input]
 
 
+def random_numbers(model):
+    model.graph.node.append(onnx.helper.make_node("RandomNormal", [], ["never"], shape=[1]))
+
+
+def context(model):
+    model.graph.node.append(onnx.helper.make_node("EPContext", [], ["never"], domain="com.microsoft"))
+
+
+def hollow(model):
+    tensor = model.graph.initializer.add()
+    tensor.name, tensor.data_type, tensor.raw_data = "hollow", onnx.TensorProto.FLOAT, b"1234"
+    tensor.dims.extend([2**20, 2**20])
+
+
+def bomb(model):
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**20, 2**20]), "sides"))
+    model.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["sides"], ["never"]))
+
+
+def configured(model):
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "ort_config", "{}"
+
+
 def other_classes(model):
     entry = next(each for each in model.metadata_props if each.key == "pylorus.model.json")
     entry.value = entry.value.replace("gastric_cancer", "healthy")
@@ -352,6 +376,11 @@ def sum_letters(model):
         (outside, "stores weights outside this file"),
         (foreign, "contains operators that no export has"),
         (endless, "contains operators that no export has: Loop"),
+        (random_numbers, "contains operators that no export has: RandomNormal"),
+        (context, "contains operators that no export has: EPContext"),
+        (hollow, r"the tensor 'hollow' has the shape \[1048576, 1048576\], but only 4 numbers or bytes"),
+        (bomb, "computes a tensor of 1,099,511,627,776 numbers for an image"),
+        (configured, "has metadata that no export has: ort_config"),
         (renamed, "inputs and outputs are .*scores.* expected"),
         (other_classes, r"was not exported with the model\.json next to it"),
     ],

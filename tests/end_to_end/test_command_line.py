@@ -45,6 +45,14 @@ def test_a_missing_input_gives_one_message_and_marks_the_run_failed(train_for_re
     assert "no/such/folder" in status
 
 
+@pytest.mark.parametrize("words", [["hydra.job.chdir=true"], ["hydra.job.chdir=true", "hydra.run.dir=run"]])
+def test_a_relative_path_starts_where_the_command_was_typed(train_for_real, tmp_path, words):
+    found = train_for_real("data=manifest", "data.manifest=no.csv", *words)
+    assert f"error: data.manifest: found {tmp_path}/no.csv, expected an existing file." in found.stderr
+    sweep = train_for_real("-m", "data=manifest", "data.manifest=no.csv", "seed=0,1", *words[:1], "hydra.sweep.dir=s")
+    assert sweep.stdout.count(f"failed: data.manifest: found {tmp_path}/no.csv") == 2, sweep.stdout
+
+
 @pytest.mark.parametrize("module", ["torch", "pandas", "cv2", "wandb"])
 def test_composing_a_configuration_does_not_wait_for_heavy_packages(module):
     code = (

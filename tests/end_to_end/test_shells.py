@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from pylorus.config.checks import USAGE
+from pylorus.config.schema import GROUPS
+from pylorus.config.vocabulary import is_key
 from pylorus.core.formatting import format_command
 
 from .documented import PAGES, Command, commands_of, overrides_of
@@ -56,9 +58,11 @@ def test_a_documented_command_is_read_by_a_shell_as_it_is_written(shell, page, t
 
 
 def list_override_spans(page: Path) -> list[str]:
-    """List the code spans that consist of KEY=VALUE words, as they are written."""
+    """List the code spans that consist of words KEY=VALUE with keys of ours, as they are written."""
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text(encoding="utf-8"))
-    return [span for span in spans if re.fullmatch(r"'?\+?[a-z][\w./<>]*=\S.*", span) and "…" not in span]
+    overrides = [span for span in spans if re.fullmatch(r"'?\+?[a-z][\w./<>]*=\S.*", span) and "…" not in span]
+    keys = [re.sub(r"<\w+>", "finetune", span.lstrip("'+").partition("=")[0]) for span in overrides]
+    return [span for key, span in zip(keys, overrides, strict=True) if key in GROUPS or is_key(key) or "hydra" in key]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

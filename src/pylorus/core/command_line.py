@@ -174,7 +174,7 @@ class CommandParser(argparse.ArgumentParser):
                 takes_value = self._option_string_actions[meant].nargs != 0
                 corrected += [meant, value] if value and takes_value else [meant]
             elif as_key is not None and bare in ("root", "data", "path", "bundle", "model", "input", "output"):
-                corrected.append(as_key[2])
+                corrected.append(str(as_key[2]))
             else:
                 corrected.append(word)
         return corrected
@@ -184,7 +184,9 @@ class CommandParser(argparse.ArgumentParser):
             print(self.format_help(), file=sys.stderr)
             self._fail("no command given.")
         wanted = [each.strip() for each in missing.split(",")]
-        actions = {(action.option_strings or [action.metavar or action.dest])[0]: action for action in parser._actions}
+        actions = {
+            (action.option_strings or [str(action.metavar or action.dest)])[0]: action for action in parser._actions
+        }
         described = "; ".join(f"{each}, {actions[each].help}" if each in actions else each for each in wanted)
         corrected = list(words)
         if wanted == ["--output"]:

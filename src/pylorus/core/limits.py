@@ -114,7 +114,7 @@ def get_limit(name: str) -> int | None:
 
 def reserve_cpu_time() -> None:
     """Let the signal of the CPU time limit (`ulimit -t`) arrive before the system kills this process."""
-    if resource is None:
+    if resource is None or not hasattr(resource, "RLIMIT_CPU"):
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     if hard == resource.RLIM_INFINITY:

@@ -84,11 +84,8 @@ class Audit:
             pd.factorize(self.images.table[name], sort=True) for name in ("class", "split")
         )
         counts = np.bincount(labels * len(splits) + parts, minlength=len(classes) * len(splits))
-        sizes = pd.DataFrame(
-            counts.reshape(len(classes), len(splits)),
-            index=pd.Index(classes, name="class"),
-            columns=pd.Index(splits, name="split"),
-        )
+        rows, columns = pd.Index(classes, name="class"), pd.Index(splits, name="split")
+        sizes = pd.DataFrame(counts.reshape(len(classes), len(splits)), index=rows, columns=columns)
         return sizes[[name for name in ("train", "val", "test", "") if name in sizes]]
 
 
@@ -541,12 +538,9 @@ def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:
     for index, group, value in zip(table.index.tolist(), *columns, strict=True):
         files[group].append(index)
         counts[group][value] += 1
-    items = [
-        Item(
-            tuple(files[group]),
-            ", ".join(f"{number:,} {value}" for value, number in values.most_common()),
-            group=str(group),
-        )
+    details = {
+        group: ", ".join(f"{number:,} {value}" for value, number in values.most_common())
         for group, values in counts.items()
-    ]
+    }
+    items = [Item(tuple(files[group]), detail, group=str(group)) for group, detail in details.items()]
     return sorted(items, key=lambda item: (-len(item.files), item.files))

@@ -303,7 +303,7 @@ def describe_content(content: bytes) -> str:
         'no readable JPEG, PNG, BMP, TIFF or WebP image: it is a GIF image'
     """
     name = _name_content(content)
-    nature = f"is {name}" if name else f"begins with {content[:8]!r}"
+    nature = f"is {name}" if name else f"begins with the bytes {content[:8].hex(' ')}"
     return f"no readable JPEG, PNG, BMP, TIFF or WebP image: it {nature}"
 
 

@@ -347,7 +347,8 @@ def _view_bytes(column: pa.ChunkedArray, width: int) -> NDArray[np.uint8]:
 def _convert_words(column: pa.ChunkedArray) -> NDArray[np.object_]:
     """Return texts, of which few are distinct, as an array in which equal ones are one object."""
     encoded = column.combine_chunks().dictionary_encode()
-    return np.array(encoded.dictionary.to_pylist(), dtype=object)[encoded.indices.to_numpy()]
+    words = np.array(encoded.dictionary.to_pylist(), dtype=object)
+    return np.asarray(words[encoded.indices.to_numpy()])
 
 
 def _convert_to_hexadecimal(column: pa.ChunkedArray) -> NDArray[np.object_]:

@@ -258,8 +258,8 @@ def guess_input_format(config: Config) -> InputFormat | None:
     try:
         known = (read_json(Path(config.cache.folder) / FORMATS_FILE) or {}).get(_format_model_key(config))
         if known is None and config.model._target_ is None:
-            size, interpolation = read_timm_format(config.model.name)
-            known = [config.data.image_size or size, interpolation]
+            known = read_timm_format(config.model.name)
+            known = known and (config.data.image_size or known[0], known[1])
         if known is None:
             return None
         mask = resolve_mask(config.data.mask, crop=config.data.crop)
@@ -276,14 +276,14 @@ class _NamesOfTimm(dict[str, Any]):
 
 
 @cache
-def read_timm_format(model: str) -> tuple[int, str]:
+def read_timm_format(model: str) -> tuple[int, str] | None:
     """Read the size and the interpolation of a model from timm's tables of weights, without importing timm.
 
     Each table is a dictionary of calls such as `_cfg(input_size=(3, 288, 288))`, with functions of the same file. Only
     these functions are run.
 
-    Raises:
-        LookupError: If no table has the model, or one is written in another way.
+    Returns:
+        Size and interpolation; None if no table has the model, or one is written in another way.
     """
     architecture, _, tag = model.partition(".")
     spec = find_spec("timm")
@@ -296,7 +296,7 @@ def read_timm_format(model: str) -> tuple[int, str]:
                 by_tag = _evaluate_timm_table(ast.parse(text), architecture)
                 chosen = _choose_timm_weights(by_tag, tag)
                 return chosen.get("input_size", (3, 224, 224))[-1], chosen.get("interpolation") or "bicubic"
-    raise LookupError(f"found no table of timm with {model}")
+    return None
 
 
 def _evaluate_timm_table(module: ast.Module, architecture: str) -> dict[str, dict[str, Any]]:
@@ -373,7 +373,7 @@ def load_or_decode_images(
     paths, hashes = [root / path for path in table["path"]], list(table["sha256"])
 
     def decode_missing(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-        log.info("images   decoding %d of %d once, for the cache (cache.images)", len(missing), len(paths))
+        log.info("images   decoding %d of %d images once, for the cache (cache.images)", len(missing), len(paths))
         items = [(paths[index], hashes[index]) for index in missing]
         images = map_items(lambda item: form.load_image(*item), items, name=lambda item: str(item[0]))
         while block := list(islice(images, BLOCK)):

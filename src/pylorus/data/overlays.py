@@ -97,8 +97,8 @@ def find_overlays(image: RGB, reduced: RGB | None = None) -> Overlays:
     if min(image.shape[:2]) < MIN_SIDE:
         return Overlays(_NO_BOXES, _NO_BOXES, _NO_BOXES)
     small, factor = _reduce(image, reduced)
-    planes = cv2.split(small)
-    text, doubtful = _find_text(*planes[1:])
+    planes = [np.asarray(plane, dtype=np.uint8) for plane in cv2.split(small)]
+    text, doubtful = _find_text(planes[1], planes[2])
     limit = np.array([image.shape[1], image.shape[0]] * 2)
     scaled = (np.clip(boxes * factor, 0, limit) for boxes in (text, _find_plates(planes), doubtful))
     return Overlays(*scaled)
@@ -334,7 +334,9 @@ def _find_plates(planes: Sequence[Plane]) -> Boxes:
             continue
         closed = cv2.morphologyEx(foreign, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
-        boxes = _find_filled_boxes(opened, least=int(MIN_FILLED * MIN_PLATE_SIDE**2 * foreign.size))
+        boxes = _find_filled_boxes(
+            np.asarray(opened, dtype=np.uint8), least=int(MIN_FILLED * MIN_PLATE_SIDE**2 * foreign.size)
+        )
         plates += [box for box in boxes if _is_plate(red, green, blue, foreign, box)]
     margin = np.array([-1, -1, 1, 1])
     return np.asarray((np.array(plates, dtype=np.int64).reshape(-1, 4) + margin) * step)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -476,7 +477,7 @@ def read_run_catalog(
     """
     salt = ensure_salt(cache) if data.patients == "dicom" else None
     reading = ReadOptions(store=cache / "facts", on_error=data.on_error, verify=data.verify, images=images, salt=salt)
-    known = {"classes": data.classes, "short_names": data.short_names, "exclude": data.exclude}
+    known: dict[str, Any] = {"classes": data.classes, "short_names": data.short_names, "exclude": data.exclude}
     source = get_target(data)
     if source is not None:
         manifest = folder / "source.csv"

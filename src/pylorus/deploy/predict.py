@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pylorus.core.distributed import map_items
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion, normalize_name
-from pylorus.core.formatting import format_count, format_percent, format_threshold
+from pylorus.core.formatting import format_count, format_percent, format_threshold, open_progress_bar
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.files import RGB
@@ -189,7 +188,7 @@ def _predict_remaining(
     remaining = (item for item in sources.iter_items() if item.key not in done)
     rows: list[pd.DataFrame] = []
     last_write = time.monotonic()
-    bar = tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty())
+    bar = open_progress_bar("predicting images", None, done=len(done))
     with bar, closing(iter_predicted_rows(bundle, remaining, options)) as tables:
         try:
             for table in tables:
@@ -233,9 +232,11 @@ def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOp
     return {
         "bundle": {"architecture": description.architecture, SUMS: bundle.identity},
         "intended use": INTENDED_USE,
-        "inputs": [format_path(path) for path in inputs],
-        # Tells the same words typed in another folder apart, without naming that folder in what may be passed on.
-        "inputs are": hashlib.sha256(absolute.encode(errors="surrogateescape")).hexdigest()[:16],
+        # The hash tells the same words typed in another folder apart, without naming that folder.
+        "inputs": {
+            "as typed": [format_path(path) for path in inputs],
+            "hash of full paths": hashlib.sha256(absolute.encode(errors="surrogateescape")).hexdigest()[:16],
+        },
         "class": options.class_name or description.decision.class_name,
         "frames every": options.frames_every,
     }
