@@ -149,6 +149,13 @@ def test_a_second_start_reads_no_shard(shard_folder, tmp_path, monkeypatch):
     assert [each.pixels for each in first.facts] == [each.pixels for each in second.facts]
 
 
+def test_a_damaged_index_is_built_again(shard_folder, tmp_path, read_catalog):
+    before = read_catalog(shard_folder).table
+    for path in (tmp_path / "index").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    pd.testing.assert_frame_equal(read_catalog(shard_folder).table, before)
+
+
 def test_interrupted_indexing_continues(shard_folder, tmp_path, monkeypatch):
     true, names = sources.load_shard_index, []
 

@@ -11,6 +11,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -291,7 +292,8 @@ def load_shard_index(shard: Shard, folder: Path) -> pd.DataFrame:
     """
     path = folder / f"{shard.identity}-{VERSION}.parquet"
     if path.exists():
-        return pd.read_parquet(path, **PARQUET_OPTIONS)
+        with suppress(OSError, ValueError):  # damaged: it is built again
+            return pd.read_parquet(path, **PARQUET_OPTIONS)
     try:
         with open_shard(shard) as file:
             table = _build_table(shard.name, file)
