@@ -238,3 +238,13 @@ def test_the_fuzzer_builds_the_same_file_again():
     assert build_file(3, 5) == build_file(3, 5)
     assert build_file(3, 5) != build_file(4, 5)
     assert build_scans.__doc__
+
+
+def test_a_palette_image_without_a_palette_is_refused_with_a_reason():
+    def build_chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    parts = (b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(72))), (b"IEND", b"")
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(build_chunk(*part) for part in parts)
+    with pytest.raises(UnreadableImageError, match=r"damaged: \w+"):
+        decode_image(content)

@@ -1,7 +1,11 @@
 """Manifests as people and programs save them: read, or refused with what mends them."""
 
+import io
 import unicodedata
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pylorus.core.errors import PylorusError
@@ -102,6 +106,49 @@ def test_a_table_that_can_be_read_in_two_ways_is_refused_with_what_mends_it(read
     content, message = REFUSED[name]
     with pytest.raises(PylorusError, match=message):
         read(content)
+
+
+def write_parquet(table):
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
+def repeat(value, *, times):
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(times, np.int8)), pa.array([value]))
+
+
+MANY = [f"column {number}" for number in range(20_000)]
+HOSTILE = {
+    "columns.csv": (
+        lambda: TABLE.replace("\n", "," + ",".join(MANY) + "\n", 1),
+        r"columns\.csv: has 20,003 columns, expected 1,000 at most",
+    ),
+    "columns.parquet": (
+        lambda: write_parquet(pa.table({"path": ["a"], "label": ["a"], **{name: ["x"] for name in MANY[:2000]}})),
+        r"columns\.parquet: has 2,002 columns, expected 1,000 at most",
+    ),
+    "rows.parquet": (
+        lambda: write_parquet(pa.table({name: repeat("a", times=20_000_001) for name in ("path", "label")})),
+        r"rows\.parquet: has 20,000,001 rows, expected 20,000,000 at most",
+    ),
+    "bytes.parquet": (
+        lambda: write_parquet(pa.table({"path": [b"a\xff.jpg"], "label": ["a"]})),
+        r"bytes\.parquet: can't be read as a table",
+    ),
+    "field.csv": (lambda: "path,label," + "x" * 140_000 + "\na/p0_0.png,a,\n", r"field\.csv: .*can't be read"),
+    "terminal.csv": (
+        lambda: TABLE.replace("group", "group,\x1b[2J").replace("\n", ",x\n").replace("[2J,x", "[2J"),
+        r'terminal\.csv: column 4 is called "\\x1b\[2J", with a control character',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_table_is_refused_in_words_before_it_fills_the_memory(read, name):
+    build, words = HOSTILE[name]
+    with pytest.raises(PylorusError, match=words):
+        read(build(), name=name)
 
 
 def test_numbers_that_are_equal_are_one_label_with_two_spellings(read):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import threading
 from functools import partial
@@ -148,6 +149,13 @@ def test_a_second_start_reads_no_shard(shard_folder, tmp_path, monkeypatch):
     assert [each.pixels for each in first.facts] == [each.pixels for each in second.facts]
 
 
+def test_a_damaged_index_is_built_again(shard_folder, tmp_path, read_catalog):
+    before = read_catalog(shard_folder).table
+    for path in (tmp_path / "index").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    pd.testing.assert_frame_equal(read_catalog(shard_folder).table, before)
+
+
 def test_interrupted_indexing_continues(shard_folder, tmp_path, monkeypatch):
     true, names = sources.load_shard_index, []
 
@@ -253,6 +261,50 @@ GOOD = [("x.png", "IMAGE"), ("x.json", label("a")), ("y.png", "IMAGE"), ("y.json
 def test_errors_in_a_shard_name_shard_and_key(write_shard, read_catalog, members, said):
     with pytest.raises(PylorusError, match=said):
         read_catalog(write_shard(members).parent, classes=["a", "b"] if len(members) != 2 else None)
+
+
+VALUES = json.dumps({"label": "gastritis", **{f"value {number}": 1 for number in range(2000)}})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("b.json", '{"label": "a", "more": ' + "[]," * 400_000, r"b\.json has 1,200,0\d\d bytes, expected 1,000,000"),
+        ("b.cls", "a" * 1_000_001, r"b\.cls has 1,000,001 bytes, expected 1,000,000"),
+        ("b.json", VALUES, "key b: the .json files have over 1,000 different names"),
+        ("b.json", '{"label": "a\\ud800"}', "key b: its .json has half a character"),
+        ("b.json", '{"label": ' + "[" * 100_000, "key b: can't read its .json"),
+        ("b\udce4.json", '{"label": "a"}', r"the name b\\udce4.jpg is not UTF-8"),
+    ],
+    ids=["long json", "long cls", "many values", "half a character", "deep", "another encoding"],
+)
+def test_hostile_metadata_in_a_shard_are_refused_by_name(write_shard, read_catalog, name, text, words):
+    image = (name.replace(".json", ".jpg").replace(".cls", ".jpg"), "IMAGE")
+    with pytest.raises(PylorusError, match=rf"shard a\.tar.*{words}"):
+        read_catalog(write_shard([("a.jpg", "IMAGE"), ("a.json", label("gastritis")), image, (name, text)]))
+
+
+def test_a_sparse_file_in_a_shard_is_not_read_as_its_neighbours_bytes(write_shard, read_catalog):
+    path = write_shard([("a.jpg", "IMAGE"), ("a.json", label("gastritis"))])
+    content = bytearray(path.read_bytes())
+    content[156:157], content[386:398] = tarfile.GNUTYPE_SPARSE, b"00000000000\0"
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+    with pytest.raises(PylorusError, match=r"shard a\.tar: a\.jpg is stored as a sparse file"):
+        read_catalog(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_called_like_a_shard_is_not_waited_for(tmp_path, read_catalog):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(PylorusError, match=r"a\.tar: is a pipe, expected a file"):
+        read_catalog(tmp_path)
+
+
+def test_a_range_of_very_many_shards_is_refused_before_they_are_listed(tmp_path, read_catalog):
+    with pytest.raises(PylorusError, match="expected 100,000 shards at most"):
+        read_catalog(tmp_path / "a-{0..99999999999}.tar")
 
 
 def test_a_key_in_two_shards_is_refused_with_both(write_shard, read_catalog):

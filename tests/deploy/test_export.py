@@ -340,9 +340,39 @@ def other_classes(model):
     entry.value = entry.value.replace("gastric_cancer", "healthy")
 
 
+def divide(model):
+    """The lowest number of 64 bits by -1, which is no number of 64 bits: the processor stops the process."""
+    model.graph.initializer.extend(
+        onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [1], [value])
+        for name, value in (("lowest", -(2**63)), ("minus one", -1))
+    )
+    for node in model.graph.node:
+        node.output[:] = ["own logits" if name == "logits" else name for name in node.output]
+        node.input[:] = ["own logits" if name == "logits" else name for name in node.input]
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Div", ["lowest", "minus one"], ["quotient"]),
+            onnx.helper.make_node("Cast", ["quotient"], ["number"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Add", ["own logits", "number"], ["logits"]),
+        ]
+    )
+
+
+def search(model):
+    model.graph.node.append(onnx.helper.make_node("RegexFullMatch", ["text"], ["match"], pattern="(a*)*$"))
+
+
+def sum_letters(model):
+    equation = "....->" + "a" * 10_000
+    model.graph.node.append(onnx.helper.make_node("Einsum", ["image"], ["sums"], equation=equation))
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [
+        (divide, "crashes the process that checks it"),
+        (search, "contains operators that no export has: RegexFullMatch"),
+        (sum_letters, "a text of over 200 characters"),
         (outside, "stores weights outside this file"),
         (foreign, "contains operators that no export has"),
         (endless, "contains operators that no export has: Loop"),

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pylorus.cli import main
 from pylorus.core import distributed
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.io import convert_to_plain
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy import inputs as parts_module
@@ -414,6 +414,13 @@ def test_an_impossible_evaluation_is_refused_and_loses_no_predictions(bundle_fol
     with pytest.raises(PylorusError, match="--evaluate: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
     assert "true" not in asked(bundle_folder, [flat], tmp_path / "p.csv")[1].columns
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_called_like_a_video_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "film.mp4")
+    with pytest.raises(UnreadableImageError, match="is a pipe, expected a file"):
+        next(parts_module.decode_frames(tmp_path / "film.mp4", every=1.0))
 
 
 def test_frames_of_a_video_are_predicted(bundle_folder, tmp_path):

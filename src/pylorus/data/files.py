@@ -12,7 +12,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,20 @@ def read_image_bytes(path: ImageLocation) -> bytes:
     if len(content) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise UnreadableImageError("changed while it was being read; is it still being copied?")
     return content
+
+
+def open_local_file(path: str) -> BinaryIO:
+    """Open a file of any size for reading, without waiting for a pipe.
+
+    Raises:
+        OSError: If it is missing, may not be read, or is not a regular file.
+    """
+    descriptor = os.open(path, _FLAGS)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(f"is {_KINDS.get(stat.S_IFMT(mode), 'not a regular file')}, expected a file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _check_regular_file(status: os.stat_result) -> None:

@@ -21,6 +21,7 @@ import io
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -29,7 +30,14 @@ from typing import Any
 
 import pandas as pd
 
-from pylorus.core.errors import PylorusError, fold_name, format_name_list, format_suggestion, normalize_name
+from pylorus.core.errors import (
+    PylorusError,
+    fold_name,
+    format_name_list,
+    format_path,
+    format_suggestion,
+    normalize_name,
+)
 from pylorus.core.formatting import format_command, format_count
 from pylorus.core.io import PARQUET_OPTIONS
 from pylorus.core.privacy import MANIFEST_PREFIX
@@ -117,19 +125,45 @@ def _read_table(manifest: Path) -> pd.DataFrame:
     try:
         with manifest.open("rb") as file:
             is_parquet = suffix == ".parquet" or file.read(4) == b"PAR1"
-        table = (
-            pd.read_parquet(manifest, **PARQUET_OPTIONS) if is_parquet else _parse_text(manifest.read_bytes(), manifest)
-        )
-    except (ValueError, OSError) as error:  # base classes of pandas' and pyarrow's errors
+        table = _read_parquet(manifest) if is_parquet else _parse_text(manifest.read_bytes(), manifest)
+        as_text = table.astype(object).where(table.notna(), "").astype(str)
+    except (ValueError, OSError, csv.Error) as error:  # base classes of pandas' and pyarrow's errors
         raise PylorusError(f"{manifest}: can't be read as a table: {error}") from error
-    as_text = table.astype(object).where(table.notna(), "").astype(str)
     names = [_clean_column_name(name) for name in as_text.columns]
+    for position, name in enumerate(names, start=1):
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise PylorusError(
+                f'{manifest}: column {position} is called "{format_path(name)[:100]}", with a control character. '
+                "Rename it."
+            )
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         positions = " and ".join(str(position) for position, name in enumerate(names, start=1) if name == doubled[0])
         raise PylorusError(f'{manifest}: columns {positions} are both called "{doubled[0]}". Remove or rename one.')
     as_text.columns = pd.Index(names)
     return pd.DataFrame({name: as_text[name].str.strip().map(normalize_name) for name in names})
+
+
+MAX_ROWS, MAX_COLUMNS, MAX_HEADER_LENGTH = 20_000_000, 1_000, 100_000
+"""Rows and columns of a table, and characters of the first line of a text: a few bytes of Parquet can hold billions."""
+
+
+def _read_parquet(manifest: Path) -> pd.DataFrame:
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(manifest)
+    _check_column_count(metadata.num_columns, manifest)
+    if metadata.num_rows > MAX_ROWS:
+        raise PylorusError(f"{manifest}: has {metadata.num_rows:,} rows, expected {MAX_ROWS:,} at most.")
+    return pd.read_parquet(manifest, **PARQUET_OPTIONS)
+
+
+def _check_column_count(count: int, manifest: Path) -> None:
+    if count > MAX_COLUMNS:
+        raise PylorusError(
+            f"{manifest}: has {count:,} columns, expected {MAX_COLUMNS:,} at most. Keep path, label, group, split and "
+            "what you compare results by."
+        )
 
 
 def _rename_columns(table: pd.DataFrame, columns: Mapping[str, Any], manifest: Path) -> pd.DataFrame:
@@ -214,7 +248,7 @@ def _split_line(line: str) -> list[str]:
 
 def _guess_delimiter(text: str) -> str:
     """Return the delimiter that gives the most columns, known ones first, in the first line."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
+    line = next((line for line in text.splitlines() if line.strip()), "")[:MAX_HEADER_LENGTH]
 
     def rate(delimiter: str) -> tuple[int, int]:
         cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
@@ -243,6 +277,7 @@ def _build_table(header: list[str], rows: list[tuple[int, list[str]]], delimiter
     while header and not header[-1].strip():  # a comma at the end of the line
         header = header[:-1]
     width = len(header)
+    _check_column_count(width, manifest)
     for number, cells in rows:
         if len(cells) > width and any(cell.strip() for cell in cells[width:]):
             hint = (

@@ -11,6 +11,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path
 from pylorus.core.io import PARQUET_OPTIONS, write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
-from pylorus.data.files import MAX_BYTES, SUFFIXES, ImageLocation, Member
+from pylorus.data.files import MAX_BYTES, SUFFIXES, ImageLocation, Member, is_utf8, open_local_file
 from pylorus.data.walk import is_left_by_system
 
 STATE_KEYS = (
@@ -57,6 +58,10 @@ class Shard:
     identity: str
 
 
+MAX_SHARDS = 100_000
+"""Shards that a range of numbers may stand for."""
+
+
 def is_remote(root: str) -> bool:
     """Whether a root is a URL.
 
@@ -80,6 +85,8 @@ def resolve_pattern(pattern: str) -> list[str]:
     numeric_range = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if numeric_range:
         width = len(numeric_range[1])
+        if int(numeric_range[2]) - int(numeric_range[1]) >= MAX_SHARDS:
+            raise PylorusError(f"data.root: found {{{match[1]}}}, expected {MAX_SHARDS:,} shards at most.")
         alternatives = [f"{number:0{width}d}" for number in range(int(numeric_range[1]), int(numeric_range[2]) + 1)]
     else:
         alternatives = match[1].split(",")
@@ -112,7 +119,7 @@ def open_shard(shard: Shard) -> BinaryIO:
         OSError: If it can't be opened.
     """
     if not is_remote(shard.url):
-        return Path(shard.url).open("rb")
+        return open_local_file(shard.url)
     return cast(BinaryIO, fsspec.open(shard.url, "rb", block_size=_READ_AHEAD, cache_type="readahead").open())
 
 
@@ -127,7 +134,7 @@ def read_range(shard: Shard, start: int, size: int) -> bytes:
     if size > MAX_BYTES:
         raise OSError(f"has {size:,} bytes, over the limit of {MAX_BYTES:,}")
     if not is_remote(shard.url):
-        with Path(shard.url).open("rb") as file:
+        with open_local_file(shard.url) as file:
             file.seek(start)
             return file.read(size)
     system, path = fsspec.core.url_to_fs(shard.url)
@@ -285,7 +292,8 @@ def load_shard_index(shard: Shard, folder: Path) -> pd.DataFrame:
     """
     path = folder / f"{shard.identity}-{VERSION}.parquet"
     if path.exists():
-        return pd.read_parquet(path, **PARQUET_OPTIONS)
+        with suppress(OSError, ValueError):  # damaged: it is built again
+            return pd.read_parquet(path, **PARQUET_OPTIONS)
     try:
         with open_shard(shard) as file:
             table = _build_table(shard.name, file)
@@ -314,6 +322,7 @@ def split_member_path(path: str) -> tuple[str, str]:
 def _build_table(shard: str, file: BinaryIO) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     seen_keys: set[str] = set()
+    names: set[str] = set()
     for key, sample in _iter_samples(shard, file):
         location = f"shard {shard}, key {format_path(key)}"
         if key in seen_keys:
@@ -325,6 +334,9 @@ def _build_table(shard: str, file: BinaryIO) -> pd.DataFrame:
             )
         if not sample.metadata.get("label"):
             raise PylorusError(f"{location}: has no label, expected {key}.json with a label, or {key}.cls.")
+        names.update(sample.metadata)
+        if len(names) > MAX_VALUES:
+            raise PylorusError(f"{location}: the .json files have over {MAX_VALUES:,} different names of values.")
         path, offset, size, digest = sample.image
         rows.append({"path": path, "offset": offset, "size": size, "sha256": digest, **sample.metadata})
     if not rows:
@@ -363,6 +375,10 @@ def _iter_samples(shard: str, file: BinaryIO) -> Iterator[tuple[str, Sample]]:
         yield current, sample
 
 
+METADATA_ENDINGS, MAX_METADATA_BYTES, MAX_VALUES = (".json", ".cls"), 1_000_000, 1_000
+"""Files that describe an image, their size in bytes, and the number of different names in those of a shard."""
+
+
 def _iter_members(shard: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Yield the files of a tar with their content.
 
@@ -378,6 +394,20 @@ def _iter_members(shard: str, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo,
                 continue
             if not member.isreg() or member.size > MAX_BYTES:
                 raise PylorusError(f"shard {shard}: {last_member} is not a file, or has over {MAX_BYTES:,} bytes.")
+            if member.issparse():
+                raise PylorusError(
+                    f"shard {shard}: {last_member} is stored as a sparse file, without its zeros. Pack it again "
+                    "without --sparse (-S)."
+                )
+            if not is_utf8(member.name):
+                raise PylorusError(
+                    f"shard {shard}: the name {last_member} is not UTF-8. Rename the file, and pack it again."
+                )
+            if member.name.endswith(METADATA_ENDINGS) and member.size > MAX_METADATA_BYTES:
+                raise PylorusError(
+                    f"shard {shard}: {last_member} has {member.size:,} bytes, expected {MAX_METADATA_BYTES:,} at most: "
+                    "label, group, split and a few other values."
+                )
             file.seek(member.offset_data)
             content = file.read(member.size)
             if len(content) < member.size:
@@ -395,11 +425,14 @@ def _parse_metadata(shard: str, key: str, content: bytes) -> dict[str, str]:
     """Parse KEY.json: label, group and split as they are, other plain values as about/…."""
     try:
         metadata = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PylorusError(f"shard {shard}, key {format_path(key)}: can't read its .json: {error}") from error
     if not isinstance(metadata, dict):
         raise PylorusError(
             f'shard {shard}, key {format_path(key)}: its .json is not an object, expected {{"label": …}}.'
         )
     plain = {name: value for name, value in metadata.items() if isinstance(value, str | int | float)}
-    return {name if name in KNOWN_KEYS else MANIFEST_PREFIX + name: str(value).strip() for name, value in plain.items()}
+    values = {name: str(value).strip() for name, value in plain.items()}
+    if not all(map(is_utf8, (*values, *values.values()))):
+        raise PylorusError(f"shard {shard}, key {format_path(key)}: its .json has half a character (a lone surrogate).")
+    return {name if name in KNOWN_KEYS else MANIFEST_PREFIX + name: value for name, value in values.items()}

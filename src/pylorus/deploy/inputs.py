@@ -29,7 +29,7 @@ from pylorus.core.io import check_table_name, read_json, write_atomically, write
 from pylorus.core.limited_process import iterate_limited, restart_clock
 from pylorus.core.storage import lock_folder
 from pylorus.data.decode import MAX_PIXELS
-from pylorus.data.files import RGB
+from pylorus.data.files import RGB, open_local_file
 from pylorus.data.walk import MAX_SORTED_FILES, PROBLEM, IgnoredFile, IgnoredFiles, log_ignored, walk_images
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".webm")
@@ -48,6 +48,10 @@ def decode_frames(path: Path, *, every: float) -> Iterator[tuple[float, RGB]]:
     Raises:
         UnreadableImageError: If the file is not a video, has frames that are too large, or contains no frames.
     """
+    try:
+        open_local_file(str(path)).close()  # OpenCV would wait for whoever writes to a pipe
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from error
     yield from iterate_limited(_decode_frames_here, path, every, MAX_PIXELS)
 
 

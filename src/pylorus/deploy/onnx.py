@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import math
+import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from pylorus.core.errors import PylorusError, format_path
 from pylorus.core.io import write_atomically
+from pylorus.core.limited_process import call_in_fork
 from pylorus.core.limits import get_free_memory
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import INTENDED_USE, Description
@@ -64,8 +67,14 @@ RUNTIME_OPERATORS = (
 FORBIDDEN_OPERATORS = (
     *("If", "Loop", "Scan", "SequenceMap", "ImageDecoder"),
     *("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli"),
+    *("String", "Regex", "TfIdfVectorizer", "LabelEncoder"),
 )
-"""Operators of the standard that no export has: those with graphs of their own, random ones, and decoders."""
+"""Operators of the standard that no export has: those with graphs of their own, random ones, decoders, and for texts.
+
+Those for texts compute for any time, or crash, on a hostile pattern.
+"""
+MAX_TEXT_LENGTH = 200
+"""The most characters of a text among the attributes of an operator, such as the equation of an Einsum."""
 MAX_NODES = 100_000
 """The most operators of a graph: ten times those of timm's largest networks."""
 MAX_ELEMENTS = 2**30
@@ -105,9 +114,7 @@ def load_export(folder: Path, *, trust: Sequence[Path] = ()) -> ExportedModel:
         contents = dict(files.contents)
     description = read_description(contents[DESCRIPTION], where=str(folder / DESCRIPTION))
     path, graph = folder / MODEL, contents.pop(MODEL)
-    metadata = check_graph(graph, path)
-    size, classes = description.input.size, len(description.classes)
-    _try_graph(graph, path, size=size, classes=classes)
+    metadata = _examine_graph(graph, path, size=description.input.size, classes=len(description.classes))
     session = open_session(path, graph)
     if metadata.get(DESCRIPTION_KEY, "").encode() != contents[DESCRIPTION]:
         raise PylorusError(
@@ -146,6 +153,36 @@ def _create_session_options(runtime: Any) -> Any:
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 3  # errors only; its warnings concern its own graph optimization
     return options
+
+
+def _examine_graph(content: bytes, path: Path, *, size: int, classes: int) -> dict[str, str]:
+    """Check a graph and run it once, on Linux in a forked process: libraries in C++ may crash on it, or never end.
+
+    Returns:
+        Its metadata.
+
+    Raises:
+        PylorusError: If it is refused, crashes a library or takes too long.
+    """
+    for name in ("onnx", "onnxruntime"):
+        import_onnx_package(name)
+
+    def examine(is_forked: bool) -> dict[str, str]:
+        with limit_memory(get_free_memory()) if is_forked else contextlib.nullcontext():
+            metadata = check_graph(content, path)
+        if is_forked:
+            signal.setitimer(signal.ITIMER_PROF, TRIAL_SECONDS * torch.get_num_threads())
+        _try_graph(content, path, size=size, classes=classes)
+        return metadata
+
+    if sys.platform != "linux":
+        return examine(False)
+    results, code = call_in_fork(examine, True)
+    if not results:
+        is_slow = code in (None, -signal.SIGPROF)
+        problem = "takes too long to be checked" if is_slow else f"crashes the process that checks it (code {code})"
+        raise PylorusError(f"{path}: {problem}. No export does; ask whoever made it.")
+    return results[0]
 
 
 def _try_graph(content: bytes, path: Path, *, size: int, classes: int) -> None:
@@ -268,6 +305,8 @@ def check_graph(content: bytes, path: Path) -> dict[str, str]:
         raise PylorusError(f"{path}: contains operators that no export has: {listed}.")
     if any(attribute.HasField("sparse_tensor") or attribute.sparse_tensors for attribute in attributes):
         raise PylorusError(f"{path}: contains sparse tensors, which no export has.")
+    if any(len(text) > MAX_TEXT_LENGTH for attribute in attributes for text in (attribute.s, *attribute.strings)):
+        raise PylorusError(f"{path}: an operator has a text of over {MAX_TEXT_LENGTH} characters, which no export has.")
     for tensor in tensors:
         _check_tensor_size(tensor, path)
     keys = [entry.key for entry in model.metadata_props]

@@ -222,7 +222,12 @@ def match_tensors(network: Any, file: Path) -> dict[str, Tensor]:
 def _check_values(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Refuse numbers with which no network computes anything, before it is trained on them."""
     numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.is_meta}
-    wrong = [name for name, tensor in numbers.items() if not tensor.isfinite().all()]
+    # PyTorch can't tell this of numbers of 8 bits.
+    wrong = [
+        name
+        for name, tensor in numbers.items()
+        if not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all()
+    ]
     if wrong:
         raise PylorusError(
             f"model.weights: {file} contains NaN or infinite values in:\n"
