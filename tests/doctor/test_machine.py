@@ -15,7 +15,8 @@ from pylorus.hardware.engine import resolve_precision
 GIB = 2**30
 
 
-def test_the_doctor_shows_the_precision_that_a_run_chooses(monkeypatch):
+def test_the_doctor_shows_the_precision_that_a_run_chooses(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where no run has measured it
     for gain, precision, words in ((3.0, "bf16", "bf16 (matrix products run 3.0 times"), (0.4, "32", "fp32 (matrix")):
         monkeypatch.setattr("pylorus.hardware.engine.measure_bf16_speedup", lambda _, gain=gain: gain)
         assert resolve_precision("cpu")[0] == precision

@@ -124,3 +124,22 @@ def test_a_damaged_job_is_named_and_the_others_are_reported(sweep, tmp_path, cap
     assert "| 1   | –" in printed
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Job 1 has a damaged file and is left out" in page
+
+
+def test_a_narrow_terminal_gets_a_short_table(sweep, tmp_path, capsys, monkeypatch):
+    table = sweep({"model": "resnet50"}, {"model": "vgg19", "skill": 5.0})
+    short = format_sweep_table(table, is_short=True)
+    header = next(line for line in short.splitlines() if line.startswith("|"))
+    assert {"job", "stage", "val accuracy", "test accuracy"} <= {cell.strip() for cell in header.split("|")}
+    assert "minutes" not in short
+    assert "precision" not in short
+    assert len(short.splitlines()) == len(format_sweep_table(table).splitlines())
+    monkeypatch.setattr("pylorus.launch.sweep_table.write_report", lambda *_, **__: "report.html")
+    for is_terminal, columns in ((True, "60"), (True, "400"), (False, "60")):
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
+        write_sweep_table(tmp_path)
+        printed = capsys.readouterr().out
+        assert ("minutes" not in printed) == (is_terminal and columns == "60")
+        assert (f"All columns: {tmp_path / 'sweep.md'}" in printed) == (is_terminal and columns == "60")
+        assert "minutes" in (tmp_path / "sweep.md").read_text()

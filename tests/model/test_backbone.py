@@ -318,3 +318,11 @@ def test_the_last_layer_of_a_head_of_several_starts_with_small_weights():
     network = build_backbone(ModelConfig("levit_128s", weights="none"), classes=3).network
     heads = [network.get_submodule(name) for name in list_classifier_names(network)]
     assert [0.005 < float(head.linear.weight.detach().std()) < 0.02 for head in heads] == [True, True]
+
+
+def test_features_of_a_random_inception_do_not_explode():
+    config = ModelConfig(name="inception_v3.tv_in1k", weights="none")
+    network = build_backbone(config, classes=2, image_size=96).network.eval()
+    with torch.no_grad():
+        features = network.forward_head(network.forward_features(torch.rand(1, 3, 96, 96)), pre_logits=True)
+    assert float(features.abs().max()) < 10

@@ -147,7 +147,7 @@ def test_the_number_of_images_of_a_step_is_printed(compose_config):
 def fp16_engine(monkeypatch) -> Engine:
     """fp16 on the CPU, where a user can't have it; its loss is scaled so much that the first steps are skipped."""
     engine = Engine("cpu", "16", 1, {"accelerator": "", "precision": "", "threads": ""})
-    monkeypatch.setattr("pylorus.launch.train.resolve_engine", lambda _: engine)
+    monkeypatch.setattr("pylorus.launch.train.resolve_engine", lambda *_: engine)
     monkeypatch.setattr(trainer, "GradScaler", partial(GradScaler, init_scale=2.0**28, growth_interval=3))
     return engine
 

@@ -9,17 +9,21 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tqdm import tqdm
 
 DASH = "–"
 """Symbol for an undefined value."""
 
+MIN_BAR_COLUMNS = 60
+"""A narrower terminal shows count and time without a drawn bar."""
 MAX_EXTRA_DIGITS = 4
 """Greatest number of additional digits of a p-value that rounding would move to the other side of the level."""
 
@@ -277,3 +281,39 @@ def setup_terminal() -> None:
         if hasattr(stream, "reconfigure"):
             with suppress(OSError):  # a file that something else writes to as well can't be repositioned
                 stream.reconfigure(errors=TERMINAL_ERRORS)
+
+
+def is_live_terminal() -> bool:
+    """Return whether standard error is a terminal on which a line can be overwritten: not a file, and not TERM=dumb."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def open_progress_bar(label: str, total: int | None, *, done: int = 0, shown: bool = True) -> "tqdm[Any]":
+    """Open a progress bar on a terminal: label, count and time left in one line that disappears at the end.
+
+    Args:
+        label: What is being done.
+        total: Number of items; None: not known, then the bar shows how many are done in a second.
+        done: Number of items that were done before.
+        shown: Whether to draw a bar at all; elsewhere than on a terminal none is drawn.
+    """
+    from tqdm import tqdm
+
+    columns = shutil.get_terminal_size().columns
+    layout = "{desc}: {n_fmt}, {rate_noinv_fmt}"
+    if total is not None:
+        layout = "{desc}: {n_fmt}/{total_fmt} |{bar}| {remaining} left"
+        if columns < MIN_BAR_COLUMNS:
+            layout = "{desc}: {n_fmt}/{total_fmt}, {remaining} left"
+            room = max(2, columns - len(f": {total}/{total}, 00:00 left "))
+            label = label if len(label) <= room else f"{label[: room - 1].rstrip()}…"
+    return tqdm(
+        total=total,
+        desc=label,
+        initial=done,
+        leave=False,
+        disable=not (shown and is_live_terminal()),
+        bar_format=layout,
+        dynamic_ncols=True,
+        unit="",
+    )

@@ -7,13 +7,14 @@ archive, which has one for each tensor that torch itself does not check.
 import errno
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import socket
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
+from pylorus.core.io import write_text
 from pylorus.core.limits import explain_limit
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
 NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+NOT_A_FILE = {errno.EISDIR, errno.ELOOP}
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 LOCK = ".lock"
 """File that is locked while a process writes to its folder."""
@@ -65,7 +68,7 @@ def compute_digest(path: Path) -> str:
 def write_digest(path: Path) -> str:
     """Write the SHA-256 of a file into a file beside it, and return it."""
     digest = compute_digest(path)
-    path.with_name(path.name + SUFFIX).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    write_text(path.with_name(path.name + SUFFIX), f"{digest}  {path.name}\n")
     return digest
 
 
@@ -79,12 +82,14 @@ def check_digest(path: Path) -> None:
     if beside.is_file() and beside.read_text(encoding="utf-8", errors="replace").split()[:1] != [compute_digest(path)]:
         raise PylorusError(
             f"{path}: damaged, or changed since it was written: its SHA-256 is not that in {beside.name}. Restore it "
-            "from a backup, or start a new run."
+            f"from a backup, or start a new run. If only {beside.name} was damaged, delete that."
         )
 
 
 def is_archive_intact(path: Path) -> bool:
     """Return whether a checkpoint exists and all its tensors have their checksums."""
+    if not path.is_file():  # opening a named pipe would wait forever
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -196,6 +201,8 @@ def explain_disk_error(error: OSError) -> str | None:
             f"{path}: found a file with this name or with the name of a folder above it, expected a folder. Move the "
             f"file, or {OTHER_FOLDER_HINT}"
         )
+    if error.errno in NOT_A_FILE:
+        return f"{format_not_a_file(path)} Move it away, or {OTHER_FOLDER_HINT}"
     if error.errno == errno.ENAMETOOLONG:
         return f"{path}: the name is too long for this disk. Use a shorter name, or {OTHER_FOLDER_HINT}"
     return None
@@ -219,6 +226,8 @@ def format_system_error(error: Exception) -> str:
         return (
             f"the disk is full: {path or 'a file'} could not be written. Free some space, or write to another folder."
         )
+    if error.errno in NOT_A_FILE and path:
+        return f"{format_not_a_file(path)} Move it away, or write to another folder."
     if error.errno == errno.EROFS:
         return f"{path or 'the disk'} can't be written to: {error.strerror}. Write to another folder."
     return f"{path}: {error.strerror}" if path and error.strerror else str(error)
@@ -228,6 +237,27 @@ def get_error_path(error: BaseException) -> str | None:
     """Return the file that an error names, if any."""
     filename = error.filename2 or error.filename if isinstance(error, OSError) else None
     return str(filename) if filename else None
+
+
+INCOMPLETE = re.compile(r"\..+-[0-9a-f]{8}(\.[^.]*)?|\.failure-\d+\.json")
+"""Names of incomplete files: those of `core.io.write_atomically`, and the errors of the processes of a SLURM step."""
+
+
+def is_incomplete(path: Path) -> bool:
+    """Return whether a file has the name of an incomplete one; others that are hidden are not ours."""
+    return INCOMPLETE.fullmatch(path.name) is not None and path.is_file()
+
+
+def remove_incomplete_files(folder: Path) -> None:
+    """Remove what a killed process left incomplete in the folder of a run, and named pipes, which block who opens them.
+
+    Other hidden files are not ours: the folder of a run may be a clone, or somebody's home.
+    """
+    patterns = ("*", "*/*", "*/checkpoints/*", "report/*/*")
+    for path in [path for pattern in patterns for path in folder.glob(pattern) if path != folder / LOCK]:
+        with suppress(OSError):
+            if path.is_fifo() or path.is_socket() or is_incomplete(path):
+                path.unlink()
 
 
 def format_disk_full(path: str, folder: Path) -> str:
@@ -247,6 +277,11 @@ def format_not_writable(error: OSError, path: str, folder: Path) -> str:
 def format_drive_lost(error: OSError, path: str) -> str:
     """Return the message for a drive that has become unavailable."""
     return f"{path} can't be reached: {error.strerror}."
+
+
+def format_not_a_file(path: str) -> str:
+    """Return the message for a folder, or for links that lead in a circle, in the place of a file."""
+    return f"{path}: found {'a folder' if Path(path).is_dir() else 'links that lead in a circle'}, expected a file."
 
 
 def _find_existing_folder(path: Path) -> Path:

@@ -538,12 +538,9 @@ def _find_spanning_groups(table: pd.DataFrame, column: str) -> list[Item]:
     for index, group, value in zip(table.index.tolist(), *columns, strict=True):
         files[group].append(index)
         counts[group][value] += 1
-    items = [
-        Item(
-            tuple(files[group]),
-            ", ".join(f"{number:,} {value}" for value, number in values.most_common()),
-            group=str(group),
-        )
+    details = {
+        group: ", ".join(f"{number:,} {value}" for value, number in values.most_common())
         for group, values in counts.items()
-    ]
+    }
+    items = [Item(tuple(files[group]), detail, group=str(group)) for group, detail in details.items()]
     return sorted(items, key=lambda item: (-len(item.files), item.files))

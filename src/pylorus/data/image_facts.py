@@ -7,7 +7,6 @@ gives the network's input, where that is cached: each file is read and decoded o
 import contextlib
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +16,9 @@ from typing import Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pylorus.core.distributed import map_items
+from pylorus.core.formatting import open_progress_bar
 from pylorus.data.decode import DECODER_VERSION, UnreadableImageError, decode_image
 from pylorus.data.fact_store import Facts, FactStore, FactTable, FileIndex
 from pylorus.data.field_of_view import FINDER, find_field
@@ -232,10 +231,9 @@ def _read_new_files(
     def report_failure(_: int, reason: str) -> tuple[Facts | str, RGB | None]:
         return Facts("", problem=reason), None
 
-    quiet = not sys.stderr.isatty() or not len(indices)
     numbers = [int(index) for index in indices]
     with (
-        tqdm(total=len(numbers), desc="reading images", unit="", disable=quiet, leave=False) as bar,
+        open_progress_bar("reading images", len(numbers), shown=bool(numbers)) as bar,
         contextlib.ExitStack() as at_end,
     ):
         if cache is not None:

@@ -373,7 +373,7 @@ def load_or_decode_images(
     paths, hashes = [root / path for path in table["path"]], list(table["sha256"])
 
     def decode_missing(missing: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-        log.info("images   decoding %d of %d once, for the cache (cache.images)", len(missing), len(paths))
+        log.info("images   decoding %d of %d images once, for the cache (cache.images)", len(missing), len(paths))
         items = [(paths[index], hashes[index]) for index in missing]
         images = map_items(lambda item: form.load_image(*item), items, name=lambda item: str(item[0]))
         while block := list(islice(images, BLOCK)):

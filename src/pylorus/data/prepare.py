@@ -158,8 +158,8 @@ def log_fields(catalog: Catalog, data: DataConfig) -> None:
     if 2 * missing > count:
         examples = [format_path(Path(catalog.table["path"].iloc[index])) for index in [*unclear, *whole][:MAX_EXAMPLES]]
         log.warning(
-            "fields   %s of %s images are not cropped (data.crop=auto): %s have no flat ground at their edge, in %s no "
-            "shape of a field convinces. %sFor example:\n%s",
+            "fields   %s of %s images are not cropped (data.crop=auto): %s have no flat ground at the edge, in %s no "
+            "field of view can be told. %sFor example:\n%s",
             f"{missing:,}",
             f"{count:,}",
             f"{len(whole):,}",
@@ -214,8 +214,10 @@ def _log_images(images: RunImages) -> None:
         for name, short in zip(catalog.classes, catalog.short_names, strict=True)
     )
     patients = images.table["group"].nunique()
-    grouping = f"{patients} groups (patients)" if catalog.grouped else "image-level, since patients are not defined"
-    log.info("images   %s: %d of %s; %s", catalog.root, len(images.table), names, grouping)
+    grouping = "image-level, since patients are not defined"
+    if catalog.grouped:
+        grouping = f"{format_count(patients, 'group')} ({'patient' if patients == 1 else 'patients'})"
+    log.info("images   %s: %s of %s; %s", catalog.root, format_count(len(images.table), "image"), names, grouping)
     class_counts = catalog.table.groupby("group")["label"].nunique()
     count = int((class_counts > 1).sum())
     if catalog.grouped and count:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
 from pylorus.deploy.description import Abstention, Description, IntervalEstimate, PredictionSets
 from pylorus.evaluation.confusion import CLASS_METRICS
-from pylorus.evaluation.wording import format_guarantee_sentence
+from pylorus.evaluation.wording import format_answered_shares, format_guarantee_sentence
 from pylorus.runs.folder import explain_choice
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
@@ -338,14 +338,10 @@ def _render_abstention(description: Description) -> str:
 
 def format_answered_images(abstention: Abstention) -> str:
     """Return on how much of the test set the model answers and why it abstains on the rest, as a line of a log."""
-    shares = (abstention.answered_test, abstention.unlike_test, abstention.accuracy_answered)
-    answered, unlike, accuracy = (
-        "undefined" if each.value is None else f"{format_percent(each.value)} %" for each in shares
-    )
-    return (
-        f"answers {answered} of the test images (correct: {accuracy}); {unlike} are called unlike the training "
-        "images, the others are uncertain"
-    )
+    answered, unlike = abstention.answered_test.value, abstention.unlike_test.value
+    if answered is None or unlike is None:
+        return "how much of the test images it answers is undefined"
+    return format_answered_shares(answered, unlike, abstention.accuracy_answered.value)
 
 
 def _format_false_alarms(description: Description) -> str:

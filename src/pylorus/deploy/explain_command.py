@@ -1,7 +1,6 @@
 """`pylorus explain`: write a heat map per image, and check that networks with other weights give other maps."""
 
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
-from pylorus.core.formatting import defuse_formulas, format_count, format_percent
+from pylorus.core.formatting import defuse_formulas, format_count, format_percent, open_progress_bar
 from pylorus.core.io import check_new_folder, write_atomically, write_json
 from pylorus.data.files import RGB
 from pylorus.deploy.description import INTENDED_USE
@@ -241,7 +239,7 @@ def _explain_all(
 ) -> None:
     names = bundle.description.short_names
     sample_ids = iter(samples or [])
-    with tqdm(desc="heat maps", unit="", disable=not sys.stderr.isatty()) as bar:
+    with open_progress_bar("drawing heat maps", None) as bar:
         for batch, images in read_ahead(items, bundle.input, options.batch):
             rows = [
                 _create_row(item, image, next(sample_ids, ""), names) for item, image in zip(batch, images, strict=True)

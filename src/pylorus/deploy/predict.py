@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pylorus.core.distributed import map_items
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion, normalize_name
-from pylorus.core.formatting import format_count, format_percent, format_threshold
+from pylorus.core.formatting import format_count, format_percent, format_threshold, open_progress_bar
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.files import RGB
@@ -189,7 +188,7 @@ def _predict_remaining(
     remaining = (item for item in sources.iter_items() if item.key not in done)
     rows: list[pd.DataFrame] = []
     last_write = time.monotonic()
-    bar = tqdm(desc="images", unit="", initial=len(done), disable=not sys.stderr.isatty())
+    bar = open_progress_bar("predicting images", None, done=len(done))
     with bar, closing(iter_predicted_rows(bundle, remaining, options)) as tables:
         try:
             for table in tables:
@@ -277,7 +276,7 @@ def _read_image(item: Item, form: InputFormat) -> RGB | str:
     except UnreadableImageError as error:
         return str(error).removeprefix(f"{item.path}: ")
     except Exception as error:  # one bad file must not end the prediction of all others
-        return f"damaged: {error or type(error).__name__}"
+        return f"damaged: {str(error) or type(error).__name__}"
 
 
 def _predict_rows(

@@ -61,9 +61,11 @@ def check_cores(usable: int, counted: int) -> Check:
 
 
 def _format_precision(accelerator: str) -> str:
+    from pylorus.config.schema import CacheConfig
     from pylorus.hardware.engine import resolve_precision
 
-    precision, reason = resolve_precision(accelerator)
+    folder = Path(CacheConfig().folder)  # where runs save what they measured
+    precision, reason = resolve_precision(accelerator, folder if folder.is_dir() else None)
     return f"{precision if precision == 'bf16' else f'fp{precision}'} ({reason})"
 
 

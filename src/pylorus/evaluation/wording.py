@@ -207,3 +207,33 @@ def format_guarantee_sentence(
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a number in (0, 1), such as 0.05")
+
+
+def format_answered_shares(answered: float, unlike: float, accuracy: float | None = None) -> str:
+    """Say how much of the test images a model answers, and why it abstains on the rest, if there is a rest.
+
+    Args:
+        answered: Proportion of the test images that it answers.
+        unlike: Proportion on which it abstains since they are unlike the training images.
+        accuracy: Accuracy on those that it answers; None: not said.
+
+    Example:
+        >>> print(format_answered_shares(1.0, 0.0, 0.9))
+        answers all test images, 90.0 % of them correctly
+        >>> print(format_answered_shares(0.8, 0.2))
+        answers 80.0 % of the test images; 20.0 % are unlike the training images
+        >>> print(format_answered_shares(0.7, 0.2))
+        answers 70.0 % of the test images; 20.0 % are unlike the training images and it is uncertain about 10.0 %
+    """
+    unsure = max(0.0, 1 - answered - unlike)
+    share = "all" if answered == 1 else "none of the" if answered == 0 else f"{format_percent(answered)} % of the"
+    text = f"answers {share} test images"
+    if accuracy is not None and answered:
+        text += f", {format_percent(accuracy)} % of them correctly"
+    reasons = [f"{format_percent(unlike)} % are unlike the training images"] * (unlike > 0)
+    reasons += [f"it is uncertain about {format_percent(unsure)} %"] * (unsure > SMALLEST_SHARE)
+    return "; ".join([text, " and ".join(reasons)] if reasons else [text])
+
+
+SMALLEST_SHARE = 1e-9
+"""A smaller proportion is a rounding error."""

@@ -11,9 +11,10 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
 
 import cv2
 import joblib
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from pylorus.config.schema import FUSED_OPTIMIZERS, Config, TrainerConfig
 from pylorus.core.distributed import get_concurrent_jobs
 from pylorus.core.errors import PylorusError
+from pylorus.core.io import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +202,12 @@ def resolve_accelerator(config: TrainerConfig) -> tuple[str, str]:
     return accelerator, f"{reason}; CUDA_VISIBLE_DEVICES is {visible}" if visible is not None else reason
 
 
-def resolve_engine(config: TrainerConfig) -> Engine:
+def resolve_engine(config: TrainerConfig, folder: Path | None = None) -> Engine:
     """Choose accelerator, precision and threads where the configuration leaves them open.
+
+    Args:
+        config: The requested settings.
+        folder: See `resolve_precision`.
 
     Raises:
         PylorusError: If the requested accelerator is missing.
@@ -216,7 +222,7 @@ def resolve_engine(config: TrainerConfig) -> Engine:
     )
     precision, reasons["precision"] = config.precision, "set by the user"
     if config.precision == "auto":
-        precision, reasons["precision"] = resolve_precision(accelerator)
+        precision, reasons["precision"] = resolve_precision(accelerator, folder)
         if precision == "16" and config.strategy == "fsdp":
             precision, reasons["precision"] = "32", "fp16 with loss scaling does not work with trainer.strategy=fsdp"
     elif precision == "16" and accelerator != "cuda":
@@ -271,12 +277,23 @@ def collect_environment(engine: Engine) -> dict[str, object]:
     }
 
 
-def resolve_precision(accelerator: str) -> tuple[str, str]:
-    """Return the precision that suits an accelerator, "32", "bf16" or "16", and why."""
-    speedup = measure_bf16_speedup(accelerator)
+def resolve_precision(accelerator: str, folder: Path | None = None) -> tuple[str, str]:
+    """Return the precision that suits an accelerator, "32", "bf16" or "16", and why.
+
+    Args:
+        accelerator: cpu, cuda or mps.
+        folder: Folder in which the measurement of a CPU is found or saved, so that a machine always chooses the same;
+            None: it is measured now.
+    """
+    speedup = _recall_bf16_speedup(folder) if accelerator == "cpu" and folder else measure_bf16_speedup(accelerator)
     if accelerator == "cuda" and speedup == 0.0 and is_faster_in_fp16():
         return "16", "this GPU is fast in fp16 and has no bf16; the loss is scaled to keep small gradients"
-    return "bf16" if speedup > 1.3 else "32", f"matrix products run {speedup:.1f} times as fast in bf16 as in fp32"
+    if speedup == 0.0:
+        return "32", f"this {'CPU' if accelerator == 'cpu' else 'GPU'} is not known to be faster in bf16"
+    if accelerator == "cuda":
+        return "bf16", "this GPU has bf16, in which matrix products run faster than in fp32"
+    reason = f"matrix products run {speedup:.1f} times as fast in bf16 as in fp32"
+    return "bf16" if speedup > MIN_BF16_SPEEDUP else "32", reason
 
 
 WITHOUT_FP16 = re.compile(r"GTX 16|MX450|Quadro T\d|T(400|500|550|600|1000|1200|2000)\b")
@@ -289,23 +306,82 @@ def is_faster_in_fp16() -> bool:
     return torch.version.hip is None and major == 7 and not WITHOUT_FP16.search(torch.cuda.get_device_name())
 
 
-def measure_bf16_speedup(accelerator: str) -> float:
-    """Return the speedup of matrix products in bf16: measured on a CPU, since some machines only emulate it."""
+MIN_BF16_SPEEDUP = 1.3
+"""Matrix products must be so many times as fast in bf16 for a CPU to compute in it."""
+BF16_FEATURES = ("amx_bf16", "avx512_bf16", "bf16")
+"""Linux's names of the CPU features, of x86 and ARM, one of which is needed to compute in bf16 without emulation."""
+SPEED_FILE = "bf16.json"
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def measure_bf16_speedup(accelerator: str, seconds: Callable[[Tensor], float] | None = None) -> float:
+    """Return the speedup of matrix products in bf16; 0 if the hardware does not have it.
+
+    On a CPU that has it, it is measured in a way that does not depend on what else the machine computes: on one thread,
+    in processor time, as a ratio of the fastest of several products.
+
+    Args:
+        accelerator: cpu, cuda or mps.
+        seconds: Measures how long the product of a matrix with itself takes; None for the thread's processor time.
+    """
     if accelerator == "mps":
         return 0.0
     if accelerator == "cuda":
         return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
-    full = torch.ones(1024, 1024)
+    if not has_bf16_features():
+        return 0.0
+    full = torch.ones(768, 768)
     half = full.to(torch.bfloat16)
-
-    def measure_seconds(matrix: torch.Tensor) -> float:
-        start = time.perf_counter()
-        matrix @ matrix
-        return time.perf_counter() - start
-
-    # Alternate, since a shared machine's speed drifts; the first pair only warms up.
-    pairs = [(measure_seconds(full), measure_seconds(half)) for _ in range(9)][1:]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        measure = seconds or _measure_product
+        # Alternate, since a shared machine's speed drifts; the first pair only warms up.
+        pairs = [(measure(full), measure(half)) for _ in range(10)][1:]
+    finally:
+        torch.set_num_threads(threads)
     return min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs)
+
+
+def _measure_product(matrix: Tensor) -> float:
+    start = time.thread_time()
+    matrix @ matrix
+    return time.thread_time() - start
+
+
+def has_bf16_features() -> bool:
+    """Return whether the CPU has instructions for bf16, or the system does not list its features."""
+    features = _read_cpu_entry("flags") or _read_cpu_entry("Features")
+    return not features or any(name in BF16_FEATURES for name in features.split())
+
+
+def _read_cpu_entry(name: str) -> str:
+    """Return a line of Linux's description of the first CPU; empty if there is none."""
+    try:
+        found = re.search(rf"^{name}\s*:\s*(.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:
+        return ""
+    return found[1].strip() if found else ""
+
+
+def _recall_bf16_speedup(folder: Path) -> float:
+    """Return the CPU's speedup in bf16 as measured once by this version of torch; a new measurement is saved."""
+    if not has_bf16_features():
+        return 0.0
+    features = (_read_cpu_entry("flags") or _read_cpu_entry("Features")).split()
+    known = [name for name in BF16_FEATURES if name in features]
+    model = _read_cpu_entry("model name") or platform.processor() or platform.machine()
+    machine = f"{' '.join([model, *known])}, torch {torch.__version__}"
+    saved: Any = None
+    with suppress(OSError, PylorusError):  # unreadable or damaged: measured again
+        saved = read_json(folder / SPEED_FILE)
+    speeds = saved if isinstance(saved, dict) else {}
+    if not isinstance(speeds.get(machine), float):
+        speeds[machine] = round(measure_bf16_speedup("cpu"), 2)
+        with suppress(OSError):  # a folder that can't be written
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / SPEED_FILE, speeds)
+    return float(speeds[machine])
 
 
 MAX_CONVOLUTION_WEIGHTS = 50_000_000

@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from pylorus import __version__
 from pylorus.config.checks import (
     build_config,
     check_paths,
@@ -61,7 +62,7 @@ from pylorus.launch.sweep import (
     setup_sweep_process,
     start_reading,
 )
-from pylorus.runs.folder import RunFolder
+from pylorus.runs.folder import PREPARED, STATUS, RunFolder
 from pylorus.runs.process import Timeline, ensure_uninterrupted, exit_process, handle_signals
 
 CHANGEABLE_KEYS = (
@@ -226,6 +227,8 @@ class SweepFolder(Callback):
     path: Path | None = None
     jobs: int | None = None
     """Number of jobs; None for a search, which decides as it goes."""
+    varied: frozenset[str] = frozenset()
+    """Keys in which the jobs differ; empty for a search."""
     _lock = ExitStack()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -242,22 +245,24 @@ class SweepFolder(Callback):
         except PylorusError as error:  # Hydra would only warn of it
             print(f"\nerror: {error}", file=sys.stderr)
             sys.exit(1)
-        SweepFolder.path, SweepFolder.jobs = path, _count_jobs(config)
+        SweepFolder.path = path
+        SweepFolder.jobs, SweepFolder.varied = _count_jobs(config)
         setup_sweep_process(config.hydra.launcher, SweepFolder.path, gpus_per_job=count_job_gpus(config.trainer))
 
 
-def _count_jobs(config: DictConfig) -> int | None:
-    """Return how many jobs Hydra's own sweeper makes of a command line; None for a search."""
+def _count_jobs(config: DictConfig) -> tuple[int | None, frozenset[str]]:
+    """Return how many jobs Hydra's own sweeper makes of a command line, and what they differ in; None for a search."""
     if not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
-        return None
+        return None, frozenset()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
     sweeps = [override for override in parsed if override.is_sweep_override()]
     if not all(override.is_discrete_sweep() for override in sweeps):
-        return None
-    return math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+        return None, frozenset()
+    count = math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+    return count, frozenset(str(override.key_or_group) for override in sweeps)
 
 
 def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
@@ -268,7 +273,8 @@ def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
             status = RunFolder(path.parent).read_status()
             seconds += [float(status["seconds"])] if status.get("state") == "finished" and "seconds" in status else []
     number = int(folder.path.name) + 1 if folder.path.name.isdigit() else len(seconds) + 1
-    words = [f"job {number}" if jobs is None else f"job {number} of {jobs}", format_command(overrides)]
+    varied = [word for word in overrides if word.partition("=")[0].lstrip("+~") in SweepFolder.varied]
+    words = [f"job {number}" if jobs is None else f"job {number} of {jobs}", format_command(varied or overrides)]
     if jobs is not None and seconds:
         words.append(f"about {format_duration(fmean(seconds) * max(1, jobs - len(seconds)))} left")
     print(f"\n{' | '.join(filter(None, words))}", flush=True)
@@ -276,7 +282,7 @@ def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
 
 def _explain_sweep_lock(sweep: Path) -> str:
     """Return the message for a locked sweep; the latest sign of life is that of its jobs."""
-    statuses = [RunFolder(path.parent).read_status() for path in sweep.glob("*/status.json")]
+    statuses = [RunFolder(path.parent).find_status() for path in sweep.glob("*/status.json")]
     latest = max(statuses, key=lambda status: str(status.get("heartbeat", "")), default={})
     return explain_lock(sweep, "another process is running a sweep", latest)
 
@@ -362,6 +368,8 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
             if folder.has_trained:
                 raise
             folder.delete_preparation()  # that run failed before it trained: the corrected command starts anew
+    elif not folder.read_status():
+        _check_unused(folder.path, stages=list(composed.stages))
     if not folder.config.is_file():
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
@@ -374,6 +382,20 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
                 save_config(folder.config, config)
         except PylorusError as error:
             raise JobError(str(error)) from error
+
+
+def _check_unused(folder: Path, *, stages: list[str]) -> None:
+    """Check that a folder without status.json holds nothing that a run would read or overwrite.
+
+    Raises:
+        PylorusError: If it does.
+    """
+    names = [name for name in (*PREPARED, "model", "report", *stages) if os.path.lexists(folder / name)]
+    if names:
+        raise PylorusError(
+            f"{folder}: found {names[0]}, but no {STATUS}: the folder is not that of a run, or has lost this file. "
+            "Move that folder away, or choose another one: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+        )
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
@@ -428,6 +450,9 @@ def _run_command_line() -> int:
 
     resumed_folders = [argument.removeprefix(RESUME) for argument in sys.argv[1:] if argument.startswith(RESUME)]
     words = [argument for argument in sys.argv[1:] if not argument.startswith(RESUME)]
+    if "--version" in words:  # Hydra would show its own
+        print(f"pylorus {__version__}")
+        return 0
     _typed_words[:] = sys.argv[1:]
     sys.argv[1:] = check_overrides(complete_launcher(words), resuming=bool(resumed_folders), typed=_typed_words)
     with handle_signals():

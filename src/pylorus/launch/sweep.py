@@ -6,6 +6,7 @@ Nothing here imports torch or pandas: a launcher that is missing is reported at 
 import fcntl
 import importlib
 import itertools
+import logging
 import os
 import re
 import signal
@@ -434,6 +435,8 @@ def setup_sweep_process(launcher: Any, sweep: Path, *, gpus_per_job: int = 0) ->
         sweep: The folder of the jobs.
         gpus_per_job: From `count_job_gpus`.
     """
+    for noisy in ("hydra._internal.core_plugins.basic_launcher", "matplotlib"):  # `train.py` says which job begins
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ[SWEEP_PROCESS] = str(os.getpid())
     at_once = count_concurrent_jobs(launcher, gpus_per_job=gpus_per_job)
     os.environ[PARALLEL_JOBS] = str(at_once)

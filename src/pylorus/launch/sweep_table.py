@@ -1,6 +1,8 @@
 """The table of a finished sweep: one row a job and stage, means over replicates, and what a search maximises."""
 
 import re
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,12 @@ def write_sweep_table(sweep: Path) -> int:
         return 0
     with write_atomically(sweep / "sweep.csv") as temporary:
         defuse_formulas(table).to_csv(temporary, index=False)
-    text = "\n\n".join([format_sweep_table(table), *collect_problems(sweep, table)])
-    write_text(sweep / "sweep.md", text + "\n")
-    print(f"\n{text}\n")
+    text, problems = format_sweep_table(table), collect_problems(sweep, table)
+    write_text(sweep / "sweep.md", "\n\n".join([text, *problems]) + "\n")
+    width = max(len(line) for line in text.splitlines() if line.startswith("|"))
+    if sys.stdout.isatty() and width > shutil.get_terminal_size().columns:
+        text = f"{format_sweep_table(table, is_short=True)}\n\nAll columns: {sweep / 'sweep.md'}"
+    print("\n" + "\n\n".join([text, *problems]) + "\n")
     code = int((table["state"] != "finished").any())
     if table["test accuracy"].notna().any():
         try:
@@ -150,11 +155,16 @@ def summarize_configurations(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def format_sweep_table(table: pd.DataFrame) -> str:
+def format_sweep_table(table: pd.DataFrame, *, is_short: bool = False) -> str:
     """Format the table in Markdown: proportions in %, and only those overrides in which the jobs differ.
 
     If configurations have several runs, each is summarized in a row before the jobs; configurations with different test
     images are under separate headings.
+
+    Args:
+        table: From `build_sweep_table`.
+        is_short: Whether to leave out what a terminal has no room for: all indices but accuracy, the duration, and what
+            the overrides say or all jobs have in common.
     """
     configurations = summarize_configurations(table)
     several = bool(len(configurations)) and int(configurations["runs"].max()) > 1
@@ -165,11 +175,11 @@ def format_sweep_table(table: pd.DataFrame) -> str:
         parts.append(_format_heading(table[table["test set"] == number], number, len(sets), several=several))
         if several:
             parts += [_format_configurations(of_set, table), "Jobs:"]
-        parts.append(_format_jobs(table[table["test set"] == number], table, numbered=several))
+        parts.append(_format_jobs(table[table["test set"] == number], table, numbered=several, is_short=is_short))
     untested = table[table["test set"] == 0]
     if len(untested):
         parts += ["Jobs without test predictions:"] * bool(sets)
-        parts.append(_format_jobs(untested, table, numbered=False))
+        parts.append(_format_jobs(untested, table, numbered=False, is_short=is_short))
     return "\n\n".join(parts)
 
 
@@ -194,7 +204,8 @@ def collect_problems(sweep: Path, table: pd.DataFrame) -> list[str]:
         ):
             jobs.setdefault(sentence, []).append(str(row["job"]))
     return [
-        f"{'Job' if len(names) == 1 else 'Jobs'} {join_names(names)}: {sentence}" for sentence, names in jobs.items()
+        f"{'Job' if len(names) == 1 else 'Each of jobs'} {join_names(names)}: {sentence}"
+        for sentence, names in jobs.items()
     ]
 
 
@@ -229,7 +240,7 @@ def _format_spread(row: dict[Any, Any], part: str) -> str:
     return f"{format_percent(row[f'{part} mean'])} ± {format_percent(row[f'{part} SD'])} ({ends})"
 
 
-def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> str:
+def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool, is_short: bool) -> str:
     hidden = [
         *(name for name in rows.columns if name.startswith("val ") and name != f"val {ACCURACY}"),
         "test set",
@@ -238,7 +249,14 @@ def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> 
         "seed",
         *([] if numbered else ["configuration"]),
     ]
-    rows = rows.drop(columns=hidden)
+    if is_short:
+        hidden += [
+            "minutes",
+            *(name for name in rows.columns if name.startswith("test ") and name != f"test {ACCURACY}"),
+        ]
+        hidden += ["state"] * bool((table["state"] == "finished").all())
+        hidden += ["model"] * bool(table["overrides"].str.contains(r"(?:^|\s)model=").all())
+    rows = rows.drop(columns=list(dict.fromkeys(hidden)))
     common = _find_common_overrides(table.loc[table["state"] != DAMAGED, "overrides"])
     rows["overrides"] = [
         " ".join(word for word in _split_words(overrides) if word not in common) or "–"
@@ -247,7 +265,8 @@ def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool) -> 
     for name in rows.columns:
         if name.startswith(("val ", "test ")):
             rows[name] = [format_percent(proportion) for proportion in rows[name]]
-    rows["minutes"] = [format_number(minutes, 1) for minutes in rows["minutes"]]
+    if "minutes" in rows:
+        rows["minutes"] = [format_number(minutes, 1) for minutes in rows["minutes"]]
     return _render_markdown_table(
         [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
     )

@@ -13,6 +13,7 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.inception_v3 import InceptionV3
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -113,6 +114,8 @@ def build_backbone(
         )
     if file is not None:
         load_weights(network, file)
+    elif isinstance(network, InceptionV3):
+        init_inception(network)
     init_head(network)
     return Backbone(
         network=network,
@@ -308,6 +311,20 @@ def _get_own_size(name: str) -> int:
     """Return the side of the images that a timm model was designed for, in pixels."""
     pretrained_cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     return 224 if pretrained_cfg is None else int(pretrained_cfg.input_size[-1])
+
+
+def init_inception(network: nn.Module) -> None:
+    """Draw the convolutions of an Inception-V3 with random weights anew, after He et al. (2015).
+
+    timm draws all of them with the same standard deviation, 0.1: while batch norm is frozen, features grow from layer
+    to layer, to 4e7 and a loss above 1e8.
+
+    Args:
+        network: The network.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
 def _format_timm_name(pretrained_cfg: Mapping[str, Any]) -> str:

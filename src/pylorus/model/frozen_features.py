@@ -7,7 +7,6 @@ and the image's content. Later epochs, validation, later stages and other runs r
 import hashlib
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from pylorus.cache.shards import Records
 from pylorus.cache.store import load_or_compute_records
 from pylorus.config.schema import CacheConfig
+from pylorus.core.formatting import open_progress_bar
 from pylorus.data.augmentation import compute_augmentation_version, format_policy
 from pylorus.data.dataset import Draw, ImageBatches, SharedLoader, return_batch
 from pylorus.data.device_augmentation import send_array
@@ -264,7 +263,7 @@ class FeatureDataModule(pl.LightningDataModule):
         super().__init__()
         start = time.monotonic()
         self._image_data, self._prefix, self._name = image_data, prefix, name
-        self._silent = not (progress and sys.stderr.isatty())
+        self._progress = progress
         self._draws = {split: _list_draws(image_data, split, epochs) for split in PARTS}
         self._records = load_or_compute_records(
             settings,
@@ -330,7 +329,7 @@ class FeatureDataModule(pl.LightningDataModule):
                 split
             )  # all processes decode together, including one that has nothing to compute
         all_draws = [(split, draw) for split in PARTS for draw in self._draws[split]]
-        with tqdm(total=len(missing), desc=f"{self._name} features", leave=False, disable=self._silent) as progress_bar:
+        with open_progress_bar(f"{self._name} features", len(missing), shown=self._progress) as progress_bar:
             for split, split_draws in groupby((all_draws[position] for position in missing), key=lambda item: item[0]):
                 draws = [draw for _, draw in split_draws]
                 size = max(1, 2 * self._image_data.batch_size // self._image_data.processes.count)

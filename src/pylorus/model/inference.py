@@ -1,6 +1,5 @@
 """Run a stage's network over the images of a run exactly as its bundle does: by the same code, in fp32."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
+from pylorus.core.formatting import open_progress_bar
 from pylorus.data.dataset import Draw, EpochBatchSampler, EpochSampler, ImageBatches
 from pylorus.hardware.engine import is_faster_channels_last, use_full_precision
 from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images, restore_modes
@@ -411,8 +410,8 @@ def compute_split_outputs(evaluator: Evaluator, part: str, *, progress: bool) ->
     processes, images = evaluator.image_data.processes, len(evaluator.image_data.parts[part])
     saved_rows = select_feature_rows(images)
     rows, logits, features = [], [], []
-    is_silent = not (progress and processes.is_first and sys.stderr.isatty())
-    with tqdm(total=images, desc=f"{part} predictions", leave=False, disable=is_silent) as bar:
+    label = f"predicting {'validation' if part == 'val' else part} images"
+    with open_progress_bar(label, images, shown=progress and processes.is_first) as bar:
         for batch in evaluator.compute_outputs(
             part, np.arange(images), advance=lambda count: bar.update(processes.count * count)
         ):

@@ -14,6 +14,7 @@ from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.wording import format_answered_shares
 from pylorus.report.candidate import FOLDS, SET, SPLITS, Candidate, Pool
 from pylorus.report.evidence import Evidence, Winner
 from pylorus.report.results import CONFIDENCE, Result
@@ -234,11 +235,7 @@ def format_selection(winner: Winner) -> str:
 def format_answered_images(result: Result) -> str:
     """Say how much of the test set a shipped model answers; empty for another stage, or if no bundle says."""
     abstention = result.run.bundle.get("abstention", {}) if result.is_shipped else {}
-    estimates = [abstention.get(name, {}).get("value") for name in ("answered_test", "unlike_test")]
-    if any(value is None for value in estimates):
+    answered, unlike = (abstention.get(name, {}).get("value") for name in ("answered_test", "unlike_test"))
+    if answered is None or unlike is None:
         return ""
-    answered, unlike = (f"{format_percent(value)} %" for value in estimates)
-    return (
-        f"{result.label}: the shipped model answers {answered} of the test images. It calls {unlike} unlike the "
-        "training images, and is uncertain about the others."
-    )
+    return f"{result.label}: the shipped model {format_answered_shares(answered, unlike)}."

@@ -7,7 +7,6 @@ stage. `deploy.stage` overrides the rule.
 
 import errno
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ from pylorus.core.formatting import format_percent
 from pylorus.core.io import read_json, write_atomically, write_json
 from pylorus.core.limits import explain_limit
 from pylorus.core.storage import (
-    LOCK,
     SUFFIX,
     check_digest,
     compute_digest,
@@ -35,6 +33,7 @@ from pylorus.core.storage import (
     is_archive_intact,
     is_process_alive,
     lock_folder,
+    remove_incomplete_files,
     write_digest,
 )
 
@@ -422,13 +421,8 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def remove_incomplete_files(self) -> None:
-        """Remove incomplete files of a killed process: their names begin with a dot."""
-        patterns = (".*", "*/.*", "*/checkpoints/.*", "report/*/.*")
-        for path in [path for pattern in patterns for path in self.path.glob(pattern)]:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path != self.path / LOCK:
-                path.unlink(missing_ok=True)
+        """Remove incomplete files of a killed process."""
+        remove_incomplete_files(self.path)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -250,7 +250,7 @@ def explain_training_problems(
         ... )
         >>> print(sentence.replace(" Try", "\nTry"))
         The loss exploded: 5e+07 on training images, where equal probabilities for all classes give 1.1.
-        Try a lower learning rate.
+        Try a lower learning rate; with model.weights=none, pretrained weights.
     """
     sentences = []
     uniform = math.log(classes)
@@ -262,7 +262,7 @@ def explain_training_problems(
     if exploded:
         sentences.append(
             f"The loss exploded: {exploded[0]}, where equal probabilities for all classes give {uniform:.2g}. "
-            "Try a lower learning rate."
+            "Try a lower learning rate; with model.weights=none, pretrained weights."
         )
     if train_accuracy >= LEARNED and validation.has_interval and validation.low <= frequent:
         sentences.append(

@@ -124,10 +124,10 @@ class Timeline:
         return rounded if other is None else {**rounded, OTHER: other}
 
     def format_line(self) -> str:
-        """Format the seconds of the parts as one line."""
-        parts = self.compute_seconds()
-        texts = [f"{part} {format_number(seconds, 1)} s" for part, seconds in parts.items() if seconds >= 0.05]
-        return f"time     {', '.join(texts)}; total {format_number(sum(parts.values()), 1)} s"
+        """Format the seconds of the parts as one line, without those that take less than a hundredth of all."""
+        total = sum((parts := self.compute_seconds()).values())
+        texts = [f"{part} {format_number(seconds, 1)} s" for part, seconds in parts.items() if seconds >= total / 100]
+        return f"time     {', '.join(texts)}; total {format_number(total, 1)} s"
 
     def write(self, path: Path) -> None:
         """Write the seconds as JSON: `seconds` in total, and `timeline` with those of each part."""

@@ -334,10 +334,12 @@ def read_config(folder: Path) -> DictConfig:
     """Read the configuration of a run; empty if the run failed before writing it.
 
     Raises:
-        PylorusError: If config.yaml is damaged.
+        PylorusError: If config.yaml is damaged, or lost by a run that has trained.
     """
     path = RunFolder(folder).config
     if not path.is_file():
+        if RunFolder(folder).has_trained:
+            raise PylorusError(f"{path}: found no such file, so what the run did is unknown. Restore it from a backup.")
         return OmegaConf.create()
     try:
         config = OmegaConf.load(path)
@@ -405,7 +407,12 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
 
 
 def _check_predictions(run: SavedRun) -> None:
-    """Raise an error if predictions and split disagree about the images or their classes."""
+    """Raise an error if those of the shipped stage are lost, or disagree with the split about images or classes."""
+    shipped = read_shipped(run.bundle) if run.state == "finished" else None
+    for stage in run.stages:
+        if shipped is not None and stage.name == shipped.name and stage.test is None:
+            file = RunFolder(run.folder).get_predictions_path(stage.name, "test")
+            raise PylorusError(f"{file}: found no such file, so the run has no results. Restore it from a backup.")
     full = dict(zip(run.short_names, run.class_names, strict=True))
     validated_on = "test" if run.get_setting("data.validation") == "test" else "val"
     for stage in run.stages:

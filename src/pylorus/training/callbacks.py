@@ -6,6 +6,7 @@ beside it in `best-<epoch>.ckpt`. When the stage is trained, that file becomes `
 `last.ckpt` is deleted. However a run is killed, the files that `last.ckpt` refers to exist.
 """
 
+import io
 import logging
 import math
 import shutil
@@ -20,13 +21,15 @@ import pandas as pd
 import psutil
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.plugins.precision import MixedPrecision
+from tqdm import tqdm
 
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_number, format_percent
+from pylorus.core.formatting import format_number, format_percent, open_progress_bar
 from pylorus.core.io import write_atomically, write_json
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.runs.folder import RunFolder, StageFolder, StageProgress
@@ -35,26 +38,78 @@ from pylorus.runs.process import StopRequest
 log = logging.getLogger(__name__)
 
 
-class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, on a terminal only: in a file each refresh would be a line."""
+class StageBar(ProgressBar):
+    """A progress bar for the batches of an epoch and then of its validation, in place of Lightning's own."""
 
     def __init__(self, plan: StagePlan) -> None:
-        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
+        super().__init__()
         self.plan = plan
+        self._bar: tqdm[Any] | None = None
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Label the bar with stage and epoch."""
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(
-            f"{self.plan.name} {trainer.current_epoch + 1}/{self.plan.config.epochs}"
-        )
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Open a bar if there is none; it begins where a resumed epoch does."""
+        if self._bar is None:
+            self._open(trainer, "", trainer.num_training_batches, done=batch_idx)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Advance."""
+        self._advance()
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Open a bar for the validation."""
+        self._open(trainer, " validation", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Advance."""
+        self._advance()
+
+    def on_validation_end(self, *_: Any) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Close the bar, so that what is printed next begins a line."""
+        self._close()
+
+    def print(self, *words: Any, **options: Any) -> None:
+        """Print above the bar."""
+        tqdm.write(options.pop("sep", " ").join(map(str, words)), file=sys.stdout)
+
+    def disable(self) -> None:
+        """Close the bar; Lightning calls this in all processes but the first, which has none."""
+        self._close()
+
+    def enable(self) -> None:
+        """Do nothing: the next epoch opens the bar."""
+
+    def _open(self, trainer: pl.Trainer, activity: str, batches: float, *, done: int = 0) -> None:
+        self._close()
+        epoch = f"{self.plan.name} {trainer.current_epoch + 1}/{self.plan.config.epochs}"
+        self._bar = open_progress_bar(epoch + activity, int(batches) if math.isfinite(batches) else None, done=done)
+
+    def _advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 class EpochLine(pl.Callback):
-    """Log one line per epoch, with the time remaining in the stage."""
+    """Log one line per epoch, with the time remaining in the stage.
 
-    def __init__(self, plan: StagePlan) -> None:
+    Args:
+        plan: The stage.
+        is_last: Whether it is the run's last one: otherwise the line says that the time is that of the stage.
+    """
+
+    def __init__(self, plan: StagePlan, *, is_last: bool = True) -> None:
         self.plan = plan
+        self._remainder = "left" if is_last else f"left in {plan.name}"
         self._epoch_start = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -68,23 +123,26 @@ class EpochLine(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the line."""
         epochs, name = self.plan.config.epochs, self.plan.name
-        seconds_left = (time.monotonic() - self._epoch_start) * (epochs - trainer.current_epoch - 1)
+        remaining = epochs - trainer.current_epoch - 1
+        seconds_left = (time.monotonic() - self._epoch_start) * remaining
 
         def format_metrics(split: str) -> str:
             loss, accuracy = (
                 float(trainer.callback_metrics[f"{name}/{split}/{metric}"]) for metric in ("loss", "accuracy")
             )
-            return f"loss {format_number(loss, 3)}, acc {format_percent(accuracy)} %"
+            shown = format_number(loss, 3) if loss < 1000 or not math.isfinite(loss) else f"{loss:.2e}"
+            return f"loss {shown}, acc {format_percent(accuracy)} %"
 
+        clock = time.strftime("%H:%M:%S" if seconds_left >= 3600 else "%M:%S", time.gmtime(seconds_left))
         log.info(
-            "%s epoch %*d/%d | train: %s | val: %s | %s left",
+            "%s epoch %*d/%d | train: %s | val: %s%s",
             name,
             len(str(epochs)),
             trainer.current_epoch + 1,
             epochs,
             format_metrics("train"),
             format_metrics("val"),
-            time.strftime("%H:%M:%S" if seconds_left >= 3600 else "%M:%S", time.gmtime(seconds_left)),
+            f" | {clock} {self._remainder}" if remaining else "",
         )
 
 
@@ -378,6 +436,17 @@ class Checkpoints(pl.Callback):
         else:
             trainer.save_checkpoint(path, weights_only=weights_only)
         self._processes.wait()
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint into its own folder: Lightning writes the whole of it to TMPDIR first, and copies it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; `Checkpoints` gives the file its name once it is complete."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with open(path, "wb") as file:  # noqa: PTH123 also of a text
+            file.write(content.getbuffer())
 
 
 def _create_link(path: Path, link: Path) -> None:

@@ -7,6 +7,7 @@ apart.
 import errno
 import re
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,12 @@ from pylorus.core import limits
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, UnreadableImageError
 from pylorus.core.storage import (
     DISK_FULL,
+    NOT_A_FILE,
     NOT_WRITABLE,
     UNREACHABLE,
     format_disk_full,
     format_drive_lost,
+    format_not_a_file,
     format_not_writable,
     get_error_path,
 )
@@ -77,6 +80,8 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
         return _explain_unreadable_image(text, folder.path)
     if is_out_of_memory(error):
         return _explain_out_of_memory(error, folder.path, config.trainer)
+    if isinstance(error, OSError) and _is_of_shared_memory(error):
+        return _explain_lost_worker(f"shared memory: {text}", folder.path, config.data.workers)
     if isinstance(error, RuntimeError) and (WORKER_ERROR.search(text) or SHARED_MEMORY_ERROR.search(text)):
         return _explain_lost_worker(text, folder.path, config.data.workers)
     if (
@@ -92,11 +97,20 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         message = format_not_writable(error, _format_error_location(error, folder.path), folder.path)
         return f"{message}\nThen {_format_resume_command(folder.path)}"
+    if isinstance(error, OSError) and error.errno in NOT_A_FILE:
+        path = _format_error_location(error, folder.path)
+        return f"{format_not_a_file(path)}\nMove it away, then {_format_resume_command(folder.path)}"
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
         message = format_drive_lost(error, _format_error_location(error, folder.path))
         return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder.path)}"
     limit = limits.explain_limit(error)
     return None if limit is None else f"{limit}\nThen {_format_resume_command(folder.path)}"
+
+
+def _is_of_shared_memory(error: OSError) -> bool:
+    """Return whether a lock that processes share could not be created, which lies in /dev/shm; no file is named."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return error.filename is None and any(frame.filename.endswith("multiprocessing/synchronize.py") for frame in frames)
 
 
 def _explain_full_disk(error: BaseException, folder: Path, cache: Path) -> str:
@@ -136,7 +150,7 @@ def _explain_lost_worker(text: str, folder: Path, configured: int | None) -> str
     if end is not None:
         reason = limits.format_kill(-signal.Signals[end])
     elif SHARED_MEMORY_ERROR.search(text):
-        reason = "got no shared memory: /dev/shm is full or too small"
+        reason = "got no shared memory: /dev/shm is full, too small, or can't be written to"
     else:
         reason = (
             "was killed or got no shared memory. Usually the machine has run out of memory (see dmesg), or /dev/shm is "

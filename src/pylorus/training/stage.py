@@ -321,10 +321,12 @@ def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
     parameters = dict(backbone.network.named_parameters())
     trainable_count = sum(parameters[name].numel() for name in stage_depth.trainable)
     parameter_count = sum(parameter.numel() for parameter in parameters.values())
+    trained = f"{plan.config.learn} ({trainable_count:,} of {parameter_count:,} parameters)"
+    if trainable_count == parameter_count:
+        trained = f"all {parameter_count:,} parameters"
     return (
-        f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {plan.config.learn} "
-        f"({trainable_count:,} of {parameter_count:,} parameters), "
-        f"{plan.config.epochs} {'epoch' if plan.config.epochs == 1 else 'epochs'}"
+        f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {trained}, "
+        f"{format_count(plan.config.epochs, 'epoch')}"
     )
 
 
@@ -359,7 +361,9 @@ def log_stage_table(
     metrics = select_class_metrics() if metrics is None else metrics
     images = "the test images" if validated_on == "test" else "validation images"
     selection = f"best by {plan.config.monitor} on {images}" if result.epochs > 1 else "the only one"
-    table = Table(title=f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}")
+    title = f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}"
+    # Without lines between the columns, three classes fit into 80 characters.
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("%", justify="left")
     for split in result.predictions:
         for metric in metrics:
@@ -386,7 +390,7 @@ def _render_text(table: Table) -> str:
     console = Console(width=140, color_system=None, force_terminal=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(table)
-    return captured.get()
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def _format_accuracy(split: str, saved: SavedPredictions) -> str:

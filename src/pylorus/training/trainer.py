@@ -29,7 +29,15 @@ from pylorus.model.freeze import FreezeBackbone
 from pylorus.model.losses import get_monitor_mode
 from pylorus.runs.folder import RunFolder, StageFolder
 from pylorus.runs.process import StopRequest, Timeline
-from pylorus.training.callbacks import Checkpoints, CurvesFile, EpochLine, LossScale, ProgressBar, SpeedMonitor
+from pylorus.training.callbacks import (
+    CheckpointFiles,
+    Checkpoints,
+    CurvesFile,
+    EpochLine,
+    LossScale,
+    SpeedMonitor,
+    StageBar,
+)
 from pylorus.training.dashboards import Dashboard
 
 
@@ -147,7 +155,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
     """Build the Trainer of a stage, with its loggers, callbacks and `trainer.args`."""
     curves = CurvesFile(stage_folder.metrics_path, last_step=plan.first_epoch + stage_folder.progress.epochs)
     progress = run.config.trainer.progress and run.processes.is_first
-    progress_bar = [ProgressBar(plan)] if progress else []
+    progress_bar = [StageBar(plan)] if progress else []
     checkpoints = Checkpoints(
         stage_folder, mode=get_monitor_mode(plan.config.monitor), processes=run.processes, stop=run.stop
     )
@@ -162,7 +170,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         "callbacks": [
             FreezeBackbone(plan.config.learn),
             *_build_early_stopping(plan.config),
-            EpochLine(plan),
+            EpochLine(plan, is_last=plan.name == list(run.config.stages)[-1]),
             speed,
             *([LossScale(plan)] if run.engine.precision == "16" else []),
             *progress_bar,
@@ -186,10 +194,12 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
 
 
 def build_precision_arguments(engine: Engine) -> dict[str, Any]:
-    """Return the Trainer arguments for the precision; in fp16 the loss is scaled, so that small gradients are not 0."""
+    """Return the Trainer arguments for checkpoints and precision; in fp16 it scales the loss: no gradient becomes 0."""
     if engine.precision != "16":
-        return {"precision": engine.lightning_precision}
-    return {"plugins": [MixedPrecision("16-mixed", engine.accelerator, GradScaler(engine.accelerator))]}
+        return {"precision": engine.lightning_precision, "plugins": [CheckpointFiles()]}
+    return {
+        "plugins": [CheckpointFiles(), MixedPrecision("16-mixed", engine.accelerator, GradScaler(engine.accelerator))]
+    }
 
 
 @contextmanager
