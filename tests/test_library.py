@@ -149,7 +149,7 @@ def test_a_misspelt_public_name_is_suggested():
         (["--help"], 'found "--help", an option of the command line'),
         (["folders"], 'found "folders", expected KEY=VALUE.*Did you mean data=folders'),
         (["seed=1,2"], "seed: found several values"),
-        (["data.image_size=abc"], '^data.image_size: found "abc", expected a whole number.$'),
+        (["data.image_size=abc"], '^data.image_size: found "abc", expected a whole number of at least 32.$'),
         (["trainer.compile=abc"], '^trainer.compile: found "abc", expected true or false.$'),
         (["data=folders", "data.root=~/missing"], "/missing"),
     ],

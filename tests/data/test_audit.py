@@ -101,6 +101,7 @@ def test_every_fault_planted_in_real_images_is_found_and_nothing_else_reported(t
     assert "near-copy" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", [False, True])
 def test_no_pair_of_different_synthetic_images_is_reported_as_a_copy(tmp_path, overlay):
     generate_image_set(tmp_path / "set", images=60, size=96, seed=11, overlay=overlay)

@@ -550,6 +550,22 @@ def test_slow_clients_are_disconnected_and_health_always_answers(address, monkey
     assert get_health(address) == 200
 
 
+@pytest.mark.slow
+def test_an_upload_that_is_fast_enough_is_not_closed_for_newer_connections(address, monkeypatch):
+    monkeypatch.setattr(security, "MAX_CONNECTIONS", 6)
+    content = form_part(bytes(600_000)) + b"--x--\r\n"
+    upload = socket.create_connection(address)
+    upload.sendall(post_head(content))
+    newer = []
+    for start in range(0, len(content), 60_000):
+        upload.sendall(content[start : start + 60_000])
+        newer.append(socket.create_connection(address))
+        time.sleep(0.2)
+    assert receive_all(upload).startswith(b"HTTP/1.1 200 OK")
+    for connection in newer:
+        connection.close()
+
+
 def form_part(content: bytes) -> bytes:
     return b"--x\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\n" + content + b"\r\n"
 

@@ -5,12 +5,14 @@ import collections
 import logging
 import pathlib
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
 import timm
 import torch
 
+from pylorus import Classifier
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
 from pylorus.model.backbone import build_backbone
@@ -177,6 +179,57 @@ def test_a_checkpoint_that_names_the_operating_system_is_refused(networks, tmp_p
     torch.save(content, tmp_path / "harm.pth")
     with pytest.raises(PylorusError, match="can't be read as tensors"):
         build_backbone(ModelConfig(TINY, weights=str(tmp_path / "harm.pth")), classes=3)
+
+
+def nest(state, *, times):
+    """A dictionary that holds another one twice, which holds another one twice, and so on."""
+    for _ in range(times):
+        state = {"a": state, "b": state}
+    return state
+
+
+def hold_itself(state):
+    circle = dict(state)
+    circle["circle"] = circle
+    return circle
+
+
+def change(state, convert):
+    return {name: convert(tensor) if name == "conv1.0.weight" else tensor for name, tensor in state.items()}
+
+
+HOSTILE_FILES = {
+    "dictionaries that would hold billions": (lambda state: nest(state, times=40), "dictionaries are nested|200,000"),
+    "a dictionary within itself": (hold_itself, "64 d"),
+    "a name of 10,000 characters": (lambda state: {**state, "a." * 5000: torch.zeros(1)}, "at most 500 characters"),
+    "NaN": (lambda state: change(state, lambda tensor: tensor * float("nan")), "NaN or infinite values in:\n  conv1"),
+    "true and false": (lambda state: change(state, torch.Tensor.bool), "bool in the file, float32 in the network"),
+    "complex numbers": (lambda state: change(state, lambda tensor: tensor * 1j), "complex64 in the file"),
+    "a tensor without values": (lambda state: change(state, lambda tensor: tensor.to("meta")), "without values"),
+    "a sparse tensor": (lambda state: change(state, torch.Tensor.to_sparse), "sparse_coo float32 in the file"),
+    "a name that clears the terminal": (lambda state: {**state, "\x1b[2J": torch.zeros(1)}, r"\\x1b\[2J"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_FILES)
+def test_a_hostile_file_is_refused_in_words(networks, tmp_path, kind):
+    build, words = HOSTILE_FILES[kind]
+    torch.save(build(networks[TINY].state_dict()), tmp_path / "hostile.pth")
+    with pytest.raises(PylorusError, match=words) as refusal:
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "hostile.pth")), classes=3)
+    assert "hostile.pth" in str(refusal.value)
+
+
+def test_a_compressed_file_is_not_inflated(networks, tmp_path):
+    torch.save(networks[TINY].state_dict(), tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for part in plain.infolist():
+            kind = zipfile.ZIP_DEFLATED if part.filename.endswith("data.pkl") else zipfile.ZIP_STORED
+            bomb.writestr(part.filename, plain.read(part), kind)
+    with pytest.raises(PylorusError, match="data.pkl is compressed"):
+        build_backbone(ModelConfig(TINY, weights=str(tmp_path / "bomb.pth")), classes=3)
+    with pytest.raises(PylorusError, match="data.pkl is compressed"):
+        Classifier.load_from_checkpoint(tmp_path / "bomb.pth")
 
 
 def test_a_file_without_tensors_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import re
 import subprocess
 import sys
@@ -312,3 +313,17 @@ def test_figures_rendered_in_several_processes_are_the_same(run_with_report, tmp
         for folder in (run_with_report / "report", tmp_path)
     )
     assert after == before
+
+
+def test_a_report_beside_other_files_removes_only_incomplete_ones_of_its_own(make_run, skip_rendering, tmp_path):
+    output = tmp_path / "home"
+    ours, others = (
+        ("tables/.runs-0a1b2c3d.csv", ".report-0a1b2c3d.html"),
+        (".vscode-settings.json", ".my-12345678.x.csv"),
+    )
+    for path in [output / name for name in (*ours, *others)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0))
+    write_report([make_run("run")], output)
+    assert {name for name in (*ours, *others) if (output / name).exists()} == set(others)

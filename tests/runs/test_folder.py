@@ -36,7 +36,9 @@ def test_only_incomplete_files_of_a_run_are_removed_from_its_folder(tmp_path):
     assert {name for name in (*OURS, *OTHERS) if (tmp_path / name).exists()} == set(OTHERS)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "model/model.safetensors", "finetune/stage.json", "split.csv"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "model/model.safetensors", "finetune/checkpoints/last.ckpt", "split.csv"]
+)
 def test_a_new_run_neither_reads_nor_overwrites_the_files_of_others(name, tmp_path, synthetic_root):
     mine = tmp_path / "mine" / name
     mine.parent.mkdir(parents=True)

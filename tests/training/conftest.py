@@ -12,14 +12,15 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def train_with_logger(compose_config, synthetic_root, tmp_path) -> Callable[..., RunFolder]:
-    """Train stage pretrain with a logger that may show images; return the finished run."""
+    """Train with a logger that may show images; return the finished run."""
 
-    def train(logger: str, *, epochs: int) -> RunFolder:
+    def train(logger: str, *more: str, epochs: int, stage: str = "pretrain") -> RunFolder:
         from pylorus.launch.train import run
 
         folder = RunFolder(tmp_path / "run")
         words = [
-            "stage=pretrain", f"stages.pretrain.epochs={epochs}", f"logger={logger}", "logger.images=true", "trainer=cpu",
+            f"stage={stage}", f"stages.pretrain.epochs={epochs}", f"logger={logger}", "logger.images=true", "trainer=cpu",
+            *more,
         ]  # fmt: skip
         config = compose_config(
             "data=folders", f"data.root={synthetic_root}", "data.image_size=32", "model=timm", f"model.name={TINY}",

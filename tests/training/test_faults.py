@@ -26,7 +26,6 @@ from pylorus.launch.train import run
 from pylorus.model.classifier import StageClassifier
 from pylorus.model.inference import NormalizingNetwork
 from pylorus.runs.folder import RunFolder
-from pylorus.training import dashboards
 from pylorus.training.faults import explain_fault
 from tests.conftest import TINY
 
@@ -386,24 +385,23 @@ def test_a_failing_dashboard_is_reported_once_and_the_run_finishes(
 ):
     expected, folder = train_uninterrupted(), prepare_run("logger=wandb")
 
-    class Failing(dashboards.Logger):
-        name, version = "wandb", ""
+    def send(*_, **__):
+        if moment == "log":
+            raise ConnectionError("the service is gone")
 
-        def log_hyperparams(self, *_, **__):
-            pass
-
-        def log_metrics(self, *_, **__):
-            if moment == "log":
-                raise ConnectionError("the service is gone")
-
-    service = types.SimpleNamespace(log=Failing().log_metrics, finish=raises_any("the service is gone"))
+    service = types.SimpleNamespace(
+        id="x", log=send, define_metric=send_nothing, summary={}, finish=raises_any("the service is gone")
+    )
     monkeypatch.setattr("wandb.init", lambda **_: service)
-    monkeypatch.setattr(dashboards, "WandbLogger", lambda **_: Failing())
     run(folder)
     said = (folder.path / "run.log").read_text()
     assert said.count("wandb failed; the run continues and its files are complete: the service is gone") == 1
     assert folder.read_status()["state"] == "finished"
     goes_on_to(expected, folder)
+
+
+def send_nothing(*_, **__):
+    pass
 
 
 def raises_any(text: str):

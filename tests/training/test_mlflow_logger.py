@@ -51,7 +51,7 @@ def open_store(folder: RunFolder):
 def test_a_run_writes_curves_settings_and_matrices_to_its_folder(train_with_logger, synthetic_root):
     pytest.importorskip("mlflow.tracking")
     pytest.importorskip("sqlalchemy")
-    folder = train_with_logger("mlflow", epochs=2)
+    folder = train_with_logger("mlflow", "logger.artifact=true", "logger.notes=a first try", epochs=2)
     client = open_store(folder)
     (saved,) = client.search_runs([client.get_experiment_by_name("pylorus").experiment_id])
     assert saved.info.status == "FINISHED"
@@ -59,7 +59,15 @@ def test_a_run_writes_curves_settings_and_matrices_to_its_folder(train_with_logg
     assert "data.root" not in saved.data.params
     losses = client.get_metric_history(saved.info.run_id, "pretrain/val/loss")
     assert [point.step for point in losses] == [1, 2]
-    assert list((folder.path / "mlflow").rglob("val/confusion.png"))
+    assert [point.step for point in client.get_metric_history(saved.info.run_id, "run/stage")] == [1, 2]
+    assert {"result/test/accuracy_percent", "result/val/auroc", "result/test/auroc_low"} <= set(saved.data.metrics)
+    tags = saved.data.tags
+    assert (tags["model"], tags["stages"], tags["data"]) == (TINY, "pretrain", "folders")
+    assert tags["mlflow.note.content"] == "a first try"
+    assert "95 % CI" in tags["result/test/accuracy"]
+    for name in ("val/confusion.png", "test/roc.png", "result/reliability.png", "model/MODEL_CARD.md"):
+        assert list((folder.path / "mlflow").rglob(name)), name
+    assert "failed; the run continues" not in (folder.path / "run.log").read_text()
     stored = [folder.path / "mlflow.db", *(path for path in (folder.path / "mlflow").rglob("*") if path.is_file())]
     assert not [
         path for path in stored if str(synthetic_root).encode() in path.read_bytes() or b"patient_" in path.read_bytes()

@@ -93,7 +93,7 @@ RULES = (
         "type stages.<stage>.augment={value}; else leave it out.",
     ),
     Rule(
-        r"logger\.(?:project|offline|images)",
+        r"logger\.(?:project|offline|images|predictions|artifact|notes)",
         lambda config, _: config.logger.name == "csv" and config.logger._target_ is None,
         "logger=csv, the default, shows nothing on a dashboard. Add logger=wandb, logger=mlflow or "
         "logger=tensorboard, or leave it out.",
@@ -102,6 +102,11 @@ RULES = (
         r"logger\.(?:project|offline)",
         lambda config, _: config.logger.name == "tensorboard" and config.logger._target_ is None,
         "TensorBoard has no projects and sends nothing. Add logger=wandb or logger=mlflow, or leave it out.",
+    ),
+    Rule(
+        r"logger\.artifact",
+        lambda config, _: config.logger.name == "tensorboard" and config.logger._target_ is None,
+        "TensorBoard stores no models; the run's folder has it. Add logger=wandb or logger=mlflow, or leave it out.",
     ),
     Rule(
         r"data\.val_fraction",

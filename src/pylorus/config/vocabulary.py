@@ -166,7 +166,7 @@ def check_value(key: str, value: str) -> None:
                 f'Did you mean "{float(plain.strip("%")) / 100:g}"?',
                 [f"{key}={float(plain.strip('%')) / 100:g}"],
             )
-    if not is_wrong or not plain or (plain == "null" and not (choices and metadata.get("default") is not None)):
+    if not is_wrong or not plain or (plain == "null" and (metadata.get("is_optional") or not choices)):
         return
     nearest = meant or next(iter(format_suggestion(plain, choices).split('"')[1:]), "")
     suggestion = f' Did you mean "{nearest}"?' if nearest else ""
@@ -347,7 +347,7 @@ def _format_wrong_type(key: str, found: str, kind: str) -> str:
 
 
 def get_key_metadata(path: str) -> Mapping[str, Any]:
-    """Return what the schema says of a key: choices, low, high, description, default and kind; empty if unknown."""
+    """Return what the schema says of a key: its choices, range, default and kind; empty if unknown."""
     kind, metadata = typing.cast(Any, Config), typing.cast(Mapping[str, Any], {})
     for part in path.split("."):
         if dataclasses.is_dataclass(kind):
@@ -355,7 +355,8 @@ def get_key_metadata(path: str) -> Mapping[str, Any]:
             if part not in fields:
                 return {}
             field, kind = fields[part]
-            metadata = {**field.metadata, "default": field.default, "kind": kind}
+            is_optional = type(None) in typing.get_args(field.type)
+            metadata = {**field.metadata, "default": field.default, "kind": kind, "is_optional": is_optional}
         elif typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
         else:

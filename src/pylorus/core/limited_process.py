@@ -434,7 +434,7 @@ def _prepare_error(error: Exception, memory: int) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return UnreadableImageError(f"damaged: {error or type(error).__name__}")
+        return UnreadableImageError(f"damaged: {str(error) or type(error).__name__}")
     return error
 
 

@@ -82,7 +82,7 @@ def check_digest(path: Path) -> None:
     if beside.is_file() and beside.read_text(encoding="utf-8", errors="replace").split()[:1] != [compute_digest(path)]:
         raise PylorusError(
             f"{path}: damaged, or changed since it was written: its SHA-256 is not that in {beside.name}. Restore it "
-            "from a backup, or start a new run."
+            f"from a backup, or start a new run. If only {beside.name} was damaged, delete that."
         )
 
 
@@ -243,6 +243,11 @@ INCOMPLETE = re.compile(r"\..+-[0-9a-f]{8}(\.[^.]*)?|\.failure-\d+\.json")
 """Names of incomplete files: those of `core.io.write_atomically`, and the errors of the processes of a SLURM step."""
 
 
+def is_incomplete(path: Path) -> bool:
+    """Return whether a file has the name of an incomplete one; others that are hidden are not ours."""
+    return INCOMPLETE.fullmatch(path.name) is not None and path.is_file()
+
+
 def remove_incomplete_files(folder: Path) -> None:
     """Remove what a killed process left incomplete in the folder of a run, and named pipes, which block who opens them.
 
@@ -251,7 +256,7 @@ def remove_incomplete_files(folder: Path) -> None:
     patterns = ("*", "*/*", "*/checkpoints/*", "report/*/*")
     for path in [path for pattern in patterns for path in folder.glob(pattern) if path != folder / LOCK]:
         with suppress(OSError):
-            if path.is_fifo() or path.is_socket() or (INCOMPLETE.fullmatch(path.name) and path.is_file()):
+            if path.is_fifo() or path.is_socket() or is_incomplete(path):
                 path.unlink()
 
 

@@ -136,7 +136,7 @@ def _decode_here(content: bytes, policy: int, max_pixels: int) -> RGB:
             raise MemoryError(str(error)) from error
         if isinstance(error, cv2.error):  # its message names a file of OpenCV's source
             raise UnreadableImageError(f"an unsupported kind of image, or damaged: {error.err}") from error
-        raise UnreadableImageError(f"damaged: {error or type(error).__name__}") from error
+        raise UnreadableImageError(f"damaged: {str(error) or type(error).__name__}") from error
 
 
 def read_image(path: ImageLocation, *, policy: int = POLICY_VERSION, sha256: str | None = None) -> RGB:

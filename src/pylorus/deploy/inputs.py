@@ -428,7 +428,8 @@ class ResumableTable:
     def _check_same_request(self, request: object, expected: dict[str, object], path: Path) -> None:
         if request != expected:
             existing = request if isinstance(request, dict) else {}
-            differing = [name for name in expected if existing.get(name) != expected[name]]
+            names = [name.removesuffix(" are") for name in expected if existing.get(name) != expected[name]]
+            differing = dict.fromkeys(names)  # "inputs" and "inputs are" differ together
             raise PylorusError(
                 f"{path}: already exists, from another request (different: {', '.join(differing)}). "
                 "Delete it, or choose another --output."

@@ -276,7 +276,7 @@ def _read_image(item: Item, form: InputFormat) -> RGB | str:
     except UnreadableImageError as error:
         return str(error).removeprefix(f"{item.path}: ")
     except Exception as error:  # one bad file must not end the prediction of all others
-        return f"damaged: {error or type(error).__name__}"
+        return f"damaged: {str(error) or type(error).__name__}"
 
 
 def _predict_rows(

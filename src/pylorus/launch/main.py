@@ -369,7 +369,7 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
                 raise
             folder.delete_preparation()  # that run failed before it trained: the corrected command starts anew
     elif not folder.read_status():
-        _check_unused(folder.path)
+        _check_unused(folder.path, stages=list(composed.stages))
     if not folder.config.is_file():
         overrides = [str(override) for override in context.overrides.task]
         sweep = folder.path.parent.name if in_sweep else None
@@ -384,18 +384,17 @@ def _prepare_folder(composed: DictConfig, context: Any, folder: RunFolder, *, in
             raise JobError(str(error)) from error
 
 
-def _check_unused(folder: Path) -> None:
+def _check_unused(folder: Path, *, stages: list[str]) -> None:
     """Check that a folder without status.json holds nothing that a run would read or overwrite.
 
     Raises:
         PylorusError: If it does.
     """
-    names = [name for name in (*PREPARED, "model", "report") if os.path.lexists(folder / name)]
-    names += [str(path.relative_to(folder)) for path in folder.glob("*/stage.json")]
+    names = [name for name in (*PREPARED, "model", "report", *stages) if os.path.lexists(folder / name)]
     if names:
         raise PylorusError(
             f"{folder}: found {names[0]}, but no {STATUS}: the folder is not that of a run, or has lost this file. "
-            "Expected a new or empty folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
+            "Move that folder away, or choose another one: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
         )
 
 

@@ -385,30 +385,33 @@ def train(
         write_json(folder.path / "network.json", _extract_structure(config, backbone))
     timeline.begin(OTHER)
     workers, _ = resolve_workers(config.data.workers, engine.accelerator)
-    with LoadingProcesses(workers, pin_memory=engine.accelerator == "cuda") if workers else nullcontext() as loading:
-        with Dashboard(config, folder, shown=processes.is_first) as dashboard:
-            stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop, timeline, loading)
-            first_epoch = 0
-            for name, stage in config.stages.items():
-                plan = StagePlan(name, stage, first_epoch, compute_seed(config.seed, "stage", name))
-                result = run_stage(plan, stage_run)
-                with timeline.measure("evaluation"):
-                    metrics = build_metrics(config.metrics)
-                    log_stage_table(
-                        plan,
-                        result,
-                        validated_on=images.validation,
-                        metrics=metrics,
-                        problems=find_problems(plan, result, folder, config.loss),
-                    )
-                first_epoch += result.epochs
-                if processes.is_first:
-                    with timeline.measure("bundle"):
-                        save_candidate(folder, backbone.network, config, images, name)
+    with (
+        LoadingProcesses(workers, pin_memory=engine.accelerator == "cuda") if workers else nullcontext() as loading,
+        Dashboard(config, folder, shown=processes.is_first) as dashboard,
+    ):
+        stage_run = Run(config, folder, images, backbone, engine, dashboard, processes, stop, timeline, loading)
+        first_epoch = 0
+        for name, stage in config.stages.items():
+            plan = StagePlan(name, stage, first_epoch, compute_seed(config.seed, "stage", name))
+            result = run_stage(plan, stage_run)
+            with timeline.measure("evaluation"):
+                metrics = build_metrics(config.metrics)
+                log_stage_table(
+                    plan,
+                    result,
+                    validated_on=images.validation,
+                    metrics=metrics,
+                    problems=find_problems(plan, result, folder, config.loss),
+                )
+            first_epoch += result.epochs
+            if processes.is_first:
+                with timeline.measure("bundle"):
+                    save_candidate(folder, backbone.network, config, images, name)
         shipped = None
         if processes.is_first:
             with timeline.measure("bundle"):
                 shipped = write_bundle(folder, backbone, images, config, engine, timeline, loading)
+            dashboard.show_results()
     if shipped is not None:
         log.info("shipped stage %s: %s", shipped.name, explain_choice(shipped, validated_on=images.validation))
 

@@ -17,6 +17,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from pylorus.core.errors import PylorusError, format_name_list
+from pylorus.core.errors import PylorusError, format_name_list, format_path
 
 log = logging.getLogger(__name__)
 
@@ -196,10 +197,11 @@ def match_tensors(network: Any, file: Path) -> dict[str, Tensor]:
     match = _find_best_match(network, tensors)
     if match.problems:
         details = "\n".join(
-            f"{len(names)} {'key' if len(names) == 1 else 'keys'} {problem}:\n{format_name_list(names, most=4)}"
+            f"{len(names)} {'key' if len(names) == 1 else 'keys'} {problem}:\n"
+            f"{format_name_list(map(format_path, names), most=4)}"
             for problem, names in match.problems.items()
         )
-        place = f" (its tensors {match.prefix}*)" if match.prefix else ""
+        place = f" (its tensors {format_path(match.prefix)}*)" if match.prefix else ""
         raise PylorusError(
             f"model.weights: {file}{place} does not match {type(network).__name__} "
             f"({getattr(network, 'pretrained_cfg', {}).get('architecture')}).\n{details}\n"
@@ -209,11 +211,23 @@ def match_tensors(network: Any, file: Path) -> dict[str, Tensor]:
         log.info(
             "weights  %s: loaded %s*; left out %s (%s)",
             file.name,
-            match.prefix,
+            format_path(match.prefix),
             f"{len(match.others)} other tensors" if len(match.others) > 1 else "another tensor",
-            ", ".join(f"{name}*" for name in _list_first_parts(match.others)),
+            ", ".join(f"{format_path(name)}*" for name in _list_first_parts(match.others)),
         )
+    _check_values(match.tensors, file)
     return match.tensors
+
+
+def _check_values(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse numbers with which no network computes anything, before it is trained on them."""
+    numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.is_meta}
+    wrong = [name for name, tensor in numbers.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise PylorusError(
+            f"model.weights: {file} contains NaN or infinite values in:\n"
+            f"{format_name_list(map(format_path, wrong), most=4)}\nUse a file of a training that did not diverge."
+        )
 
 
 @dataclass(frozen=True)
@@ -273,7 +287,21 @@ def _list_prefixes(tensors: Mapping[str, Tensor], whole: _Match) -> list[str]:
     return [prefix for prefix, count in counts.items() if 2 * count >= needed]
 
 
-MISSING, UNKNOWN, MISMATCHED = "missing in the file", "unknown to the network", "with a different shape"
+MISSING, UNKNOWN, MISMATCHED, OTHER_TYPE = (
+    *("missing in the file", "unknown to the network", "with a different shape"),
+    "that can't be converted to the network's type",
+)
+
+
+def _is_of_type(tensor: Tensor, expected: Tensor) -> bool:
+    """Return whether a tensor holds plain numbers of the same kind, in any precision."""
+    is_plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.is_meta <= expected.is_meta
+    return is_plain and tensor.is_floating_point() == expected.is_floating_point() and not tensor.is_complex()
+
+
+def _describe_type(tensor: Tensor) -> str:
+    layout = "" if tensor.layout == torch.strided else f"{str(tensor.layout).removeprefix('torch.')} "
+    return f"{layout}{str(tensor.dtype).removeprefix('torch.')}{' without values' if tensor.is_meta else ''}"
 
 
 def _match_part(network: Any, tensors: Mapping[str, Tensor], prefix: str) -> _Match:
@@ -297,7 +325,12 @@ def _match_part(network: Any, tensors: Mapping[str, Tensor], prefix: str) -> _Ma
         for name, tensor in backbone.items()
         if tensor.shape != expected[name].shape
     ]
-    problems = {MISSING: missing, UNKNOWN: unknown, MISMATCHED: mismatched}
+    of_other_type = [
+        f"{name}: {_describe_type(tensor)} in the file, {_describe_type(expected[name])} in the network"
+        for name, tensor in backbone.items()
+        if not name.endswith(".num_batches_tracked") and not _is_of_type(tensor, expected[name])
+    ]
+    problems = {MISSING: missing, UNKNOWN: unknown, MISMATCHED: mismatched, OTHER_TYPE: of_other_type}
     return _Match(
         prefix,
         backbone,
@@ -345,13 +378,14 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             content: Any = load_file(file)
         else:
             content = _load_pickle(file)
+        named = list(_iter_tensors(content, "", count()))
     except Exception as error:
         raise PylorusError(
             f"model.weights: {file} can't be read as tensors{_format_cause(error)}. "
             "Expected a safetensors file, or a pickle of tensors only: nothing else is loaded, since it could run "
             "code."
         ) from error
-    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in _iter_tensors(content, "")}
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in named}
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if not tensors:
@@ -359,18 +393,36 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _iter_tensors(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in nested dictionaries and pickled modules by their dotted names."""
+MAX_PARTS, MAX_DEPTH, MAX_NAME_LENGTH = 200_000, 64, 500
+"""Tensors and dictionaries of a file, how deep they are nested, and characters of a name: far more than any has."""
+
+
+def _iter_tensors(content: Any, prefix: str, parts: Iterator[int], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested dictionaries and pickled modules by their dotted names.
+
+    Raises:
+        ValueError: If there are too many: a few bytes can hold one dictionary billions of times, or within itself.
+    """
     state = getattr(content, "state", None)
     if isinstance(content, _Placeholder) and isinstance(state, dict) and "_modules" in state:
         for part in ("_parameters", "_buffers", "_modules"):
-            yield from _iter_tensors(state.get(part), prefix)
+            yield from _iter_tensors(state.get(part), prefix, parts, depth + 1)
     elif isinstance(content, dict):
+        if depth > MAX_DEPTH:
+            raise ValueError(f"its dictionaries are nested more than {MAX_DEPTH} deep")
         for name, value in content.items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value.detach()
+            path = f"{prefix}{name}"
+            if next(parts) >= MAX_PARTS:
+                raise ValueError(f"it holds over {MAX_PARTS:,} tensors and other values")
+            if not isinstance(value, Tensor):
+                yield from _iter_tensors(value, f"{path}.", parts, depth + 1)
+            elif len(path) > MAX_NAME_LENGTH or path.count(".") > MAX_DEPTH:
+                raise ValueError(
+                    f"it holds a tensor called {format_path(path[:60])}…, expected at most {MAX_NAME_LENGTH} "
+                    f"characters and {MAX_DEPTH} dots"
+                )
             else:
-                yield from _iter_tensors(value, f"{prefix}{name}.")
+                yield path, value.detach()
 
 
 class _Placeholder:
@@ -410,8 +462,9 @@ def _load_pickle(file: Path) -> Any:
     A training's options, its optimizer, a whole module or a number of NumPy become placeholders.
 
     Raises:
-        Exception: If the file is damaged, or names a module that torch refuses.
+        Exception: If the file is damaged or compressed, or names a module that torch refuses.
     """
+    _check_archive(file)
     known: dict[str, type] = {}
     while True:
         try:
@@ -430,6 +483,21 @@ def _load_pickle(file: Path) -> Any:
                 known[name] = type(name, (_ListPlaceholder if is_list else _DictionaryPlaceholder,), {})
             else:
                 raise
+
+
+def _check_archive(file: Path) -> None:
+    """Refuse a compressed archive, which torch.save does not write: a few bytes could become any number of them.
+
+    Raises:
+        ValueError: If a part is compressed.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for part in archive.infolist():
+                if part.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(
+                        f"its part {format_path(part.filename[:80])} is compressed, and could become any size"
+                    )
 
 
 def _format_cause(error: Exception) -> str:
@@ -451,6 +519,7 @@ def read_checkpoint(file: Path, device: Any) -> tuple[dict[str, torch.Tensor], d
     if not file.is_file():
         raise PylorusError(f"{file}: there is no such file.")
     try:
+        _check_archive(file)
         checkpoint: Any = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
         raise PylorusError(

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from pylorus import __version__
 from pylorus.core.distributed import compute_in_processes
 from pylorus.core.io import read_json, write_atomically, write_json, write_text
+from pylorus.core.storage import is_incomplete
 from pylorus.evaluation.wording import format_paired_sentence
 from pylorus.report import captions
 from pylorus.report.captions import format_validation_images
@@ -264,8 +265,8 @@ INCOMPLETE_SECONDS = 60.0
 
 def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
     """Delete files of an earlier report that this report did not write, so that they are not mistaken for its own."""
-    for path in [path for pattern in (".*-????????.*", "*/.*-????????.*") for path in output.glob(pattern)]:
-        with suppress(OSError):  # incomplete files of a report that was killed; another one may be writing its own
+    for path in filter(is_incomplete, [*output.glob(".*"), *output.glob("*/.*")]):
+        with suppress(OSError):  # of a report that was killed; another one may be writing its own
             if time.time() - path.stat().st_mtime > INCOMPLETE_SECONDS:
                 path.unlink()
     names = sorted(path.relative_to(output).as_posix() for path in written)

@@ -1,7 +1,8 @@
-"""Figures of results on test images: confusion matrices, ROC curves and reliability diagrams."""
+"""Figures of results: confusion matrices, ROC and precision-recall curves, and reliability diagrams."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -442,3 +443,88 @@ def _draw_reliability_curve(axes: Axes, curve: ReliabilityCurve, line_options: d
         linewidth=1.2,
         **line_options,  # type: ignore[arg-type]
     )
+
+
+def plot_roc_curve(predictions: Predictions, *, title: str) -> Figure:
+    """Plot the ROC curve of each class against the rest, of one set of predictions."""
+
+    def draw(axes: Axes, positive: NDArray[np.bool_], scores: NDArray[np.float64], style: dict[str, Any]) -> str:
+        false, true = compute_roc_points(positive, scores)
+        axes.plot(100 * false, 100 * true, **style)
+        return f"AUROC {format_number(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2), 2)}"
+
+    figure, axes = _plot_class_curves(predictions, title, draw)
+    axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":", linewidth=1)
+    axes.set_xlabel("100 − specificity, %")
+    axes.set_ylabel("sensitivity, %")
+    return figure
+
+
+def plot_precision_recall_curve(predictions: Predictions, *, title: str) -> Figure:
+    """Plot precision against sensitivity of each class against the rest, of one set of predictions."""
+
+    def draw(axes: Axes, positive: NDArray[np.bool_], scores: NDArray[np.float64], style: dict[str, Any]) -> str:
+        sensitivity, precision = compute_precision_points(positive, scores)
+        start = np.append(0, sensitivity), np.append(precision[0], precision)
+        axes.step(100 * start[0], 100 * start[1], where="pre", **style)
+        return f"average precision {format_number(np.sum(np.diff(sensitivity, prepend=0) * precision), 2)}"
+
+    figure, axes = _plot_class_curves(predictions, title, draw)
+    axes.set_xlabel("sensitivity, %")
+    axes.set_ylabel("precision, %")
+    return figure
+
+
+def compute_precision_points(
+    positive: NDArray[np.bool_], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute sensitivity and precision from the strictest to the most lenient threshold, both from 0 to 1.
+
+    Args:
+        positive: Whether each image is of the class, of shape (n,), with at least one that is.
+        scores: Scores of shape (n,), higher if more probable; equal scores share one threshold.
+
+    Example:
+        >>> rates = compute_precision_points(np.array([True, False, True]), np.array([0.9, 0.5, 0.4]))
+        >>> [rate.round(2).tolist() for rate in rates]
+        [[0.5, 0.5, 1.0], [1.0, 0.5, 0.67]]
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    hits = np.cumsum(positive[order])[last]
+    return hits / hits[-1], hits / (last + 1)
+
+
+def _plot_class_curves(predictions: Predictions, title: str, draw: Callable[..., str]) -> tuple[Figure, Axes]:
+    """Plot a curve of each class that some of the images, but not all, belong to."""
+    labels, handles = [], []
+    with report_style():
+        figure = create_figure(4.3 + 0.17 * min(predictions.classes, MAX_CLASSES), width=4.2)
+        axes = figure.subplots()
+        for column, name in enumerate(predictions.class_names[:MAX_CLASSES]):
+            positive = predictions.true == column
+            if positive.all() or not positive.any():
+                continue
+            style = get_line_style(column) | {"marker": ""}
+            area = draw(axes, positive, predictions.probabilities[:, column], style)
+            labels.append(f"{replace_undrawable(name)}: {area}")
+            handles.append(Line2D([], [], **style))
+        axes.set_title(wrap_text(replace_undrawable(title), 3.6, 8.5, bold=True), fontsize=8.5)
+        axes.set_xlim(-2, 102)
+        axes.set_ylim(-2, 102)
+        axes.set_aspect("equal")
+        if handles:
+            add_legend_below(axes, handles, labels)
+    figure.set_dpi(SCREEN_DPI)
+    return figure, axes
+
+
+def plot_reliability_diagram(calibration: Calibration, *, title: str) -> Figure:
+    """Plot the reliability diagram of the test images before and after temperature scaling, of one stage."""
+    with report_style():
+        figure = create_figure(4.2, width=4.2, legend=LEGEND_LABELS)
+        _draw_reliability_panel(figure.subplots(), replace_undrawable(title), calibration, small=False)
+        handles = [Line2D([], [], **look) for look in LINE_STYLES]  # type: ignore[arg-type]
+        add_legend_above(figure, [*handles, Line2D([], [], color=FAINT, linestyle=":")], LEGEND_LABELS)
+    figure.set_dpi(SCREEN_DPI)
+    return figure

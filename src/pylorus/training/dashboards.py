@@ -1,23 +1,27 @@
 """Dashboards (TensorBoard, Weights & Biases, your own): views of what is in the run's folder, off unless requested.
 
-A dashboard receives metrics, confusion matrices, and the configuration without folders and file names. It receives
-images only with `logger.images=true`. It never receives the names of this machine, its user, or the run's folder.
+A dashboard receives metrics, figures, the run's result, and the configuration without folders and file names. It
+receives images only with `logger.images=true`, predictions of single images only with `logger.predictions=true`, and
+the model only with `logger.artifact=true`. It never receives the names of this machine, its user, or the run's folder.
 """
 
 import hashlib
 import importlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import matplotlib
-import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL import Image
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from pylorus.config.checks import FORWARDED_KEYS
 from pylorus.config.instantiation import TARGET, get_object, get_target, instantiate, list_parameters
@@ -27,10 +31,22 @@ from pylorus.core.privacy import redact_value
 from pylorus.data.dataset import ImageBatches
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
-from pylorus.report.figure_style import create_figure, replace_undrawable, report_style, wrap_text
-from pylorus.report.result_figures import plot_confusion_matrix
+from pylorus.model.metrics import build_metrics
+from pylorus.report.result_figures import SCREEN_DPI, plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import SavedPredictions
+from pylorus.training.run_results import (
+    EPOCH,
+    RUN_GROUP,
+    RunResults,
+    build_chart_layout,
+    build_prediction_rows,
+    collect_scalars,
+    iter_figures,
+    iter_settings,
+    plot_confident_errors,
+    read_run_results,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +55,6 @@ PRIVATE_KEYS = (
     *("test_column", "test_values", "test_from", "fold_column"),
 )
 """Keys of `data` that contain folders, files, or a manifest's information on patients."""
-
-MAX_MISTAKES = 16
-"""The most misclassified images of a stage that are shown, if images may be sent."""
 
 
 class View:
@@ -52,10 +65,13 @@ class View:
     Args:
         config: The run's configuration.
         folder: The run's folder.
+
+    Attributes:
+        epoch: Epochs of the run so far: where on the axis of the curves a figure belongs.
     """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.epoch = config, folder, 0
 
     def start(self) -> None:
         """Start the dashboard's record of this run, or continue it; an error here ends the run before it trains."""
@@ -71,6 +87,15 @@ class View:
         """Show the confusion matrix of predictions."""
         self.log_figure(name, plot_confusion_matrix(predictions, title=name.removesuffix("/confusion")))
 
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Show a table under a name such as `finetune/val/predictions`."""
+
+    def log_results(self, results: RunResults) -> None:
+        """Show the result of the run; called once, after its model is written."""
+
+    def log_model(self, results: RunResults) -> None:
+        """Store the model with its card; called only with `logger.artifact=true`."""
+
     def finish(self, *, failed: bool) -> None:
         """End the record of this run."""
 
@@ -79,9 +104,13 @@ class TensorBoardView(View):
     """TensorBoard, in the folder `tensorboard` of the run."""
 
     def start(self) -> None:
-        """Create the folder."""
+        """Create the folder, and arrange the curves by stage."""
         _hide_host_name()
         self._logger = TensorBoardLogger(self.folder.path, name="", version="tensorboard")
+        metrics = [metric.name for metric in build_metrics(self.config.metrics)]
+        self._logger.experiment.add_custom_scalars(build_chart_layout(list(self.config.stages), metrics))
+        if self.config.logger.notes:
+            self._logger.experiment.add_text("notes", self.config.logger.notes)
 
     def create_logger(self) -> Logger:
         """Return the logger, the same for all stages."""
@@ -89,7 +118,30 @@ class TensorBoardView(View):
 
     def log_figure(self, name: str, figure: Figure) -> None:
         """Show a figure among the images."""
-        self._logger.experiment.add_figure(name, figure)
+        self._logger.experiment.add_figure(name, figure, self.epoch)
+
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Show a table among the texts, in Markdown."""
+        lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+        text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        self._logger.experiment.add_text(name, text, self.epoch)
+
+    def log_results(self, results: RunResults) -> None:
+        """Show the result among scalars and texts, and with the settings as a line of the table of hyperparameters."""
+        from torch.utils.tensorboard.summary import hparams
+
+        writer = self._logger.experiment
+        for name, value in (results.values | results.limits).items():
+            writer.add_scalar(name, value, self.epoch)
+        for name, text in results.texts.items():
+            writer.add_text(name, text, self.epoch)
+        settings = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in iter_settings(build_shareable_config(self.config))
+        }
+        # `add_hparams` would write this to a folder of its own, as a second run.
+        for summary in hparams(settings, results.values):
+            writer.file_writer.add_summary(summary)
 
     def finish(self, *, failed: bool) -> None:
         """Write what is still in memory."""
@@ -100,22 +152,76 @@ class WandbView(View):
     """Weights & Biases, offline unless the user requests an online run."""
 
     def start(self) -> None:
-        """Start or continue the run."""
+        """Start or continue the run; all curves have one axis, the epochs of all stages."""
         self._run = _start_wandb_run(self.config, self.folder)
+        self._run.define_metric(EPOCH, hidden=True)
+        for group in (RUN_GROUP, *self.config.stages):
+            self._run.define_metric(f"{group}/*", step_metric=EPOCH)
 
     def create_logger(self) -> Logger:
         """Create a logger of the run."""
-        return WandbLogger(experiment=self._run)
+        return _WandbCurves(self._run)
 
     def log_figure(self, name: str, figure: Figure) -> None:
         """Send a figure as an image: a table of W&B would be an artifact, with the path of the user's home."""
         import wandb
 
-        self._run.log({name: wandb.Image(figure)})
+        content = BytesIO()
+        figure.savefig(content, format="png", dpi=SCREEN_DPI, metadata={"Software": None})
+        self._log({name: wandb.Image(Image.open(content))})  # wandb does not recognize a subclass of Figure
+
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Send a table as HTML, for the same reason."""
+        import wandb
+
+        self._log({name: wandb.Html(table.to_html(index=False, border=0), inject=False)})
+
+    def log_results(self, results: RunResults) -> None:
+        """Show the indices as panels, and with their intervals in the summary, where tables of runs find them."""
+        self._log(results.values)
+        self._run.summary.update(
+            results.limits
+            | results.texts
+            | {"result/stage": results.stage, "result/class": results.class_name, "result/sentence": results.sentence}
+        )
+
+    def log_model(self, results: RunResults) -> None:
+        """Store the model as an artifact that is described by its card."""
+        import wandb
+
+        name = re.sub(r"[^\w.-]", "-", f"{self.config.model.name}-{self._run.id}", flags=re.ASCII)
+        artifact = wandb.Artifact(
+            name,
+            type="model",
+            description=(results.bundle / "MODEL_CARD.md").read_text(encoding="utf-8"),
+            metadata=results.values | results.limits | {"stage": results.stage, "class": results.class_name},
+        )
+        artifact.add_dir(str(results.bundle))
+        self._run.log_artifact(artifact, aliases=["shipped"])
 
     def finish(self, *, failed: bool) -> None:
         """End the run, marked as failed if it is."""
         self._run.finish(exit_code=int(failed))
+
+    def _log(self, content: dict[str, Any]) -> None:
+        self._run.log({EPOCH: self.epoch, **content}, step=self.epoch)
+
+
+class _WandbCurves(Logger):
+    """Send curves to a run of Weights & Biases, one row for each epoch of the run, also if the run was resumed."""
+
+    name, version = "wandb", ""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self._run = run
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `wandb.init` has them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of an epoch."""
+        self._run.log({EPOCH: step, **metrics}, step=step)
 
 
 class ExternalView(View):
@@ -208,7 +314,7 @@ class Dashboard:
 
     def __init__(self, config: Config, folder: RunFolder, *, shown: bool = True) -> None:
         matplotlib.use("agg")
-        self.config = config
+        self.config, self._folder = config, folder
         target = get_target(config.logger)
         is_named = target is None or config.logger.name != "csv"
         self._name = config.logger.name if is_named else str((target or {})[TARGET])
@@ -246,19 +352,43 @@ class Dashboard:
         Args:
             known_step: Steps up to this one were already sent before the run was interrupted.
         """
-        return [] if self._view is None else [_NewStepsLogger(self._view.create_logger(), known_step, self._guard)]
+        if self._view is None:
+            return []
+        return [_NewStepsLogger(self._view.create_logger(), known_step, self._guard, list(self.config.stages))]
 
     def show_predictions(self, plan: StagePlan, part: str, saved: SavedPredictions, datamodule: ImageBatches) -> None:
-        """Show a stage's confusion matrix on a split and, if images may be sent, the worst validation errors."""
+        """Show a stage's figures on a split; if they may be sent, its predictions and worst validation errors."""
         if self._view is None:
             return
         with self._guard.handle_errors():
             name = f"{plan.name}/{part}"
+            self._view.epoch = self._count_epochs()
             self._view.log_confusion(f"{name}/confusion", saved.predictions)
+            for kind, figure in iter_figures(saved.predictions, name):
+                self._view.log_figure(f"{name}/{kind}", figure)
+            if self.config.logger.predictions:
+                self._view.log_table(f"{name}/predictions", build_prediction_rows(saved))
             if self.config.logger.images and part == "val":
-                figure = plot_confident_errors(saved.predictions, datamodule)
-                if figure is not None:
-                    self._view.log_figure(f"{name}/mistakes", figure)
+                mistakes = plot_confident_errors(saved.predictions, datamodule)
+                if mistakes is not None:
+                    self._view.log_figure(f"{name}/mistakes", mistakes)
+
+    def show_results(self) -> None:
+        """Show the result of a run whose model is written and, if it may be sent, the model."""
+        if self._view is None:
+            return
+        with self._guard.handle_errors():
+            results = read_run_results(self._folder)
+            self._view.epoch = self._count_epochs()
+            self._view.log_figure("result/reliability", results.reliability)
+            self._view.log_results(results)
+            if self.config.logger.artifact:
+                self._view.log_model(results)
+
+    def _count_epochs(self) -> int:
+        """Return how many epochs the stages that are trained took."""
+        trained = [self._folder.get_stage(name).training_result for name in self.config.stages]
+        return sum(result.epochs for result in trained if result is not None)
 
 
 class _FailureGuard:
@@ -284,9 +414,9 @@ class _FailureGuard:
 class _NewStepsLogger(Logger):
     """Logger that forwards only what a dashboard does not have yet."""
 
-    def __init__(self, dashboard: Logger, known_step: int, guard: _FailureGuard) -> None:
+    def __init__(self, dashboard: Logger, known_step: int, guard: _FailureGuard, stages: list[str]) -> None:
         super().__init__()
-        self._dashboard, self._known_step, self._guard = dashboard, known_step, guard
+        self._dashboard, self._known_step, self._guard, self._stages = dashboard, known_step, guard, stages
 
     @property
     def name(self) -> str | None:
@@ -305,35 +435,12 @@ class _NewStepsLogger(Logger):
         """Forward metrics whose step is new."""
         if step is None or step > self._known_step:
             with self._guard.handle_errors():
-                self._dashboard.log_metrics(metrics, step)
+                self._dashboard.log_metrics(collect_scalars(metrics, self._stages), step)
 
     def save(self) -> None:
         """Save the dashboard's log."""
         with self._guard.handle_errors():
             self._dashboard.save()
-
-
-def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) -> Figure | None:
-    """Plot the misclassified validation images with the highest confidence; None if there are none."""
-    wrong = np.flatnonzero(~predictions.correct)
-    if not len(wrong):
-        return None
-    confidence = predictions.probabilities.max(axis=1)[wrong]
-    rows = wrong[np.argsort(-confidence, kind="stable")][:MAX_MISTAKES].tolist()
-    with report_style():
-        figure = create_figure(2.5 * -(-len(rows) // 4), width=8)
-    images = datamodule.get_dataset("val").load_rows(rows)
-    panels = figure.subplots(-(-len(rows) // 4), 4, squeeze=False).flat
-    true, predicted = (
-        [predictions.class_names[label] for label in labels] for labels in (predictions.true, predictions.predicted)
-    )
-    for axes, row, image in zip(panels, rows, images, strict=False):
-        axes.imshow(image)
-        title = wrap_text(replace_undrawable(f"{true[row]}, predicted as {predicted[row]}"), 1.85, 8)
-        axes.set_title(title, fontsize=8, fontweight="normal", loc="center")
-    for axes in figure.axes:
-        axes.set_axis_off()
-    return figure
 
 
 def build_shareable_config(config: Config) -> dict[str, Any]:
@@ -387,7 +494,10 @@ def _start_wandb_run(config: Config, folder: RunFolder) -> Any:
         project=config.logger.project,
         name=format_run_name(config, status),
         group=format_sweep_name(status),
-        id=status.get("id"),
+        job_type="train",
+        tags=list_tags(config),
+        notes=config.logger.notes,
+        id=_find_wandb_id(folder, status),
         resume="allow",
         dir=folder.path,
         mode="offline" if config.logger.offline else "online",
@@ -395,6 +505,20 @@ def _start_wandb_run(config: Config, folder: RunFolder) -> Any:
         settings=settings,
         reinit="finish_previous",
     )
+
+
+def _find_wandb_id(folder: RunFolder, status: Mapping[str, Any]) -> str | None:
+    """Return the id of the run in W&B: the one that it had before, that of a sweep's agent, or the run's own."""
+    pattern = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(.+)")
+    earlier = [match[1] for path in sorted(folder.path.glob("wandb/*")) if (match := pattern.fullmatch(path.name))]
+    if earlier:
+        return earlier[-1]
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else status.get("id")
+
+
+def list_tags(config: Config) -> list[str]:
+    """Return what a run is found by on a dashboard: its model, stages and kind of images."""
+    return [tag[:64] for tag in dict.fromkeys((config.model.name, *config.stages, str(config.data.kind))) if tag]
 
 
 def format_run_name(config: Config, status: Mapping[str, Any]) -> str:

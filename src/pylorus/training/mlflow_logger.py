@@ -1,18 +1,24 @@
-"""MLflow: curves, settings and confusion matrices, in a database in the run's folder unless asked otherwise."""
+"""MLflow: curves, settings, figures and the result, in a database in the run's folder unless asked otherwise."""
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, MLFlowLogger
 
 from pylorus.config.schema import Config
 from pylorus.core.errors import PylorusError
 from pylorus.runs.folder import RunFolder
-from pylorus.training.dashboards import View, build_shareable_config, format_run_name, format_sweep_name
+from pylorus.training.dashboards import (
+    View,
+    build_shareable_config,
+    format_run_name,
+    format_sweep_name,
+    list_tags,
+)
+from pylorus.training.run_results import RunResults, iter_settings
 
 RUN_TAG = "pylorus.run"
 """Tag that holds the run's id, by which a resumed run is found again."""
@@ -73,11 +79,19 @@ class MLflowView(View):
             self._run_id = earlier[0].info.run_id
             self._client.update_run(self._run_id, status="RUNNING")
             return
-        tags = {RUN_TAG: run_id, "sweep": format_sweep_name(status) or ""}
+        model, *_, data = list_tags(self.config)
+        tags = {
+            RUN_TAG: run_id,
+            "sweep": format_sweep_name(status) or "",
+            "model": model,
+            "stages": " ".join(self.config.stages),
+            "data": data,
+            **({"mlflow.note.content": self.config.logger.notes} if self.config.logger.notes else {}),
+        }
         created = self._client.create_run(experiment_id, tags=tags, run_name=format_run_name(self.config, status))
         self._run_id = created.info.run_id
-        for name, value in _iter_parameters(build_shareable_config(self.config)):
-            self._client.log_param(self._run_id, name, value[:PARAMETER_LENGTH])
+        for name, value in iter_settings(build_shareable_config(self.config)):
+            self._client.log_param(self._run_id, name, str(value)[:PARAMETER_LENGTH])
 
     def create_logger(self) -> Logger:
         """Create a logger of the run."""
@@ -87,14 +101,22 @@ class MLflowView(View):
         """Store a figure as an artifact."""
         self._client.log_figure(self._run_id, figure, f"{name}.png")
 
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Store a table as an artifact that MLflow shows as a table."""
+        self._client.log_text(self._run_id, table.to_csv(index=False), f"{name}.csv")
+
+    def log_results(self, results: RunResults) -> None:
+        """Show the indices with their limits as metrics, and as the report writes them in tags."""
+        for name, value in (results.values | results.limits).items():
+            self._client.log_metric(self._run_id, name, value, step=self.epoch)
+        texts = results.texts | {"result/stage": results.stage, "result/class": results.class_name}
+        for name, text in texts.items():
+            self._client.set_tag(self._run_id, name, text)
+
+    def log_model(self, results: RunResults) -> None:
+        """Store the model with its card in the folder `model` of the artifacts."""
+        self._client.log_artifacts(self._run_id, str(results.bundle), "model")
+
     def finish(self, *, failed: bool) -> None:
         """End the run."""
         self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
-
-
-def _iter_parameters(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping) and value:
-            yield from _iter_parameters(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

@@ -184,8 +184,10 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what arrives."""
+        """Count what arrives; a client that sends a body fast enough is not waited for."""
         self._received += len(data)
+        if self._is_sending_body:
+            self._waits_since = min(self.loop.time(), self._waits_since + len(data) / MIN_BODY_RATE)
         super().data_received(data)
 
     def on_response_complete(self) -> None:
@@ -214,6 +216,10 @@ class GuardedProtocol(H11Protocol):
     def _is_at_work(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
+    @property
+    def _is_sending_body(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete and self.cycle.more_body
+
     def _close_longest_waiting(self, connections: "list[GuardedProtocol]") -> None:
         waiting = [each for each in connections if not each._is_at_work and each is not self]
         min(waiting, key=lambda each: each._waits_since, default=self).transport.abort()
@@ -233,7 +239,10 @@ class GuardedProtocol(H11Protocol):
         elif cycle is None or cycle.response_complete:
             is_slow = self.loop.time() - self._waits_since > REQUEST_SECONDS
         elif cycle.more_body:
-            self._slow_seconds += 0.0 if self.flow.read_paused else 1.0  # paused: the client waits for this server
+            if self.flow.read_paused:  # the client waits for this server
+                self._waits_since = self.loop.time()
+            else:
+                self._slow_seconds += 1.0
             is_slow = self._received < MIN_BODY_RATE * (self._slow_seconds - REQUEST_SECONDS)
         else:
             is_slow = False

@@ -157,13 +157,13 @@ function drawAnswer(card, row) {
     return;
   }
   card.classList.toggle("abstains", row.abstain);
-  const verdict = make("p", "verdict", row.abstain ? "No answer" : row.predicted);
+  const verdict = make("p", "verdict", row.abstain ? "No answer" : fullNames[row.predicted]);
   const parts = [verdict];
   if (row.abstain) {
     parts.push(make("p", "reason", capital(`${reason(row)}.`)));
   } else {
     verdict.append(make("span", "", percent(row.probability[row.predicted])));
-    if (fullNames[row.predicted] !== row.predicted) parts.push(make("p", "full", fullNames[row.predicted]));
+    if (fullNames[row.predicted] !== row.predicted) parts.push(make("p", "full", row.predicted));
   }
   draw(card, row.file, pictures(row), [...parts, bars(row), decision(row), ...predictionSet(row)]);
 }
