@@ -124,7 +124,7 @@ def _check_borders(indices: NDArray[np.int64], border: NDArray[np.float64], has_
             "black-border",
             "note",
             f"{format_count(int(has_border.sum()), 'image')} of {len(indices):,} with a black border.",
-            "data.crop=auto crops to the field of view; see below what it would crop.",
+            "data.crop=auto crops to the field of view; the audit's page shows what it would crop.",
             _build_items(
                 indices,
                 has_border,
@@ -317,7 +317,8 @@ def check_fields(fields: Sequence[FieldSample], facts: Sequence[Facts]) -> list[
             "note",
             f"data.crop=auto would crop {sum(by_outcome.values()):,} of {format_count(sum(counts), 'image')}{fractions}"
             f" and leave {whole + unclear:,} unchanged. Fields of view: {', '.join(shapes)}.",
-            "Inspect the outlines below: of each shape, the least certain come first. If they fit, set data.crop=auto.",
+            "Inspect the outlines on the page: of each shape, the least certain come first. If they fit, set "
+            "data.crop=auto.",
             tuple(Item((each.file,), _describe_field(each)) for each in fields),
         )
     ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pylorus.config.schema import DeployConfig
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_count, format_percent
 from pylorus.deploy.description import (
     Abstention,
     ClassificationMetrics,
@@ -263,16 +263,15 @@ def assess_unlike_images(
 
 def format_unlike_images(tested: Mapping[str, Any]) -> str:
     """Format the result of `assess_unlike_images` as a sentence."""
-    share = (
-        f"{tested['unlike']:,} of {tested['images']:,} images ({format_percent(tested['unlike'] / tested['images'])} %)"
-    )
+    images, percent = format_count(tested["images"], "image"), format_percent(tested["unlike"] / tested["images"])
+    share = f"{tested['unlike']:,} of {images} ({percent} %)"
     promised = f"{format_percent(tested['promised'])} %"
     if not tested["foreign"]:
-        return f"unlike the training images: {share}; of images like those of training at most {promised} are expected"
+        return f"unlike the training images: {share}; at most {promised} are expected if they resemble those"
     p = "p < 0.001" if tested["p"] < 0.001 else f"p = {tested['p']:.3f}"
     return (
-        f"FOREIGN to the model: {share} are unlike the training images, where of images like those at most {promised} "
-        f"are expected ({p}). Its results were measured on other images and may not hold for these."
+        f"FOREIGN to the model: {share} are unlike the training images, where at most {promised} of images like those "
+        f"are expected to be ({p}). Its results were measured on other images and may not hold for these."
     )
 
 

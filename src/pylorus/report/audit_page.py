@@ -231,7 +231,8 @@ def audit_folder(
 def _print_findings(result: Audit, output: Path, *, names: bool) -> None:
     """Print the findings, each with what to do and its first cases."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{format_count(len(result.samples), 'file')}, of which {result.readable:,} can be read as images")
+    readable = format_count(result.readable, "readable image")
+    console.print(f"{format_count(len(result.samples), 'file')}, {readable}")
     if result.images.ignored:
         ignored = format_count(len(result.images.ignored), "other file or folder", "other files and folders")
         console.print(f"{ignored} beside them, which audit.json lists with reasons")
