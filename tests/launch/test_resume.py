@@ -463,6 +463,7 @@ STATE = [
     (Path.unlink, "finetune/checkpoints/best-*.ckpt"),
     (flip_bits, "pretrain/checkpoints/best.ckpt"),
     (truncate, "finetune/metrics.csv"),
+    (flip_digit, "finetune/metrics.csv"),
     (flip_digit, "pretrain/stage.json"),
     (flip_bits, "pretrain/checkpoints/features-test.npy"),
     (flip_bits, "pretrain/checkpoints/network.safetensors"),

@@ -193,6 +193,11 @@ class StageFolder:
         return self.path / "metrics.csv"
 
     @property
+    def curve_digests_path(self) -> Path:
+        """SHA-256 of the learning curves as they are and as they were before; only while the stage is trained."""
+        return self.path / f"metrics.csv{SUFFIX}"
+
+    @property
     def last_checkpoint(self) -> Path:
         """The state from which an interrupted stage resumes: after an epoch, or within one."""
         return self.path / "checkpoints" / "last.ckpt"
@@ -232,6 +237,7 @@ class StageFolder:
         """Delete what is only needed until the stage is trained."""
         self.delete_other_bests(None)
         self.last_checkpoint.unlink(missing_ok=True)
+        self.curve_digests_path.unlink(missing_ok=True)  # the stage's record has the digest
 
     @property
     def own_metrics_path(self) -> Path:
@@ -329,6 +335,9 @@ class StageFolder:
         epochs = self.progress.epochs if result is None else 0
         if epochs and not bests:
             return f"{self.get_best_path(0).with_name('best-*.ckpt')} is missing"
+        digests = self.curve_digests_path.read_bytes().split() if self.curve_digests_path.is_file() else []
+        if result is None and digests and compute_digest(self.metrics_path).encode() not in [b"", *digests]:
+            return f"{self.metrics_path} is damaged"
         rows = max(0, self.metrics_path.read_bytes().count(b"\n") - 1) if self.metrics_path.is_file() else 0
         return f"{self.metrics_path} has {rows} of {epochs} epochs" if rows < epochs else ""
 

@@ -6,6 +6,7 @@ beside it in `best-<epoch>.ckpt`. When the stage is trained, that file becomes `
 `last.ckpt` is deleted. However a run is killed, the files that `last.ckpt` refers to exist.
 """
 
+import hashlib
 import io
 import logging
 import math
@@ -30,7 +31,8 @@ from tqdm import tqdm
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_number, format_percent, open_progress_bar
-from pylorus.core.io import write_atomically, write_json
+from pylorus.core.io import write_atomically, write_json, write_text
+from pylorus.core.storage import SUFFIX, compute_digest
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.runs.folder import RunFolder, StageFolder, StageProgress
 from pylorus.runs.process import StopRequest
@@ -276,8 +278,12 @@ class CurvesFile(Logger):
         if not self._rows:
             return
         frame = pd.DataFrame([{"step": step, **row} for step, row in sorted(self._rows.items())])
+        content = frame.to_csv(index=False).encode()
+        # Both digests, since the process may be killed between these two files.
+        digests = [hashlib.sha256(content).hexdigest(), compute_digest(self.path)]
+        write_text(self.path.with_name(self.path.name + SUFFIX), "\n".join(filter(None, digests)) + "\n")
         with write_atomically(self.path) as temporary:
-            frame.to_csv(temporary, index=False)
+            temporary.write_bytes(content)
 
 
 MIN_LOSS_SCALE = 2.0**-10
