@@ -226,17 +226,25 @@ def main() -> None:
     while os.getppid() == parent:
         if select.select([listener], [], [], 0.02)[0]:
             connection, _ = listener.accept()
-            running[begun(connection)] = connection
+            with contextlib.suppress(ConnectionError):
+                running[begun(connection)] = connection
         while running and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             with contextlib.suppress(BrokenPipeError), running.pop(ended[0]) as connection:
                 connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(ended[1]))
 
 
 def begun(connection: socket.socket) -> int:
-    """The number of the process that a connection asks for."""
+    """The number of the process that a connection asks for.
+
+    Raises:
+        ConnectionError: If it was closed before it had asked, by a test run that was killed.
+    """
     said, files, _, _ = socket.recv_fds(connection, 1 << 20, 2)
     while not said.endswith(b"\n"):
-        said += connection.recv(1 << 20)
+        more = connection.recv(1 << 20)
+        if not more:
+            raise ConnectionError("closed before a process was asked for")
+        said += more
     task = json.loads(said)
     pid = forked(
         task["words"],
