@@ -130,7 +130,7 @@ def assert_same(reported: object, predicted: dict[str, Any] | float | None, *, p
 def test_the_stage_that_validation_chooses_is_named_everywhere(train_run, stage, capsys):
     folder = train_run(stage)
     run(folder)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model: ")]
+    *_, line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model: ")]
     assert f"holds stage {stage} (highest validation accuracy: " in line
     found = description(folder)["shipped"]
     assert (found["name"], found["chosen_by"]) == (stage, "accuracy")

@@ -112,9 +112,11 @@ def prepare(folder: Path, fork_server: ForkServer) -> None:
         "data=folders", "data.root=images", r"data.group=patient_\d+", "data.short_names=[GC,GU,CG]",
         "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]",
     ]  # fmt: skip
-    for name, more in (("both", ["report=true"]), ("one", ["stage=pretrain"])):
+    for name, stages, more in (("both", [], ["report=true"]), ("one", ["stage=pretrain"], [])):
         done = shell(
-            fork_server, ["python", "train.py", *small([*words, f"hydra.run.dir={folder / name}"]), *more], folder
+            fork_server,
+            ["python", "train.py", *small([*words, *stages, f"hydra.run.dir={folder / name}"]), *more],
+            folder,
         )
         assert done.code == 0, done.printed
 
