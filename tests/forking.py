@@ -281,8 +281,10 @@ def act_of(words: list[str]) -> Callable[[], None] | None:
 
 def train(words: list[str]) -> None:
     """`python train.py WORDS`."""
-    from pylorus.launch.main import register
-
+    try:
+        from pylorus.launch.main import register
+    except KeyboardInterrupt:  # as in train.py
+        sys.exit(130)
     register()  # another token for another run's folder
     sys.path.insert(0, str(PROJECT))
     called(lambda: runpy.run_path(str(TRAIN), run_name="__main__"), [str(TRAIN), *words])

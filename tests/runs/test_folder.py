@@ -15,12 +15,14 @@ from pylorus.runs.reading import read_config
 from pylorus.training.trainer import build_precision_arguments
 
 OURS = (".status-0a1b2c3d.json", "pretrain/.metrics-0a1b2c3d.csv", "pretrain/checkpoints/.last-0a1b2c3d.ckpt",
-        ".failure-0.json", "report/tables/.runs-0a1b2c3d.csv")  # fmt: skip
+        ".failure-0.json", "report/tables/.runs-0a1b2c3d.csv", "pretrain/checkpoints/.tmpmcNzqa",
+        "model/.tmp0aBcDe")  # fmt: skip
 OTHERS = (
     ".git/HEAD",
     ".ssh/key",
     ".bashrc",
     ".env.local",
+    ".tmpAb12Cd",
     "project/.git/HEAD",
     "pretrain/.nfs0123456789abcdef",
     "a-0a1b2c3d.csv",

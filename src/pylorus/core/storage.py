@@ -241,11 +241,15 @@ def get_error_path(error: BaseException) -> str | None:
 
 INCOMPLETE = re.compile(r"\..+-[0-9a-f]{8}(\.[^.]*)?|\.failure-\d+\.json")
 """Names of incomplete files: those of `core.io.write_atomically`, and the errors of the processes of a SLURM step."""
+INCOMPLETE_WEIGHTS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""Names of incomplete files of safetensors, which are only ours in a folder for weights."""
 
 
 def is_incomplete(path: Path) -> bool:
     """Return whether a file has the name of an incomplete one; others that are hidden are not ours."""
-    return INCOMPLETE.fullmatch(path.name) is not None and path.is_file()
+    has_weights = path.parent.name in ("checkpoints", "model")
+    is_ours = INCOMPLETE.fullmatch(path.name) or (has_weights and INCOMPLETE_WEIGHTS.fullmatch(path.name))
+    return bool(is_ours) and path.is_file()
 
 
 def remove_incomplete_files(folder: Path) -> None:

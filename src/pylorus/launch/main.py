@@ -455,15 +455,20 @@ def _run_command_line() -> int:
         return 0
     _typed_words[:] = sys.argv[1:]
     sys.argv[1:] = check_overrides(complete_launcher(words), resuming=bool(resumed_folders), typed=_typed_words)
-    with handle_signals():
-        if resumed_folders:
-            overrides = get_args_parser().parse_args(sys.argv[1:]).overrides
-            resume(RunFolder(resolve_path(resumed_folders[-1], argument="resume").absolute()), overrides)
-        else:
-            _check_sweep(sys.argv[1:])
-            _run_hydra_job()
-    if _failures and SweepFolder.path is None:
-        raise _failures[0]
+    with handle_signals() as stop:
+        try:
+            if resumed_folders:
+                overrides = get_args_parser().parse_args(sys.argv[1:]).overrides
+                resume(RunFolder(resolve_path(resumed_folders[-1], argument="resume").absolute()), overrides)
+            else:
+                _check_sweep(sys.argv[1:])
+                _run_hydra_job()
+            if _failures and SweepFolder.path is None:
+                raise _failures[0]
+        except PylorusError:
+            if stop.asked:  # before the run began: a library made an error of its own of the interruption
+                stop.raise_interrupt()
+            raise
     return 0
 
 
