@@ -283,9 +283,10 @@ def train(words: list[str]) -> None:
     """`python train.py WORDS`."""
     try:
         from pylorus.launch.main import register
+
+        register()  # another token for another run's folder
     except KeyboardInterrupt:  # as in train.py
         sys.exit(130)
-    register()  # another token for another run's folder
     sys.path.insert(0, str(PROJECT))
     called(lambda: runpy.run_path(str(TRAIN), run_name="__main__"), [str(TRAIN), *words])
 
