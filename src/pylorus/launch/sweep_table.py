@@ -19,8 +19,8 @@ from pylorus.evaluation.confusion import compute_class_metric, overall_indices, 
 from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.report.page import write_report
 from pylorus.runs.folder import DAMAGED, RunFolder
-from pylorus.runs.predictions import explain_stage_problems, read_predictions
-from pylorus.runs.reading import HASH_DIGITS, compute_configuration_key, read_config, read_curves, read_split
+from pylorus.runs.predictions import read_predictions
+from pylorus.runs.reading import HASH_DIGITS, compute_configuration_key, read_config, read_run, read_split
 
 SHIPPED = "yes"
 """Value in the column `shipped` of the stage that represents its job."""
@@ -192,16 +192,9 @@ def collect_problems(sweep: Path, table: pd.DataFrame) -> list[str]:
     """
     jobs: dict[str, list[str]] = {}
     for row in table[table["shipped"] == SHIPPED].to_dict("records"):
-        folder = RunFolder(sweep / str(row["job"]))
-        config = read_config(folder.path)
-        parts = {split: folder.get_predictions_path(row["stage"], split) for split in ("test", "val")}
-        for sentence in explain_stage_problems(
-            row["stage"],
-            monitor=str(OmegaConf.select(config, f"stages.{row['stage']}.monitor", default="loss")),
-            curves=read_curves(folder.get_stage(row["stage"]).metrics_path),
-            predictions={split: read_predictions(path) for split, path in parts.items() if path.is_file()},
-            is_cross_entropy=OmegaConf.select(config, "loss.name", default=None) == "cross_entropy",
-        ):
+        run = read_run(sweep / str(row["job"]))
+        (stage,) = (each for each in run.stages if each.name == row["stage"])
+        for sentence in run.explain_problems(stage):
             jobs.setdefault(sentence, []).append(str(row["job"]))
     return [
         f"{'Job' if len(names) == 1 else 'Each of jobs'} {join_names(names)}: {sentence}"

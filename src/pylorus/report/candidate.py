@@ -15,7 +15,7 @@ import numpy as np
 
 from pylorus.core.formatting import join_names
 from pylorus.evaluation.confusion import overall_indices
-from pylorus.evaluation.index_intervals import proportions_of_predictions
+from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions, align_predictions, concat_predictions
 from pylorus.evaluation.replicates import (
@@ -156,18 +156,24 @@ class Candidate:
         return correct / total
 
     @cached_property
+    def shares(self) -> ClassProportions | None:
+        """Proportions of each class if every image was tested once: by one run, or in the folds of one repeat."""
+        if self.kind == SET and self.replicates == 1:
+            return self.results[0].images.shares
+        if len(self.round_predictions) != 1:
+            return None
+        (pooled,) = self.round_predictions
+        return proportions_of_predictions(
+            pooled.true, pooled.predicted, pooled.group, classes=pooled.classes, confidence=CONFIDENCE
+        )
+
+    @cached_property
     def accuracy(self) -> Estimate:
         """Accuracy with an interval that allows for patients and, where several runs share a test set, for seeds."""
-        if self.kind == SET and self.replicates == 1:
-            return self.results[0].images.shares.accuracy
+        if self.shares is not None:
+            return self.shares.accuracy
         if not self.round_predictions:
             return Estimate(float(self.exact_accuracy), float("nan"), float("nan"))
-        first = self.round_predictions[0]
-        shares = proportions_of_predictions(
-            first.true, first.predicted, first.group, classes=first.classes, confidence=CONFIDENCE
-        )
-        if len(self.round_predictions) == 1:
-            return shares.accuracy
         estimate = self.estimate_index(0)
         if self.kind == SET:
             return ensure_interval_width(estimate, [result.images.shares.accuracy for result in self.results])

@@ -11,13 +11,12 @@ import numpy as np
 
 from pylorus.core.formatting import DASH, format_count, format_percent, format_percent_with_unit
 from pylorus.evaluation.confusion import confusion_matrix
-from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.wording import format_answered_shares
-from pylorus.report.candidate import FOLDS, SET, SPLITS, Candidate, Pool
+from pylorus.report.candidate import FOLDS, SET, Candidate, Pool
 from pylorus.report.evidence import Evidence, Winner
-from pylorus.report.results import CONFIDENCE, Result
+from pylorus.report.results import Result
 from pylorus.report.table import convert_to_number_cell, convert_to_percent_cell
 from pylorus.runs.folder import KEY, LAST
 from pylorus.runs.predictions import explain_degenerate_predictions
@@ -40,14 +39,12 @@ class MatrixRow:
     """A row of the confusion matrix.
 
     Attributes:
-        name: The true class.
-        column: Column of that class.
+        name: The true class; its own column has the same position as its row.
         counts: Images by predicted class.
         fractions: The same as fractions of the row, in [0, 1].
     """
 
     name: str
-    column: int
     counts: tuple[int, ...]
     fractions: tuple[float, ...]
 
@@ -82,30 +79,15 @@ def build_headline(evidence: Evidence) -> Headline | None:
     (winner,) = evidence.winners
     chosen = winner.preferred or winner.leaders[0]
     # Several runs share a matrix only if each image is tested once: in the folds of one cross-validation.
-    is_pooled = chosen.kind != SPLITS and len(chosen.round_predictions) == 1
-    predictions = chosen.round_predictions[0] if is_pooled else None
-    shares = None if predictions is None else _compute_shares(predictions)
+    predictions = None if chosen.shares is None else chosen.round_predictions[0]
     return Headline(
         label=f"{chosen.label}, {format_selection(winner)}",
         verdict=_format_verdict(chosen, predictions),
-        figures=(
-            *_build_class_figures(chosen, evidence.class_name, shares),
-            build_accuracy_figure(chosen),
-        ),
+        figures=(*_build_class_figures(chosen, evidence.class_name), build_accuracy_figure(chosen)),
         basis=_format_basis(chosen, winner.pool),
         class_names=chosen.representative.test.predictions.class_names,
         matrix=() if predictions is None else _build_matrix(predictions),
         answered=format_answered_images(chosen.representative) if chosen.replicates == 1 else "",
-    )
-
-
-def _compute_shares(predictions: Predictions) -> ClassProportions:
-    return proportions_of_predictions(
-        predictions.true,
-        predictions.predicted,
-        predictions.clusters,
-        classes=predictions.classes,
-        confidence=CONFIDENCE,
     )
 
 
@@ -128,14 +110,12 @@ def _format_verdict(candidate: Candidate, predictions: Predictions | None) -> st
     return " ".join(sentences)
 
 
-def _build_class_figures(
-    candidate: Candidate, class_name: str | None, shares: ClassProportions | None
-) -> list[KeyFigure]:
+def _build_class_figures(candidate: Candidate, class_name: str | None) -> list[KeyFigure]:
     """Build the figures for the class of interest; without intervals for several runs on the same images."""
     names = candidate.representative.test.predictions.class_names
     if class_name not in names:
         return []
-    column = names.index(str(class_name))
+    column, shares = names.index(str(class_name)), candidate.shares
     if shares is not None:
         figures = [
             _build_figure(f"Sensitivity for {class_name}", shares.sensitivity[column]),
@@ -195,8 +175,8 @@ def _build_matrix(predictions: Predictions) -> tuple[MatrixRow, ...]:
     counts = confusion_matrix(predictions.true, predictions.predicted, predictions.classes)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return tuple(
-        MatrixRow(name, column, tuple(row.tolist()), tuple((row / total).tolist()))
-        for column, (name, row, total) in enumerate(zip(predictions.class_names, counts, totals[:, 0], strict=True))
+        MatrixRow(name, tuple(row.tolist()), tuple((row / total).tolist()))
+        for name, row, total in zip(predictions.class_names, counts, totals[:, 0], strict=True)
     )
 
 

@@ -11,9 +11,11 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_number
+from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.calibration import BINS, ReliabilityCurve
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.ranking import average_precision
 from pylorus.report.candidate import Candidate
 from pylorus.report.captions import format_test_basis, format_validation_images
 from pylorus.report.figure_style import (
@@ -451,7 +453,7 @@ def plot_roc_curve(predictions: Predictions, *, title: str) -> Figure:
     def draw(axes: Axes, positive: NDArray[np.bool_], scores: NDArray[np.float64], style: dict[str, Any]) -> str:
         false, true = compute_roc_points(positive, scores)
         axes.plot(100 * false, 100 * true, **style)
-        return f"AUROC {format_number(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2), 2)}"
+        return f"AUROC {format_number(auroc(positive, scores).value, 2)}"
 
     figure, axes = _plot_class_curves(predictions, title, draw)
     axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":", linewidth=1)
@@ -467,7 +469,7 @@ def plot_precision_recall_curve(predictions: Predictions, *, title: str) -> Figu
         sensitivity, precision = compute_precision_points(positive, scores)
         start = np.append(0, sensitivity), np.append(precision[0], precision)
         axes.step(100 * start[0], 100 * start[1], where="pre", **style)
-        return f"average precision {format_number(np.sum(np.diff(sensitivity, prepend=0) * precision), 2)}"
+        return f"average precision {format_number(average_precision(positive, scores).value, 2)}"
 
     figure, axes = _plot_class_curves(predictions, title, draw)
     axes.set_xlabel("sensitivity, %")

@@ -60,13 +60,14 @@ def build_summary(evidence: Evidence, *, kind: str) -> Summary:
     """Summarize a report; `kind` is one of `KINDS`."""
     labels = [run.label for run in evidence.runs]
     named = ", ".join(labels) if len(labels) <= MAX_LABELS else f"{len(labels)} runs"
+    headline = build_headline(evidence)
     return Summary(
         title=f"{KINDS[kind]}: {named}",
         subtitle=_format_subtitle(evidence.runs),
         marks=_collect_caveats(evidence.runs),
-        headline=build_headline(evidence),
+        headline=headline,
         findings=tuple(_collect_findings(evidence)),
-        warnings=tuple(_collect_warnings(evidence)),
+        warnings=tuple(_collect_warnings(evidence, headline)),
         facts=_collect_key_figures(evidence),
     )
 
@@ -199,7 +200,7 @@ def _collect_split_warnings(runs: Sequence[SavedRun]) -> list[str]:
     return [f"Split {cited}: {text}" if has_several else text for cited, texts in warned.items() for text in texts]
 
 
-def _collect_warnings(evidence: Evidence) -> list[str]:
+def _collect_warnings(evidence: Evidence, headline: Headline | None) -> list[str]:
     sentences = []
     for run in evidence.runs:
         planned, done = len(run.stages), len(run.complete_stages)
@@ -209,7 +210,7 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
             progress = f"{done} of {planned} stages were tested" if planned else "no stage was tested"
             name = f"Job {run.folder.name}" if run.state == DAMAGED and run.folder.name.isdigit() else run.label
             sentences.append(f"{name} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}")
-    sentences += _collect_problems(evidence)
+    sentences += _collect_problems(evidence, headline)
     sentences += _collect_split_warnings(evidence.runs)
     sentences += format_pool_notes(evidence.pools, evidence.configurations)
     sentences += format_evaluation_counts(evidence.evaluation_counts)
@@ -218,15 +219,13 @@ def _collect_warnings(evidence: Evidence) -> list[str]:
     return sentences
 
 
-def _collect_problems(evidence: Evidence) -> list[str]:
-    """Say which shipped stages are degenerate, and which networks started from random weights."""
-    headline = build_headline(evidence)
+def _collect_problems(evidence: Evidence, headline: Headline | None) -> list[str]:
+    """Say which shipped stages are degenerate and which networks began with random weights, if the verdict does not."""
     verdict = "" if headline is None else headline.verdict
     problems: dict[str, list[str]] = {}
     for result in evidence.results:
         if result.is_shipped:
-            is_cross_entropy = result.run.get_setting("loss.name") == "cross_entropy"
-            for sentence in result.stage.explain_problems(is_cross_entropy=is_cross_entropy):
+            for sentence in result.run.explain_problems(result.stage):
                 if sentence not in verdict:
                     problems.setdefault(sentence, []).append(result.label)
     sentences = [f"{join_names(labels, most=MAX_LABELS)}: {sentence}" for sentence, labels in problems.items()]

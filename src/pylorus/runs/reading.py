@@ -193,17 +193,6 @@ class SavedStage:
     own_metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     own_intervals: tuple[dict[str, dict[str, float | None]], ...] = ({}, {})
 
-    def explain_problems(self, *, is_cross_entropy: bool) -> tuple[str, ...]:
-        """Say what makes the results degenerate; see `explain_stage_problems`."""
-        parts = {"test": self.test, "val": self.validation}
-        return explain_stage_problems(
-            self.name,
-            monitor=self.monitor,
-            curves=self.curves,
-            predictions={split: saved for split, saved in parts.items() if saved is not None},
-            is_cross_entropy=is_cross_entropy,
-        )
-
     def get_own_estimate(self, metric: str, class_name: str) -> Estimate:
         """Return one of the user's own metrics on the test images; NaN where it, or its interval, is undefined."""
         saved = (values.get(metric, {}).get(class_name) for values in (self.own_metrics, *self.own_intervals))
@@ -313,6 +302,17 @@ class SavedRun:
             return None if fold is None else str(fold)
         patients = 0 if self.split is None else self.split.get_split_rows("test")["group"].nunique()
         return str(fold) if patients > 1 else HIDDEN_VALUE
+
+    def explain_problems(self, stage: SavedStage) -> tuple[str, ...]:
+        """Say what makes the results of a stage degenerate; see `explain_stage_problems`."""
+        parts = {"test": stage.test, "val": stage.validation}
+        return explain_stage_problems(
+            stage.name,
+            monitor=stage.monitor,
+            curves=stage.curves,
+            predictions={split: saved for split, saved in parts.items() if saved is not None},
+            is_cross_entropy=self.get_setting("loss.name") == "cross_entropy",
+        )
 
     def get_setting(self, key: str, default: Any = None) -> Any:
         """Return the value of a configuration key, or the default if it is missing or null."""
