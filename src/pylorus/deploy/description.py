@@ -45,12 +45,12 @@ def _check_values(values: object, where: str, path: str, levels: int) -> None:
     if isinstance(values, dict | list):
         if not levels:
             raise PylorusError(f"{where}the JSON is nested more than {MAX_DEPTH} levels deep.")
-        names = values if isinstance(values, dict) else range(len(values))
-        for name, value in zip(names, values.values() if isinstance(values, dict) else values, strict=True):
-            step = f"[{name}]" if isinstance(values, list) else name[:100].encode("unicode_escape").decode()
-            inner = f"{path}.{step}" if path and isinstance(values, dict) else f"{path}{step}"
+        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
             if isinstance(name, str):
+                inner = f"{path}{'.' if path else ''}{name[:100].encode('unicode_escape').decode()}"
                 _check_text(name, f'{where}the name "{inner}"')
+            else:
+                inner = f"{path}[{name}]"
             _check_values(value, where, inner, levels - 1)
     elif isinstance(values, str):
         _check_text(values, f"{where}{path or 'the text'}")

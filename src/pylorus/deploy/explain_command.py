@@ -30,7 +30,7 @@ from pylorus.deploy.explain import (
 )
 from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import Bundle, load_bundle
-from pylorus.deploy.predict import FIRST_CODE, MAX_COUNTED, read_ahead, resolve_device
+from pylorus.deploy.predict import FIRST_CODE, MAX_COUNTED, NO_IMAGES, read_ahead, resolve_device
 from pylorus.deploy.verified_files import SUMS
 from pylorus.report.figure_style import select_font
 from pylorus.report.mistakes import (
@@ -220,9 +220,7 @@ def explain(folder: Path, inputs: Sequence[str], output: Path | None, options: E
     for group, samples in ((items.values(), list(items)), (sources.iter_items(), None)):
         _explain_all(bundle, method, group, samples, maps_folder, options, results)
     if not results.rows:
-        raise PylorusError(
-            "found no image in the inputs; files in a folder count if their suffix or content is an image's."
-        )
+        raise PylorusError(NO_IMAGES)
     sanity = _run_sanity_check(bundle, results) if options.sanity else None
     _write_record(bundle, method, results, sanity, maps_folder, stage)
     return _report_outcome(results, sanity, maps_folder)

@@ -315,8 +315,7 @@ def _build_checked_network(
         with limits if trial is None and factory is None else contextlib.nullcontext():
             network = build_network(description, factory, where=where)
     except PylorusError as error:
-        if isinstance(error.__cause__, NetworkTooLargeError):
-            raise PylorusError(f"{where}: {architecture}, as it describes it, is refused: {error.__cause__}.") from None
+        _explain_size(error, architecture, where=where)
         if factory is None and where not in str(error):
             raise PylorusError(f"{where}: {error}") from None
         raise
@@ -352,8 +351,7 @@ def _build_trial_network(description: Description, *, where: str) -> Any | None:
         with torch.device("meta"), _NetworkLimits():
             network = _create_described_network(description)
     except PylorusError as error:
-        if isinstance(error.__cause__, NetworkTooLargeError):
-            raise PylorusError(f"{where}: {architecture}, as it describes it, is refused: {error.__cause__}.") from None
+        _explain_size(error, architecture, where=where)
         _check_single_arguments(description, where=where)
         return None
     operations, faults = 0, []
@@ -370,6 +368,12 @@ def _build_trial_network(description: Description, *, where: str) -> Any | None:
     if faults:
         raise PylorusError(f"{where}: {architecture} for images of {size} × {size} pixels is refused: {faults[0]}.")
     return network
+
+
+def _explain_size(error: PylorusError, architecture: str, *, where: str) -> None:
+    """Raise an error that names the limit that a network exceeds, if that is why it can't be built."""
+    if isinstance(error.__cause__, NetworkTooLargeError):
+        raise PylorusError(f"{where}: {architecture}, as it describes it, is refused: {error.__cause__}.") from None
 
 
 def _create_described_network(description: Description, *, without: str | None = None) -> Any:
@@ -433,9 +437,9 @@ def build_network(description: Description, factory: Callable[..., Any] | None, 
         )
     if isinstance(factory, nn.Module):
         return copy.deepcopy(factory)
-    classes, arguments = len(description.classes), description.arguments
     if factory is None:
-        return create_network(description.architecture, arguments, classes=classes, image_size=description.input.size)
+        return _create_described_network(description)
+    classes, arguments = len(description.classes), description.arguments
     try:
         return call_factory(factory, {"num_classes": classes, **arguments})
     except Exception as error:  # whatever the user's code raises

@@ -55,7 +55,7 @@ PART_ROWS, PART_SECONDS = 2000, 60.0
 BATCHES_AHEAD = 3
 """Number of batches that are read ahead while the network computes."""
 TEXT_COLUMNS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
-NO_IMAGES = "There are no images in the inputs. Files in a folder count if their suffix or content is an image's."
+NO_IMAGES = "There are no images in the inputs. In a folder, only files with an image suffix or image content are used."
 FIRST_CODE, MAX_COUNTED = 2, 100
 """Exit code: 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2: errors."""
 

@@ -253,18 +253,10 @@ class GuardedProtocol(H11Protocol):
             self.transport.abort()
 
 
-def is_loopback_client(client: tuple[str, int] | None) -> bool:
-    """Return whether a client is on this machine: a reverse proxy there speaks for everybody."""
-    try:
-        return client is None or ipaddress.ip_address(client[0]).is_loopback
-    except ValueError:
-        return True
-
-
 def get_client_network(client: tuple[str, int] | None) -> str:
     """Return whom the limits of a client apply to: its IPv4 address, or the /64 network of its IPv6 address.
 
-    It is empty for a client on this machine, which may be a reverse proxy and so has no limits of its own.
+    It is empty for a client on this machine: a reverse proxy there speaks for everybody and so has no limits of its own.
 
     Example:
         >>> get_client_network(("192.0.2.7", 1)), get_client_network(("2001:db8::7", 1)), get_client_network(("::1", 1))
@@ -272,14 +264,16 @@ def get_client_network(client: tuple[str, int] | None) -> str:
         >>> get_client_network(("::ffff:192.0.2.7", 1))
         '192.0.2.7'
     """
-    if client is None or is_loopback_client(client):
+    try:
+        address = ipaddress.ip_address("" if client is None else client[0])
+    except ValueError:
         return ""
-    address = ipaddress.ip_address(client[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return ""
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
-    mapped = address.ipv4_mapped
-    if mapped is not None:
-        return "" if mapped.is_loopback else str(mapped)
     return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
 
 
