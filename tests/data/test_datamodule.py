@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 
 import numpy as np
 import psutil
@@ -222,6 +223,24 @@ def test_a_signal_to_all_processes_of_a_run_leaves_it_its_batches(serve, number)
     for process in processes:
         process.join(timeout=10)
         assert not process.is_alive()
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_loading_process_that_has_just_started_leaves_the_run_its_batches(serve):
+    interrupting = threading.Event()
+
+    def interrupt():
+        if interrupting.is_set():
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+
+    os.register_at_fork(after_in_child=interrupt)
+    interrupting.set()
+    with LoadingProcesses(2, pin_memory=False) as loading:
+        module = serve(workers=2, loading=loading)
+        rows = [row for batch in module.build_loader("train") for row in batch.row.tolist()]
+    interrupting.clear()
+    assert sorted(rows) == list(range(len(module.parts["train"])))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Images of a split as a dataset: loaded, augmented, and in an order that is a function of seed and epoch alone."""
 
+import contextlib
 import copy
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,11 @@ from pylorus.data.augmentation import build_augmentation
 from pylorus.data.device_augmentation import DeviceAugmentation, find_obstacle, send_array
 from pylorus.data.files import Root
 from pylorus.data.input_format import InputFormat
+
+TERMINAL_SIGNALS = {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+"""Signals that a terminal or SLURM sends to all processes of a run: the run's own process handles them."""
+RUN_SIGNALS = {*TERMINAL_SIGNALS, signal.SIGTERM, signal.SIGHUP}
+"""Those, and the ones that end all processes of a run, as when a terminal closes."""
 
 
 class ShardWindows(NamedTuple):
@@ -273,24 +279,38 @@ def return_batch(batch: Any) -> Any:
 def setup_loading_process(_: int) -> None:
     """Limit a process that loads images to one thread: those of several processes would compete for the cores.
 
-    It is deaf to signals that a terminal or SLURM sends to all processes of a run: the run's own process handles them.
+    It ignores TERMINAL_SIGNALS.
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _setup_run_process(index: int) -> None:
     """Set up a process that loads images for a run: it ends with the run, even if that is killed, and not before.
 
-    Torch's own watch takes up to five seconds, and does not look while an image is read. A signal that ends all
-    processes of a run, as when a terminal closes, leaves the run its batches: it finishes and saves its step.
+    Torch's own watch takes up to five seconds, and does not look while an image is read. It ignores RUN_SIGNALS, so
+    that the run keeps its batches: it finishes and saves its step.
     """
     setup_loading_process(index)
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in RUN_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RUN_SIGNALS)
     end_with_parent(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _hold_signals() -> Iterator[None]:
+    """Hold signals that would end this process until the block is left.
+
+    A process that is started meanwhile holds them too, so that none ends it before it ignores them.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 class LoadingRequest(NamedTuple):
@@ -373,7 +393,8 @@ class LoadingProcesses:
         policy, seed = datasets[split].policy, datasets[split].seed
         requests = (LoadingRequest(split, policy, seed, draws) for draws in batches)
         self._requests = requests
-        self._iterator = iter(self._loader)
+        with _hold_signals():
+            self._iterator = iter(self._loader)
         for batch in self._iterator:
             yield batch
             if self._requests is not requests:
