@@ -36,5 +36,12 @@ from .ranking import ranking_of_predictions as ranking_of_predictions
 from .replicates import compare_replicates as compare_replicates
 from .replicates import corrected_resampled_t as corrected_resampled_t
 from .replicates import summarize_replicates as summarize_replicates
+from .sample_size import PatientDesign as PatientDesign
+from .sample_size import compute_design_effect as compute_design_effect
+from .sample_size import measure_patient_design as measure_patient_design
+from .sample_size import plan_auroc as plan_auroc
+from .sample_size import plan_paired_difference as plan_paired_difference
+from .sample_size import plan_proportion as plan_proportion
+from .sample_size import plan_proportion_test as plan_proportion_test
 from .subgroups import calibration_in_the_large as calibration_in_the_large
 from .subgroups import subgroup_difference as subgroup_difference
