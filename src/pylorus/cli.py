@@ -18,6 +18,7 @@ from pylorus.core.io import check_table_name, handle_closed_pipe
 from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
 from pylorus.deploy.signature import add_sign_command, add_trust_option
+from pylorus.report.plan import add_plan_command
 
 
 def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -285,8 +286,9 @@ def _run_serve(arguments: argparse.Namespace) -> None:
 
 
 def add_evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `report` and `doctor` to the command line."""
+    """Add `report`, `plan` and `doctor` to the command line."""
     _add_report(commands)
+    add_plan_command(commands)
     _add_doctor(commands)
 
 

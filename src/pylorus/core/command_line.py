@@ -21,6 +21,7 @@ COMMAND_SYNONYMS: Mapping[str, str] = {
     "audit": "check validate-data inspect verify lint leaks clean dataset",
     "pack": "shard shards tar wds webdataset convert-data",
     "report": "summary results table tables figures compare plot metrics",
+    "plan": "power sample-size samplesize size-of-sample sizes",
     "doctor": "info env environment health diagnose diagnostics system status",
     "predict": "evaluate eval test infer inference classify score prediction validate",
     "explain": "gradcam grad-cam cam heatmap heatmaps saliency interpret attention",

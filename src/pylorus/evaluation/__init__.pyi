@@ -37,8 +37,10 @@ from .replicates import compare_replicates as compare_replicates
 from .replicates import corrected_resampled_t as corrected_resampled_t
 from .replicates import summarize_replicates as summarize_replicates
 from .sample_size import PatientDesign as PatientDesign
+from .sample_size import PilotMeasures as PilotMeasures
 from .sample_size import compute_design_effect as compute_design_effect
 from .sample_size import measure_patient_design as measure_patient_design
+from .sample_size import measure_pilot as measure_pilot
 from .sample_size import plan_auroc as plan_auroc
 from .sample_size import plan_paired_difference as plan_paired_difference
 from .sample_size import plan_proportion as plan_proportion

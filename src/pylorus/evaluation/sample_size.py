@@ -5,15 +5,18 @@ argument `effect` multiplies the number by a design effect, from `compute_design
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from pylorus.evaluation.auroc import compute_placements
+from pylorus.evaluation.comparison import mcnemar
 from pylorus.evaluation.influence import estimate_design_effect
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
-from pylorus.evaluation.predictions import encode_groups
+from pylorus.evaluation.predictions import Predictions, align_predictions, encode_groups
 
 MAX_IMAGES = 10**9
 """Larger numbers are refused as impossible."""
@@ -98,9 +101,87 @@ def measure_patient_design(values: NDArray[np.generic], groups: NDArray[np.gener
     elif not spread > 1e-12 * len(numbers):
         correlation = 1.0
     else:
-        effect = estimate_design_effect(np.bincount(codes, weights=deviations), sizes, spread)
+        effect = estimate_design_effect(np.bincount(codes, weights=deviations).astype(np.float64), sizes, spread)
         correlation = (effect - 1) / (typical - 1)
     return PatientDesign(mean, float(sizes.std() / mean), min(1.0, max(0.0, correlation)))
+
+
+@dataclass(frozen=True)
+class PilotMeasures:
+    """What the predictions of a pilot run say about a class, for the size of the next test set.
+
+    Attributes:
+        images: Number of images.
+        patients: Number of patients.
+        prevalence: Fraction of images of the class, in (0, 1).
+        values: Sensitivity, specificity and AUROC, by these names in lower case.
+        designs: How images come in patients, for `sensitivity` (images of the class), `specificity` (the others),
+            `auroc` and `accuracy` (all), and `difference` (all) if there is a second model.
+        disagreement: Fractions of images that only the first and only the second model classifies correctly, or None.
+    """
+
+    images: int
+    patients: int
+    prevalence: float
+    values: Mapping[str, float]
+    designs: Mapping[str, PatientDesign]
+    disagreement: tuple[float, float] | None
+
+
+def measure_pilot(predictions: Predictions, class_name: str, other: Predictions | None = None) -> PilotMeasures:
+    """Measure the figures of a class and how much the images of a patient resemble each other.
+
+    For AUROC the correlation is that of the influence of each image on the area (DeLong's placements).
+
+    Args:
+        predictions: Test predictions of the pilot run.
+        class_name: The class of interest.
+        other: Those of a second model for the same images, to be compared with.
+
+    Raises:
+        ValueError: If there is no such class, all images or none are of it, fewer than two patients have images of the
+            class or of others, or the second model has predictions for other images.
+
+    Example:
+        >>> names, truth = np.array(list("abcdef")), np.array([0, 0, 0, 0, 1, 1])
+        >>> patients = np.array(["p", "p", "q", "q", "r", "s"])
+        >>> probabilities = np.eye(2)[[0, 0, 1, 1, 1, 0]]
+        >>> pilot = measure_pilot(Predictions(names, patients, truth, probabilities, ("x", "y")), "x")
+        >>> pilot.values["sensitivity"], pilot.designs["sensitivity"].correlation
+        (0.5, 1.0)
+    """
+    if class_name not in predictions.class_names:
+        raise ValueError(f'no class "{class_name}"; expected one of {list(predictions.class_names)}')
+    label = predictions.class_names.index(class_name)
+    positive, predicted = predictions.true == label, predictions.predicted == label
+    if positive.all() or not positive.any():
+        raise ValueError(
+            f"{int(positive.sum())} of {len(positive)} images are of class {class_name}; expected some of it and some "
+            "of others"
+        )
+    groups, prevalence = np.asarray(predictions.group), float(positive.mean())
+    placements = compute_placements(positive, predictions.probabilities[:, label])
+    area = float(placements[positive].mean())
+    values = {
+        "sensitivity": (predicted[positive], groups[positive]),
+        "specificity": (~predicted[~positive], groups[~positive]),
+        "auroc": ((placements - area) / np.where(positive, prevalence, 1 - prevalence), groups),
+        "accuracy": (predictions.correct, groups),
+    }
+    disagreement = None
+    if other is not None:
+        other, counts = align_predictions(predictions, other), mcnemar(predictions, other)
+        disagreement = (counts.only_first / counts.images, counts.only_second / counts.images)
+        values["difference"] = (predictions.correct.astype(np.int64) - other.correct.astype(np.int64), groups)
+    designs = {}
+    for name, (numbers, patients) in values.items():
+        try:
+            designs[name] = measure_patient_design(numbers, patients)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    figures = {name: float(values[name][0].mean()) for name in ("sensitivity", "specificity")}
+    patients_in_all = len(np.unique(groups))
+    return PilotMeasures(len(groups), patients_in_all, prevalence, figures | {"auroc": area}, designs, disagreement)
 
 
 def plan_proportion(value: float, *, width: float, confidence: float = 0.95, effect: float = 1.0) -> int:
