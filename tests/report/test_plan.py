@@ -164,6 +164,12 @@ def test_a_pilot_that_has_not_finished_is_refused(refuse, make_run):
     assert "resume=" in error
 
 
+def test_a_pilot_with_one_patient_of_the_class_is_refused_unless_patients_are_described(refuse, plan, make_run):
+    pilot = make_run(images_per_group=2, test_each=(2, 20, 20))
+    assert "only one patient has test images that count for sensitivity" in refuse(pilot, *TYPED)
+    assert "ICC 0.30" in plan(pilot, *TYPED, "--icc", 0.3, "--images-per-patient", 3)
+
+
 def test_an_unknown_class_is_refused(refuse, make_run):
     error = refuse(make_run(images_per_group=2), "--class", "gastric_cancr")
     assert 'found "gastric_cancr", expected one of GC, GU, CG' in error
@@ -184,6 +190,6 @@ def test_a_second_run_on_other_images_is_refused(refuse, make_run):
 
 def test_too_few_patients_and_errors_are_pointed_out(plan, make_run):
     text = plan("--sensitivity", 0.99, "--prevalence", 0.2, "--width", 0.2)
-    assert "expected to be classified wrongly" in text
+    assert "fewer than 10 independent ones are of the rarer outcome" in text
     assert "fewer than 30" in text.lower()
     assert "The pilot has only" in plan(make_run(images_per_group=5, test_each=(20, 20, 20)), *TYPED)

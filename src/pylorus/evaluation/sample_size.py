@@ -116,7 +116,8 @@ class PilotMeasures:
         prevalence: Fraction of images of the class, in (0, 1).
         values: Sensitivity, specificity and AUROC, by these names in lower case.
         designs: How images come in patients, for `sensitivity` (images of the class), `specificity` (the others),
-            `auroc` and `accuracy` (all), and `difference` (all) if there is a second model.
+            `auroc` and `accuracy` (all), and `difference` (all) if there is a second model; without those for which
+            only one patient has images.
         disagreement: Fractions of images that only the first and only the second model classifies correctly, or None.
     """
 
@@ -139,8 +140,8 @@ def measure_pilot(predictions: Predictions, class_name: str, other: Predictions 
         other: Those of a second model for the same images, to be compared with.
 
     Raises:
-        ValueError: If there is no such class, all images or none are of it, fewer than two patients have images of the
-            class or of others, or the second model has predictions for other images.
+        ValueError: If there is no such class, all images or none are of it, or the second model has predictions for
+            other images.
 
     Example:
         >>> names, truth = np.array(list("abcdef")), np.array([0, 0, 0, 0, 1, 1])
@@ -173,12 +174,11 @@ def measure_pilot(predictions: Predictions, class_name: str, other: Predictions 
         other, counts = align_predictions(predictions, other), mcnemar(predictions, other)
         disagreement = (counts.only_first / counts.images, counts.only_second / counts.images)
         values["difference"] = (predictions.correct.astype(np.int64) - other.correct.astype(np.int64), groups)
-    designs = {}
-    for name, (numbers, patients) in values.items():
-        try:
-            designs[name] = measure_patient_design(numbers, patients)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    designs = {
+        name: measure_patient_design(numbers, patients)
+        for name, (numbers, patients) in values.items()
+        if len(np.unique(patients)) > 1
+    }
     figures = {name: float(values[name][0].mean()) for name in ("sensitivity", "specificity")}
     patients_in_all = len(np.unique(groups))
     return PilotMeasures(len(groups), patients_in_all, prevalence, figures | {"auroc": area}, designs, disagreement)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAMES = {"sensitivity": "sensitivity", "specificity": "specificity", "auroc": "AUROC"}
 """Figures of a class, with their names in texts."""
-FEW_PATIENTS, FEW_ERRORS = 30, 5
+FEW_PATIENTS, FEW_ERRORS = 30, 10
 """Below these, an interval comes out wider than its formula says."""
 
 
@@ -291,8 +291,17 @@ def _choose_design(options: PlanOptions, measures: "PilotMeasures | None", name:
     """Return how images come in patients for an aim: as the options say, else as in the pilot, else one by one."""
     from pylorus.evaluation.sample_size import PatientDesign
 
-    designs = {} if measures is None else measures.designs
-    measured = designs.get(name, designs.get("accuracy", PatientDesign()))
+    measured = PatientDesign()
+    if measures is not None:
+        designs = measures.designs
+        kind = "accuracy" if name == "difference" and measures.disagreement is None else name
+        if kind not in designs and (options.icc is None or options.images_per_patient is None):
+            raise PylorusError(
+                f"{options.pilot}: only one patient has test images that count for {NAMES.get(name, name)}, so it does "
+                "not show how much patients differ. Use a larger pilot, or add --icc and --images-per-patient, such as "
+                "--icc 0.3 --images-per-patient 3."
+            )
+        measured = designs.get(kind, measured)
     return PatientDesign(
         measured.images_per_patient if options.images_per_patient is None else options.images_per_patient,
         measured.variation if options.images_per_patient is None else 0.0,
@@ -398,8 +407,8 @@ def _find_warnings(aims: Sequence[_Aim], sizes: Sequence[PlannedSize], pilot: _P
         name = aim.words.split(",")[0]
         if aim.errors * size.independent_images < FEW_ERRORS:
             yield (
-                f"{name}: the formula needs at least {FEW_ERRORS} images expected to be classified wrongly, "
-                "and as many correctly. Choose a smaller --width."
+                f"{name}: so few images that fewer than {FEW_ERRORS} independent ones are of the rarer outcome (wrong, for "
+                "a high figure). The interval of the report may be a quarter wider: choose a smaller --width."
             )
         if size.counted_patients < FEW_PATIENTS:
             yield (
