@@ -403,7 +403,12 @@ def test_class_folders_reproduce_the_runs_own_results(trained_run, bundle_folder
             assert found[name][each] == pytest.approx(own[name][each], abs=1e-6)
     assert found["accuracy"] == pytest.approx(own["accuracy"])
     assert (found["images"], found["groups"]) == (own["images"], own["groups"])
+    calibration = found["calibration"]["GC"]
+    assert calibration["observed"] == pytest.approx((table["true"] == "GC").mean())
+    assert calibration["expected"] == pytest.approx(table["probability/GC"].mean())
+    assert calibration["difference"]["value"] == pytest.approx(calibration["observed"] - calibration["expected"])
     said = capsys.readouterr().out
+    assert "observed, " in said
     assert "evaluation on" in said
     assert "each treated as a separate patient" not in said
     assert "at the stored threshold" in said

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, normalize_name
-from pylorus.core.formatting import format_percent, format_threshold
+from pylorus.core.formatting import DASH, format_number, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.deploy.card import format_set_size, format_threshold_guarantee
@@ -21,13 +21,14 @@ from pylorus.deploy.thresholds import (
     convert_estimate,
     estimate_proportion,
 )
-from pylorus.evaluation.calibration import estimate_calibration
+from pylorus.evaluation.calibration import calibration_line, estimate_calibration
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.decisions import operating_point, prediction_sets
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.prevalence import predictive_values
 from pylorus.evaluation.ranking import ranking_of_predictions
+from pylorus.evaluation.subgroups import calibration_in_the_large
 
 
 def evaluate_predictions(
@@ -65,6 +66,7 @@ def evaluate_predictions(
         "classes": list(description.short_names),
         "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
         **_compute_further_metrics(predictions),
+        "calibration": _evaluate_calibration(predictions),
         "unlike": convert_to_plain(estimate_proportion(why == "unlike", groups)),
         "unlike_images": assess_unlike_images(why == "unlike", groups, description.abstention),
         "unsure": convert_to_plain(estimate_proportion(why == "unsure", groups)),
@@ -104,6 +106,22 @@ def _compute_further_metrics(predictions: Predictions) -> dict[str, object]:
         },
         **{name: convert_to_plain(convert_estimate(value)) for name, value in overall.items()},
     }
+
+
+def _evaluate_calibration(predictions: Predictions) -> dict[str, object]:
+    """Compare the frequency of each class with its probability: on average, and by the line of recalibration."""
+    metrics: dict[str, object] = {}
+    for column, name in enumerate(predictions.class_names):
+        positive, probability = predictions.true == column, np.clip(predictions.probabilities[:, column], 0, 1)
+        line = calibration_line(positive, probability, predictions.clusters)
+        difference = calibration_in_the_large(positive, probability, predictions.clusters)
+        estimates = {"difference": difference, "slope": line.slope, "intercept": line.intercept}
+        metrics[name] = {
+            "observed": float(positive.mean()),
+            "expected": float(probability.mean()),
+            **{key: convert_to_plain(convert_estimate(estimate)) for key, estimate in estimates.items()},
+        }
+    return metrics
 
 
 def _evaluate_threshold(
@@ -172,6 +190,13 @@ def _format_groups(record: Mapping[str, Any]) -> str:
     return f" of {record['evaluation']['groups']:,} groups (patients)"
 
 
+def _format_slope(slope: Mapping[str, float | None]) -> str:
+    value, low, high = (
+        DASH if (end := slope[key]) is None else format_number(end, 2) for key in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
 def format_evaluation(record: Mapping[str, Any], description: Description) -> list[str]:
     """Format the evaluation of a prediction, line by line.
 
@@ -197,6 +222,14 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         f"  {name:<{width}}  sensitivity {format_estimate(evaluation['sensitivity'][name])}, specificity "
         f"{format_estimate(evaluation['specificity'][name])}, AUROC {format_estimate(evaluation['auroc'][name])}"
         for name in description.short_names
+    ]
+    calibration = evaluation.get("calibration", {})  # a record of an older Pylorus has none
+    lines += ["  calibration (slope below 1: overconfident, above 1: underconfident):"] if calibration else []
+    lines += [
+        f"    {name:<{width}}  {format_percent(each['observed'])} observed, "
+        f"{format_percent(each['expected'])} expected by the mean probability, difference {format_estimate(each['difference'])}; "
+        f"slope {_format_slope(each['slope'])}"
+        for name, each in calibration.items()
     ]
     decision = evaluation.get("decision")
     if decision is not None:
