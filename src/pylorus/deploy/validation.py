@@ -227,8 +227,8 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
     lines += ["  calibration (slope below 1: overconfident, above 1: underconfident):"] if calibration else []
     lines += [
         f"    {name:<{width}}  {format_percent(each['observed'])} observed, "
-        f"{format_percent(each['expected'])} expected by the mean probability, difference {format_estimate(each['difference'])}; "
-        f"slope {_format_slope(each['slope'])}"
+        f"{format_percent(each['expected'])} expected by the mean probability, "
+        f"difference {format_estimate(each['difference'])}; slope {_format_slope(each['slope'])}"
         for name, each in calibration.items()
     ]
     decision = evaluation.get("decision")
