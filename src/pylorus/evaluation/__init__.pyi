@@ -31,6 +31,10 @@ from .index_intervals import wilson as wilson
 from .intervals import Estimate as Estimate
 from .predictions import Predictions as Predictions
 from .predictions import patient_level as patient_level
+from .prevalence import adjust_threshold as adjust_threshold
+from .prevalence import adjust_to_prevalence as adjust_to_prevalence
+from .prevalence import estimate_prevalence as estimate_prevalence
+from .prevalence import predictive_values as predictive_values
 from .ranking import average_precision as average_precision
 from .ranking import ranking_of_predictions as ranking_of_predictions
 from .replicates import compare_replicates as compare_replicates
