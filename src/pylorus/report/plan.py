@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.formatting import format_count, format_percent, join_names
 from pylorus.report.plan_text import (
     FORMULAS,
     Plan,
@@ -181,7 +181,7 @@ def compute_plan(options: PlanOptions) -> Plan:
         )
     per_patient = _choose_design(options, pilot.measures, "accuracy").images_per_patient
     sizes = tuple(_compute_size(aim, prevalence, per_patient) for aim in aims)
-    warnings += _find_warnings(aims, sizes, pilot)
+    warnings += _find_warnings(options, aims, sizes, pilot)
     return Plan(pilot.class_name, prevalence, sizes, _list_assumptions(options, pilot, prevalence), tuple(warnings))
 
 
@@ -360,7 +360,8 @@ def _build_aims(
         compute = partial(sample_size.plan_paired_difference, *difference, **tested)
         words = f"accuracy of two models, {format_points(abs(difference[0] - difference[1]))} apart, {power}"
         if margin:
-            words = f"accuracy of two models, the new one not worse{margin}, {power}"
+            model = "the new one" if options.compare is None else "the pilot"
+            words = f"accuracy of two models, {model} not worse{margin}, {power}"
         design = _choose_design(options, pilot.measures, "difference")
         yield _Aim(words, FORMULAS[f"models {formula}"], compute, "all", design)
 
@@ -397,29 +398,39 @@ def _compute_size(aim: _Aim, prevalence: float | None, per_patient: float) -> Pl
     )
 
 
-def _find_warnings(aims: Sequence[_Aim], sizes: Sequence[PlannedSize], pilot: _Pilot) -> Iterator[str]:
-    if pilot.grouped and pilot.measures is not None and pilot.measures.patients < FEW_PATIENTS:
+def _find_warnings(
+    options: PlanOptions, aims: Sequence[_Aim], sizes: Sequence[PlannedSize], pilot: _Pilot
+) -> Iterator[str]:
+    measures = None if options.icc is not None else pilot.measures
+    if pilot.grouped and measures is not None and measures.patients < FEW_PATIENTS:
         yield (
-            f"The pilot has only {format_count(pilot.measures.patients, 'test patient')}: its figures and correlations "
-            "are uncertain. Plan again with a larger --icc to see how much depends on it."
+            f"The pilot has only {format_count(measures.patients, 'test patient')}: its figures and correlations are "
+            "uncertain. Plan again with a larger --icc to see how much depends on it."
         )
-    for aim, size in zip(aims, sizes, strict=True):
-        name = aim.words.split(",")[0]
-        if aim.errors * size.independent_images < FEW_ERRORS:
+    elif measures is not None and measures.disagreement is None:
+        images = {"sensitivity": measures.prevalence, "specificity": 1 - measures.prevalence}
+        rarer = {name: min(measures.values[name], 1 - measures.values[name]) * measures.images for name in images}
+        if few := [name for name, fraction in images.items() if rarer[name] * fraction < FEW_ERRORS]:
             yield (
-                f"{name}: so few images that fewer than {FEW_ERRORS} independent ones are of the rarer outcome (wrong, for "
-                "a high figure). The interval of the report may be a quarter wider: choose a smaller --width."
+                f"The pilot's {join_names(few)} and the ICC rest on fewer than {FEW_ERRORS} errors and are uncertain. "
+                "Plan again with a lower figure and a larger --icc to see how much depends on them."
             )
-        if size.counted_patients < FEW_PATIENTS:
-            yield (
-                f"{name}: {format_count(size.counted_patients, 'patient')} would count for it. With fewer than "
-                f"{FEW_PATIENTS} the interval of the report is wider than planned: recruit at least that many."
-            )
-        if aim.design.correlation == 1 and aim.design.images_per_patient > 1:
-            yield (
-                f"{name}: an ICC of 1 makes the images of a patient copies of one another. If the pilot is merely too "
-                "small or too good to show the ICC, add --icc, such as 0.5."
-            )
+    pairs = [(aim, size, aim.words.split(",")[0]) for aim, size in zip(aims, sizes, strict=True)]
+    if names := [name for aim, size, name in pairs if aim.errors * size.independent_images < FEW_ERRORS]:
+        yield (
+            f"{join_names(names)}: so few images that fewer than {FEW_ERRORS} independent ones are of the rarer "
+            "outcome (wrong, for a high figure). The interval of the report may be a quarter wider: choose a smaller --width."
+        )
+    if names := [name for _, size, name in pairs if size.counted_patients < FEW_PATIENTS]:
+        yield (
+            f"{join_names(names)}: fewer than {FEW_PATIENTS} patients would count. The interval of the report is then "
+            "wider than planned: recruit at least that many."
+        )
+    if names := [name for aim, _, name in pairs if aim.design.correlation == 1 and aim.design.images_per_patient > 1]:
+        yield (
+            f"{join_names(names)}: an ICC of 1 makes the images of a patient copies of one another. If the pilot is "
+            "merely too small or too good to show the ICC, add --icc, such as 0.5."
+        )
 
 
 def _list_assumptions(options: PlanOptions, pilot: _Pilot, prevalence: float | None) -> tuple[str, ...]:
