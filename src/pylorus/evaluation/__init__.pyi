@@ -5,6 +5,8 @@ from .calibration import estimate_calibration as estimate_calibration
 from .calibration import fit_temperature as fit_temperature
 from .calibration import probabilities_of_logits as probabilities_of_logits
 from .calibration import reliability_curve as reliability_curve
+from .comparison import MarginDecision as MarginDecision
+from .comparison import decide_noninferiority as decide_noninferiority
 from .comparison import delong_test as delong_test
 from .comparison import difference_of_independent as difference_of_independent
 from .comparison import holm as holm

@@ -419,7 +419,8 @@ def _find_warnings(
     if names := [name for aim, size, name in pairs if aim.errors * size.independent_images < FEW_ERRORS]:
         yield (
             f"{join_names(names)}: so few images that fewer than {FEW_ERRORS} independent ones are of the rarer "
-            "outcome (wrong, for a high figure). The interval of the report may be a quarter wider: choose a smaller --width."
+            "outcome (wrong, for a high figure). The interval of the report may be a quarter wider: choose a smaller "
+            "--width."
         )
     if names := [name for _, size, name in pairs if size.counted_patients < FEW_PATIENTS]:
         yield (
