@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.formatting import format_count, format_percent, join_names
+from pylorus.core.formatting import format_command, format_count, format_percent, join_names
 from pylorus.report.plan_text import (
     FORMULAS,
     Plan,
@@ -264,11 +264,13 @@ def _read_pilot(folder: Path) -> "tuple[SavedRun, str, Predictions]":
     if not (folder / STATUS).is_file():
         raise PylorusError(f"{folder}: found no {STATUS}, expected the folder of a finished run.")
     run = read_run(folder)
-    if run.state != "finished" or run.bundle_stage is None:
+    if run.state != "finished":
         raise PylorusError(
             f"{folder}: the run is {run.state}, expected a finished one. Finish it with:\n"
-            f"  {TRAIN_COMMAND} resume={folder}"
+            f"  {TRAIN_COMMAND} {format_command([f'resume={folder}'])}"
         )
+    if run.bundle_stage is None:
+        raise PylorusError(f"{folder}: the run has no test predictions, expected those of at least one stage.")
     stage = next(stage for stage in run.complete_stages if stage.name == run.bundle_stage.name)
     assert stage.test is not None
     return run, stage.name, stage.test.predictions
