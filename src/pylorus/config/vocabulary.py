@@ -9,7 +9,7 @@ import difflib
 import functools
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -259,6 +259,22 @@ def _normalize(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
+def _iter_steps(path: str) -> Iterator[tuple[Any, "dataclasses.Field[Any] | None"]]:
+    """Yield the type at each part of a dotted key, with its field if it has one; end at a part that is unknown."""
+    kind: Any = Config
+    for part in path.split("."):
+        field = None
+        if dataclasses.is_dataclass(kind):
+            field, kind = {each.name: (each, its_kind) for each, its_kind in iter_fields(kind)}.get(part, (None, None))
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        elif kind is not Any:
+            return
+        if kind is None:
+            return
+        yield kind, field
+
+
 def is_key(path: str) -> bool:
     """Return whether the schema has a dotted key; searches for no similar one.
 
@@ -266,32 +282,31 @@ def is_key(path: str) -> bool:
         >>> is_key("optimizer.lr"), is_key("lr")
         (True, False)
     """
-    kind: Any = Config
-    for part in path.split("."):
-        if dataclasses.is_dataclass(kind):
-            kind = {field.name: field_kind for field, field_kind in iter_fields(kind)}.get(part)
-        elif typing.get_origin(kind) is dict:
-            kind = typing.get_args(kind)[1]
-        elif kind is not Any:
-            return False
-        if kind is None:
-            return False
-    return True
+    return len(list(_iter_steps(path))) == len(path.split("."))
 
 
 def is_free_form(path: str) -> bool:
-    """Return whether a key is in a part of the schema that accepts any name (model.args, augment.transforms)."""
-    kind: Any = Config
-    for part in path.split("."):
-        if dataclasses.is_dataclass(kind):
-            kind = {field.name: field_kind for field, field_kind in iter_fields(kind)}.get(part)
-        elif typing.get_origin(kind) is dict:
-            kind = typing.get_args(kind)[1]
-            if kind is Any:
-                return True
-        else:
-            return False
-    return False
+    """Return whether a key is in a part of the schema that accepts any name (model.args, augment.transforms).
+
+    Example:
+        >>> is_free_form("model.args.drop_rate"), is_free_form("model.name")
+        (True, False)
+    """
+    return any(kind is Any and field is None for kind, field in _iter_steps(path))
+
+
+def get_key_metadata(path: str) -> Mapping[str, Any]:
+    """Return what the schema says of a key: its choices, range, default and kind; empty if unknown.
+
+    Example:
+        >>> get_key_metadata("optimizer.lr")["kind"].__name__, dict(get_key_metadata("lr"))
+        ('float', {})
+    """
+    if not is_key(path):
+        return {}
+    kind, field = next(((kind, field) for kind, field in reversed(list(_iter_steps(path))) if field is not None))
+    is_optional = type(None) in typing.get_args(field.type)
+    return {**field.metadata, "default": field.default, "kind": kind, "is_optional": is_optional}
 
 
 def format_error(error: BaseException) -> str:
@@ -344,21 +359,3 @@ def _format_wrong_type(key: str, found: str, kind: str) -> str:
     elif kind in ("Integer", "Float") and metadata.get("low") is not None:
         example = f" of at least {metadata['low']:g}"
     return f'{key}: found "{found}", expected {KINDS[kind]}{example}.'
-
-
-def get_key_metadata(path: str) -> Mapping[str, Any]:
-    """Return what the schema says of a key: its choices, range, default and kind; empty if unknown."""
-    kind, metadata = typing.cast(Any, Config), typing.cast(Mapping[str, Any], {})
-    for part in path.split("."):
-        if dataclasses.is_dataclass(kind):
-            fields = {field.name: (field, each) for field, each in iter_fields(kind)}
-            if part not in fields:
-                return {}
-            field, kind = fields[part]
-            is_optional = type(None) in typing.get_args(field.type)
-            metadata = {**field.metadata, "default": field.default, "kind": kind, "is_optional": is_optional}
-        elif typing.get_origin(kind) is dict:
-            kind = typing.get_args(kind)[1]
-        else:
-            return {}
-    return metadata
