@@ -150,7 +150,7 @@ function drawAnswer(card, row) {
     draw(card, row.file, placeholder("no image"), [make("p", "verdict", "Not processed"), make("p", "", `Reason: ${row.error}`)]);
     return;
   }
-  card.classList.toggle("pair", hasHeatMap(row));
+  card.classList.toggle("pair", !!row.heat_map);
   card.classList.toggle("abstains", row.abstain);
   const parts = row.abstain
     ? [make("p", "verdict", "No answer"), make("p", "reason", `${capital(describeReason(row, model))}. Do not use the numbers below.`)]
@@ -173,16 +173,13 @@ function placeholder(text) {
 function pictures(row) {
   const group = make("div", "pictures");
   group.append(picture(row.image, `${row.file}, as the network sees it`, "Image"));
-  if (hasHeatMap(row)) {
+  if (row.heat_map && row.abstain) {
+    group.append(make("div", "empty", "no heat map without an answer"));
+  } else if (row.heat_map) {
     const likeliest = writeOut(row.predicted, model);
     group.append(picture(row.heat_map, `${row.file}, brightest where it most supports ${likeliest}`, `Heat map: ${likeliest}`));
   }
   return group;
-}
-
-// A heat map explains an answer; where the model abstains, there is nothing to explain.
-function hasHeatMap(row) {
-  return !!row.heat_map && !row.abstain;
 }
 
 function picture(source, description, caption) {
