@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, translate_errors
 from pylorus.core.io import check_arguments, describe_value, resolve_path
@@ -172,17 +172,25 @@ class Model:
             return predict_table(self._model, inputs, PredictOptions(class_name=class_name, batch=batch))
 
     @check_arguments
-    def validate(self, folders: Paths, *, group: str | None = None, batch: Annotated[int, Ge(1)] = 32) -> Validation:
+    def validate(
+        self,
+        folders: Paths,
+        *,
+        group: str | None = None,
+        prevalence: Annotated[float, Gt(0), Lt(1)] | None = None,
+        batch: Annotated[int, Ge(1)] = 32,
+    ) -> Validation:
         """Evaluate the model on class folders; see `pylorus.validate`."""
         import pandas as pd
 
-        from pylorus.deploy.predict import PredictOptions, evaluate_predictions, predict_table
+        from pylorus.deploy.predict import PredictOptions, predict_table
+        from pylorus.deploy.validation import evaluate_predictions
 
         inputs = _list_paths(folders, argument="folders")
-        options = PredictOptions(evaluate=True, group=group, batch=batch)
+        options = PredictOptions(evaluate=True, group=group, prevalence=prevalence, batch=batch)
         with translate_errors(ARGUMENTS):
             table = predict_table(self._model, inputs, options)
-            metrics = evaluate_predictions(iter([table]), self._model.description, options)
+            metrics = evaluate_predictions(iter([table]), self._model.description, group=group, prevalence=prevalence)
         names = list(self.short_names)
         known = table[(table["true"] != "") & (table["error"] == "")]
         confusion = pd.crosstab(known["true"], known["predicted"]).reindex(index=names, columns=names, fill_value=0)
@@ -232,7 +240,13 @@ def _find_bundle(path: Path) -> Path:
 
 
 @check_arguments
-def validate(model: Model | str | Path, folders: Paths, *, group: str | None = None) -> Validation:
+def validate(
+    model: Model | str | Path,
+    folders: Paths,
+    *,
+    group: str | None = None,
+    prevalence: Annotated[float, Gt(0), Lt(1)] | None = None,
+) -> Validation:
     """Evaluate a model on images of known classes.
 
     Args:
@@ -240,11 +254,14 @@ def validate(model: Model | str | Path, folders: Paths, *, group: str | None = N
         folders: Folders that contain folders named after the classes; an image that is in several counts once.
         group: Regular expression that finds the patient in a path, for the confidence intervals; None: each image is
             its own.
+        prevalence: Proportion of the class of interest, in (0, 1), for which PPV and NPV are computed too:
+            `metrics["decision"]["at_prevalence"]`.
 
     Raises:
         PylorusError: If no image is in a folder named after a class.
     """
-    return (model if isinstance(model, Model) else load_model(model)).validate(folders, group=group)
+    loaded = model if isinstance(model, Model) else load_model(model)
+    return loaded.validate(folders, group=group, prevalence=prevalence)
 
 
 @check_arguments

@@ -18,6 +18,7 @@ from pylorus.core.io import check_table_name, handle_closed_pipe
 from pylorus.core.limits import explain_limit
 from pylorus.core.storage import format_system_error
 from pylorus.deploy.signature import add_sign_command, add_trust_option
+from pylorus.report.plan import add_plan_command
 
 
 def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -114,6 +115,12 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--group", metavar="REGEX", help="regular expression that finds the patient in a path, for confidence intervals"
     )
+    command.add_argument(
+        "--prevalence",
+        type=float,
+        metavar="P",
+        help="also evaluate PPV and NPV where this proportion of the images is of the deciding class, such as 0.05",
+    )
     _add_inference_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_predict)
@@ -129,14 +136,19 @@ def _use_passive_waiting() -> None:
 
 def _run_predict(arguments: argparse.Namespace) -> None:
     check_table_name(arguments.output, argument="--output")  # before torch is imported
+    if arguments.prevalence is not None and not 0 < arguments.prevalence < 1:
+        raise PylorusError(
+            f"--prevalence: found {arguments.prevalence:g}, expected a proportion above 0 and below 1, such as 0.05."
+        )
     _use_passive_waiting()
     from pylorus.deploy.predict import PredictOptions, predict
 
     options = PredictOptions(
         class_name=arguments.class_name,
         frames_every=arguments.frames_every,
-        evaluate=arguments.evaluate,
+        evaluate=arguments.evaluate or arguments.prevalence is not None,
         group=arguments.group,
+        prevalence=arguments.prevalence,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
         **_get_model_options(arguments),
@@ -285,8 +297,9 @@ def _run_serve(arguments: argparse.Namespace) -> None:
 
 
 def add_evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `report` and `doctor` to the command line."""
+    """Add `report`, `plan` and `doctor` to the command line."""
     _add_report(commands)
+    add_plan_command(commands)
     _add_doctor(commands)
 
 

@@ -403,16 +403,48 @@ def test_class_folders_reproduce_the_runs_own_results(trained_run, bundle_folder
             assert found[name][each] == pytest.approx(own[name][each], abs=1e-6)
     assert found["accuracy"] == pytest.approx(own["accuracy"])
     assert (found["images"], found["groups"]) == (own["images"], own["groups"])
+    calibration = found["calibration"]["GC"]
+    assert calibration["observed"] == pytest.approx((table["true"] == "GC").mean())
+    assert calibration["expected"] == pytest.approx(table["probability/GC"].mean())
+    assert calibration["difference"]["value"] == pytest.approx(calibration["observed"] - calibration["expected"])
     said = capsys.readouterr().out
+    assert "observed, " in said
     assert "evaluation on" in said
     assert "each treated as a separate patient" not in said
     assert "at the stored threshold" in said
+
+
+def test_predictive_values_are_given_for_these_images_and_for_a_stated_prevalence(
+    bundle_folder, synthetic_root, tmp_path, capsys
+):
+    asked(bundle_folder, [synthetic_root], tmp_path / "p.csv", evaluate=True, prevalence=0.01)
+    decision = json.loads((tmp_path / "p.csv.about.json").read_text())["evaluation"]["decision"]
+    stated = decision["at_prevalence"]
+    hits = 0.01 * decision["sensitivity"]["value"]
+    false_alarms = 0.99 * (1 - decision["specificity"]["value"])
+    assert stated["ppv"]["value"] == pytest.approx(hits / (hits + false_alarms))
+    assert stated["ppv"]["low"] <= stated["ppv"]["value"] <= stated["ppv"]["high"]
+    assert stated["npv"]["value"] > decision["npv"]["value"]
+    said = capsys.readouterr().out
+    assert f"where {100 * decision['prevalence']:.1f} % of the images are {decision['class']}, as here: PPV" in said
+    assert f"where 1.0 % of the images are {decision['class']}: PPV" in said
+    without = asked(bundle_folder, [synthetic_root], tmp_path / "q.csv", evaluate=True)
+    assert without[0] == 0
+    assert "at_prevalence" not in json.loads((tmp_path / "q.csv.about.json").read_text())["evaluation"]["decision"]
+
+
+@pytest.mark.parametrize("value", ["0", "1", "5", "nan"])
+def test_a_prevalence_that_is_no_proportion_is_refused_before_the_bundle_is_read(tmp_path, value):
+    with pytest.raises(SystemExit, match=f"--prevalence: found {value}, expected a proportion above 0 and below 1"):
+        main(["predict", "missing", str(tmp_path), "--output", str(tmp_path / "p.csv"), "--prevalence", value])
 
 
 def test_an_impossible_evaluation_is_refused_and_loses_no_predictions(bundle_folder, synthetic_root, tmp_path):
     flat = shutil.copytree(synthetic_root / "gastric_ulcer", tmp_path / "flat")
     with pytest.raises(PylorusError, match="--evaluate: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
+    with pytest.raises(PylorusError, match="--prevalence: no image is in a folder named after a class"):
+        asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True, prevalence=0.1)
     assert "true" not in asked(bundle_folder, [flat], tmp_path / "p.csv")[1].columns
 
 

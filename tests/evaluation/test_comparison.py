@@ -13,6 +13,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import (
     INDICES,
+    decide_noninferiority,
     delong_test,
     difference_of_independent,
     holm,
@@ -374,3 +375,40 @@ def test_holm_gives_the_corrected_p_values_of_statsmodels(seed):
     rng = np.random.default_rng(seed)
     family = rng.choice([0.0, 1.0, 0.01, *rng.random(8)], rng.integers(1, 12))
     np.testing.assert_array_equal(holm(family), multitest.multipletests(family, method="holm")[1])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decision"),
+    [
+        (-0.04, 0.02, (True, False, True)),
+        (-0.06, 0.02, (False, False, False)),
+        (0.01, 0.08, (True, True, False)),
+        (-0.05, 0.02, (False, False, False)),
+        (np.nan, np.nan, (False, False, False)),
+    ],
+)
+def test_an_interval_decides_on_noninferiority_superiority_and_equivalence(low, high, decision):
+    found = decide_noninferiority(Estimate(0.0, low, high), margin=0.05)
+    assert (found.noninferior, found.superior, found.equivalent) == decision
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.05, np.nan, np.inf])
+def test_a_margin_that_is_not_above_zero_is_refused(margin):
+    with pytest.raises(ValueError, match="the margin is"):
+        decide_noninferiority(Estimate(0.0, -0.1, 0.1), margin=margin)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_worse_by_the_margin_is_seldom_called_noninferior():
+    generator, sets, images = np.random.default_rng(6), 400, 300
+    names, truth = np.array([f"image {index}" for index in range(images)]), np.zeros(images, dtype=np.int64)
+    groups, passed = np.repeat(np.arange(images // 3), 3), 0
+    for _ in range(sets):
+        own = np.repeat(generator.random(images // 3), 3)  # the images of a patient are alike in difficulty
+        same = generator.random(images) < 0.5
+        draw = np.where(same, own, generator.random(images))
+        first = Predictions(names, groups, truth, np.eye(2)[(draw > 0.85).astype(int)], ("x", "y"))
+        second = Predictions(names, groups, truth, np.eye(2)[(draw > 0.90).astype(int)], ("x", "y"))
+        difference = paired_differences(first, second, seed=0, resamples=1).accuracy
+        passed += decide_noninferiority(difference, margin=0.05).noninferior
+    assert passed / sets < 0.045

@@ -21,6 +21,7 @@ COMMAND_SYNONYMS: Mapping[str, str] = {
     "audit": "check validate-data inspect verify lint leaks clean dataset",
     "pack": "shard shards tar wds webdataset convert-data",
     "report": "summary results table tables figures compare plot metrics",
+    "plan": "power sample-size samplesize size-of-sample sizes",
     "doctor": "info env environment health diagnose diagnostics system status",
     "predict": "evaluate eval test infer inference classify score prediction validate",
     "explain": "gradcam grad-cam cam heatmap heatmaps saliency interpret attention",
@@ -103,7 +104,8 @@ class CommandParser(argparse.ArgumentParser):
             self._explain_choice(choice[1], choice[2], re.findall(r"'?([\w-]+)'?", choice[3]), words)
         if value is not None:
             expected = {"int": "a whole number", "float": "a number"}.get(value[2], value[2])
-            numbers = re.findall(r"\d+", value[3])
+            pattern = r"\d+(?:[.,]\d+)?" if value[2] == "float" else r"\d+"
+            numbers = [number.replace(",", ".") for number in re.findall(pattern, value[3])]
             example = f", such as {numbers[0]}" if numbers else ""
             corrected = (
                 [re.sub(rf"(^|=){re.escape(value[3])}$", rf"\g<1>{numbers[0]}", w) for w in words] if numbers else []

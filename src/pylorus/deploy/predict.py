@@ -3,9 +3,8 @@
 import hashlib
 import os
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice, tee
@@ -20,32 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from pylorus.core.distributed import map_items
-from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion, normalize_name
-from pylorus.core.formatting import format_count, format_percent, format_threshold, open_progress_bar
-from pylorus.core.io import convert_to_plain
-from pylorus.data.catalog import get_matched_group, parse_group_pattern
+from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
+from pylorus.core.formatting import format_count, open_progress_bar
 from pylorus.data.files import RGB
 from pylorus.data.input_format import InputFormat
-from pylorus.deploy.card import format_prediction_set, format_set_size, format_threshold_guarantee
-from pylorus.deploy.description import INTENDED_USE, Description, IntervalEstimate
+from pylorus.deploy.card import format_prediction_set
+from pylorus.deploy.description import INTENDED_USE, Description
 from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored, print_resume_hint
 from pylorus.deploy.model import InferenceModel, load_bundle
 from pylorus.deploy.onnx import load_export
 from pylorus.deploy.thresholds import (
     assess_unlike_images,
-    compute_classification_metrics,
-    compute_set_metrics,
-    convert_estimate,
-    estimate_proportion,
     format_unlike_images,
 )
+from pylorus.deploy.validation import evaluate_predictions, format_evaluation
 from pylorus.deploy.verified_files import SUMS, is_export
-from pylorus.evaluation.calibration import estimate_calibration
-from pylorus.evaluation.confusion import confusion_matrix
-from pylorus.evaluation.decisions import operating_point, prediction_sets
-from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
-from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.ranking import ranking_of_predictions
 from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
 from pylorus.model.inference import NetworkOutput
 from pylorus.runs.process import StopRequest, handle_signals
@@ -69,6 +57,7 @@ class PredictOptions:
         frames_every: Seconds between two frames of a video; None to accept no videos.
         evaluate: Whether an evaluation is required; otherwise there is one if folders are named after classes.
         group: Regular expression that finds the patient in a path; intervals then keep a patient's images together.
+        prevalence: Proportion of the deciding class for which the evaluation gives PPV and NPV too; it requires one.
         batch: Batch size of the network, in images.
         device: auto, cpu, cuda or mps.
         network: See `load_model`.
@@ -79,6 +68,7 @@ class PredictOptions:
     frames_every: float | None = None
     evaluate: bool = False
     group: str | None = None
+    prevalence: float | None = None
     batch: int = 32
     device: str = "auto"
     network: Callable[..., Any] | None = None
@@ -102,7 +92,8 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     """
     bundle = load_model(folder, options.device, network=options.network, trust=options.trust)
     sources = _build_sources(bundle.description, inputs, options)
-    whole_table_options = {"group": options.group, "evaluate": options.evaluate}
+    whole_table_options: dict[str, object] = {"group": options.group, "evaluate": options.evaluate}
+    whole_table_options |= {} if options.prevalence is None else {"prevalence": options.prevalence}
     parts = ResumableTable(output, _build_request(bundle, inputs, options), also=whole_table_options)
     record = parts.load_record()
     if record is not None:
@@ -154,6 +145,12 @@ def iter_predicted_rows(
 def _build_sources(description: Description, inputs: Sequence[str | RGB], options: PredictOptions) -> Sources:
     """Return the images of the inputs, after checking the class that decides."""
     short_names = description.short_names
+    deciding = options.class_name or description.decision.class_name
+    if options.prevalence is not None and description.decision.thresholds.get(deciding) is None:
+        raise PylorusError(
+            f"--prevalence: class {deciding} has no threshold in this bundle, so it has no PPV or NPV. Leave the "
+            "option out, or choose another class with --class."
+        )
     if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
         raise PylorusError(
             f'--class: found "{options.class_name}", which has no threshold.'
@@ -166,9 +163,8 @@ def _build_sources(description: Description, inputs: Sequence[str | RGB], option
 def _check_evaluation(description: Description, options: PredictOptions, *, labelled: int) -> None:
     """Check that images are labelled if an evaluation is required."""
     if options.evaluate and not labelled:
-        raise PylorusError(
-            f"--evaluate: no image is in a folder named after a class ({', '.join(description.classes)})."
-        )
+        option = "--evaluate" if options.prevalence is None else "--prevalence"
+        raise PylorusError(f"{option}: no image is in a folder named after a class ({', '.join(description.classes)}).")
 
 
 def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled: bool) -> list[str]:
@@ -219,7 +215,13 @@ def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: Pre
     _check_evaluation(bundle.description, options, labelled=labelled)
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
     if evaluable or (labelled and options.evaluate):
-        record["evaluation"] = evaluate_predictions(parts.iter_tables(), bundle.description, options)
+        record["evaluation"] = evaluate_predictions(
+            parts.iter_tables(),
+            bundle.description,
+            class_name=options.class_name,
+            group=options.group,
+            prevalence=options.prevalence,
+        )
     elif images > unreadable:  # with labels, the evaluation tests it, by patient
         record["unlike_images"] = assess_unlike_images(np.concatenate(unlike), None, bundle.description.abstention)
     columns = _select_columns(next(parts.iter_tables()), options, is_labelled=bool(labelled))
@@ -364,133 +366,6 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(available[0] if name == "auto" else name)
 
 
-def evaluate_predictions(
-    tables: Iterator[pd.DataFrame], description: Description, options: "PredictOptions"
-) -> dict[str, object]:
-    """Evaluate predictions on the images whose class is known; unreadable images are left out and counted.
-
-    The probabilities of these images are held in memory: eight bytes per class and image.
-
-    Args:
-        tables: Rows as `pylorus predict` writes them.
-        description: The content of the bundle's model.json.
-        options: Options of the prediction: the class that decides, and the pattern that finds the patient in a path.
-
-    Returns:
-        The metrics as plain values, under the names that the record of a prediction has.
-
-    Raises:
-        PylorusError: If no image of a known class can be read, or if no patient is found in a path.
-    """
-    predictions, why, left_out = _collect_known_images(tables, description, options.group)
-    groups = predictions.clusters
-    deciding = options.class_name or description.decision.class_name
-    threshold = description.decision.thresholds[deciding]
-    metrics: dict[str, object] = {
-        **convert_to_plain(compute_classification_metrics(predictions)),
-        "left_out": left_out,
-        "classes": list(description.short_names),
-        "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
-        **_compute_further_metrics(predictions),
-        "unlike": convert_to_plain(estimate_proportion(why == "unlike", groups)),
-        "unlike_images": assess_unlike_images(why == "unlike", groups, description.abstention),
-        "unsure": convert_to_plain(estimate_proportion(why == "unsure", groups)),
-        "answered": convert_to_plain(estimate_proportion(why == "", groups)),
-        "accuracy_answered": convert_to_plain(estimate_proportion(predictions.correct, groups, among=why == "")),
-    }
-    if threshold is not None:
-        guarantee = description.decision.guarantees[deciding]
-        metrics["decision"] = _evaluate_threshold(predictions, deciding, threshold) | {
-            "guarantee": convert_to_plain(guarantee)
-        }
-    if description.prediction_sets is not None:
-        members = prediction_sets(
-            predictions.probabilities, description.prediction_sets.get_limits(description.short_names)
-        )
-        coverage = {"coverage_asked": description.prediction_sets.coverage}
-        metrics["prediction_sets"] = coverage | convert_to_plain(compute_set_metrics(predictions, members))
-    return metrics
-
-
-def _compute_further_metrics(predictions: Predictions) -> dict[str, object]:
-    """Compute the other image-level metrics of the run's report."""
-    groups, names, classes = predictions.clusters, predictions.class_names, predictions.classes
-    proportions = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
-    indices = indices_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
-    ranking = ranking_of_predictions(predictions.true, predictions.probabilities, groups)
-    scores = estimate_calibration(predictions.probabilities, predictions.true, groups)
-    by_class = {"npv": proportions.npv, "f1": indices.f1, "average_precision": ranking.average_precision}
-    overall = {name: getattr(indices, name) for name in OVERALL}
-    overall |= {"macro_auroc": ranking.macro_auroc, "macro_average_precision": ranking.macro_average_precision}
-    overall |= {"ece": scores.ece, "brier": scores.brier, "nll": scores.nll}
-    return {
-        **{
-            metric: {name: convert_to_plain(convert_estimate(value)) for name, value in zip(names, values, strict=True)}
-            for metric, values in by_class.items()
-        },
-        **{name: convert_to_plain(convert_estimate(value)) for name, value in overall.items()},
-    }
-
-
-def _evaluate_threshold(predictions: Predictions, deciding: str, threshold: float) -> dict[str, object]:
-    column = predictions.class_names.index(deciding)
-    positive, scores = predictions.true == column, predictions.probabilities[:, column]
-    point = operating_point(positive, scores, predictions.clusters, threshold=threshold)
-    proportions = {
-        name: convert_to_plain(convert_estimate(getattr(point, name)))
-        for name in ("sensitivity", "specificity", "precision", "npv")
-    }
-    return {"class": deciding, "threshold": threshold, **proportions}
-
-
-def _collect_known_images(
-    tables: Iterator[pd.DataFrame], description: Description, group: str | None
-) -> tuple[Predictions, NDArray[np.str_], int]:
-    """Return the predictions of images of known class, each one's reason to abstain, and the number of unreadable ones.
-
-    The reason is "", "unsure" or "unlike".
-    """
-    names = list(description.short_names)
-    columns = [f"probability/{name}" for name in names]
-    tables_of_known_class, left_out = [], 0
-    for table in tables:
-        known = table[table["true"] != ""]
-        left_out += int((known["error"] != "").sum())
-        readable = known[known["error"] == ""]
-        part = readable[["true", "why", *columns]].reset_index(drop=True)
-        part["group"] = _extract_groups(readable["path"], group) if group is not None else ""
-        tables_of_known_class.append(part)
-    rows = pd.concat(tables_of_known_class, ignore_index=True)
-    if rows.empty:
-        raise PylorusError(
-            f"None of the {left_out} images of a known class can be read, so there is nothing to evaluate."
-        )
-    sample = np.arange(len(rows)).astype(str)
-    predictions = Predictions(
-        sample=sample,
-        group=sample if group is None else rows["group"].to_numpy(dtype=str),
-        true=np.asarray(rows["true"].map({name: index for index, name in enumerate(names)}), dtype=np.int64),
-        probabilities=rows[columns].to_numpy(dtype=np.float64),
-        class_names=tuple(names),
-    )
-    return predictions, rows["why"].to_numpy(dtype=str), left_out
-
-
-def _extract_groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
-    finder = parse_group_pattern(pattern, key="--group")
-    groups = [get_matched_group(match) if (match := finder.search(normalize_name(path))) else "" for path in paths]
-    if "" in groups:
-        raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {list(paths)[groups.index('')]}.")
-    return groups
-
-
-def _format_groups(record: Mapping[str, Any]) -> str:
-    """Return how many patients the evaluated images come from, to follow the number of images."""
-    if record.get("request", {}).get("group") is None:
-        return ", each treated as a separate patient because --group was not given"
-    return f" of {record['evaluation']['groups']:,} groups (patients)"
-
-
 def format_prediction_summary(record: Mapping[str, Any], description: Description) -> str:
     """Format the summary of a prediction: the number of images, and the evaluation if there is one.
 
@@ -503,47 +378,6 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
     evaluation = record.get("evaluation")
     tested = (record if evaluation is None else evaluation).get("unlike_images")
     lines += [] if tested is None else [format_unlike_images(tested)]
-    if evaluation is None:
-        return "\n".join(lines)
-
-    def format_estimate(estimate: Mapping[str, float | None]) -> str:
-        numbers = IntervalEstimate(**estimate).__dict__.values()
-        value, low, high = (float("nan") if number is None else number for number in numbers)
-        return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
-
-    lines += [
-        "",
-        f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % (95 % confidence interval):",
-        f"  accuracy {format_estimate(evaluation['accuracy'])}",
-        f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, "
-        f"macro F1 {format_estimate(evaluation['macro_f1'])}",
-    ]
-    width = max(map(len, description.short_names))
-    lines += [
-        f"  {name:<{width}}  sensitivity {format_estimate(evaluation['sensitivity'][name])}, specificity "
-        f"{format_estimate(evaluation['specificity'][name])}, AUROC {format_estimate(evaluation['auroc'][name])}"
-        for name in description.short_names
-    ]
-    decision = evaluation.get("decision")
-    if decision is not None:
-        lines.append(
-            f"  {decision['class']} at the stored threshold {format_threshold(decision['threshold'])}: sensitivity "
-            f"{format_estimate(decision['sensitivity'])}, specificity {format_estimate(decision['specificity'])}"
-        )
-        lines += [
-            f"    {line}"
-            for line in textwrap.wrap(format_threshold_guarantee(description, decision["class"]), width=110)
-        ]
-    sets = evaluation.get("prediction_sets")
-    if sets is not None:
-        lines.append(
-            f"  prediction sets at {format_percent(sets['coverage_asked'], digits=None)} %, each patient "
-            "weighted equally: "
-            f"{format_set_size(IntervalEstimate(**sets['size']))} classes on average; they contain the true class in"
-        )
-        lines += [f"    {name:<{width}}  {format_estimate(sets['coverage'][name])}" for name in description.short_names]
-    lines.append(
-        f"  answered {format_estimate(evaluation['answered'])}; "
-        f"of these, correct {format_estimate(evaluation['accuracy_answered'])}"
-    )
+    if evaluation is not None:
+        lines += ["", *format_evaluation(record, description)]
     return "\n".join(lines)

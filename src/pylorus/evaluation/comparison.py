@@ -424,3 +424,55 @@ def difference_of_independent(first: Estimate, second: Estimate) -> Estimate:
     low = value - math.hypot(first.value - first.low, second.high - second.value)
     high = value + math.hypot(first.high - first.value, second.value - second.low)
     return Estimate(value, low, high, reason=first.reason or second.reason)
+
+
+@dataclass(frozen=True)
+class MarginDecision:
+    """What a difference with its interval shows about a margin.
+
+    Attributes:
+        difference: The difference, first minus second, with its interval.
+        margin: The largest difference that counts as no worse.
+        noninferior: Whether the first is shown to be worse by less than the margin.
+        superior: Whether the first is shown to be better.
+        equivalent: Whether the two are shown to differ by less than the margin.
+    """
+
+    difference: Estimate
+    margin: float
+    noninferior: bool
+    superior: bool
+    equivalent: bool
+
+
+def decide_noninferiority(estimate: Estimate, *, margin: float, reference: float = 0.0) -> MarginDecision:
+    """Test non-inferiority, superiority and equivalence with an interval (Piaggio 2012; Schuirmann 1987).
+
+    An interval of confidence c gives one-sided tests at the level (1 - c) / 2 each: one of 95 % tests non-inferiority
+    at 2.5 %, one of 90 % equivalence at the usual 5 %. Larger values must be better.
+
+    Args:
+        estimate: A difference, first minus second, from `paired_differences`, `delong_test` or
+            `difference_of_independent`; or a figure of one model, to be compared with `reference`.
+        margin: The largest difference that counts as no worse, > 0, chosen before the data are seen.
+        reference: A published or given figure that is subtracted; 0 for a difference.
+
+    Returns:
+        The decision; nothing is shown if the estimate has no interval.
+
+    Raises:
+        ValueError: If the margin is not above 0, or the reference is not finite.
+
+    Example:
+        >>> decision = decide_noninferiority(Estimate(0.90, 0.87, 0.93), reference=0.91, margin=0.05)
+        >>> decision.noninferior, decision.superior, decision.equivalent
+        (True, False, True)
+    """
+    if not 0 < margin < math.inf:
+        raise ValueError(f"the margin is {margin:g}; expected a number above 0, such as 0.05")
+    if not math.isfinite(reference):
+        raise ValueError(f"the reference is {reference:g}; expected a finite number, such as 0.9")
+    value, low, high = (end - reference for end in (estimate.value, estimate.low, estimate.high))
+    difference = Estimate(value, low, high, reason=estimate.reason)
+    noninferior = low > -margin
+    return MarginDecision(difference, margin, noninferior, low > 0, noninferior and high < margin)

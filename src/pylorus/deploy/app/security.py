@@ -256,7 +256,7 @@ class GuardedProtocol(H11Protocol):
 def get_client_network(client: tuple[str, int] | None) -> str:
     """Return whom the limits of a client apply to: its IPv4 address, or the /64 network of its IPv6 address.
 
-    It is empty for a client on this machine: a reverse proxy there speaks for everybody, so it has no limits.
+    It is empty for a client on this machine, which may be a reverse proxy for everybody and has no limits of its own.
 
     Example:
         >>> get_client_network(("192.0.2.7", 1)), get_client_network(("2001:db8::7", 1)), get_client_network(("::1", 1))

@@ -1,0 +1,263 @@
+"""Evaluate predictions of images whose class is known: the indices of a run's report, on images from elsewhere."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pylorus.core.errors import PylorusError, normalize_name
+from pylorus.core.formatting import DASH, format_number, format_percent, format_threshold
+from pylorus.core.io import convert_to_plain
+from pylorus.data.catalog import get_matched_group, parse_group_pattern
+from pylorus.deploy.card import format_set_size, format_threshold_guarantee
+from pylorus.deploy.description import Description, IntervalEstimate
+from pylorus.deploy.thresholds import (
+    assess_unlike_images,
+    compute_classification_metrics,
+    compute_set_metrics,
+    convert_estimate,
+    estimate_proportion,
+)
+from pylorus.evaluation.calibration import calibration_line, estimate_calibration
+from pylorus.evaluation.confusion import confusion_matrix
+from pylorus.evaluation.decisions import operating_point, prediction_sets
+from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
+from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.prevalence import predictive_values
+from pylorus.evaluation.ranking import ranking_of_predictions
+from pylorus.evaluation.subgroups import calibration_in_the_large
+
+
+def evaluate_predictions(
+    tables: Iterator[pd.DataFrame],
+    description: Description,
+    *,
+    class_name: str | None = None,
+    group: str | None = None,
+    prevalence: float | None = None,
+) -> dict[str, object]:
+    """Evaluate predictions on the images whose class is known; unreadable images are left out and counted.
+
+    The probabilities of these images are held in memory: eight bytes per class and image.
+
+    Args:
+        tables: Rows as `pylorus predict` writes them.
+        description: The content of the bundle's model.json.
+        class_name: Short name of the class that decides; None for the bundle's own.
+        group: Regular expression that finds the patient in a path; None: each image is its own patient.
+        prevalence: Proportion of the deciding class, in (0, 1), for which PPV and NPV are computed too.
+
+    Returns:
+        The metrics as plain values, under the names that the record of a prediction has.
+
+    Raises:
+        PylorusError: If no image of a known class can be read, or if no patient is found in a path.
+    """
+    predictions, why, left_out = _collect_known_images(tables, description, group)
+    groups = predictions.clusters
+    deciding = class_name or description.decision.class_name
+    threshold = description.decision.thresholds[deciding]
+    metrics: dict[str, object] = {
+        **convert_to_plain(compute_classification_metrics(predictions)),
+        "left_out": left_out,
+        "classes": list(description.short_names),
+        "confusion": confusion_matrix(predictions.true, predictions.predicted, predictions.classes).tolist(),
+        **_compute_further_metrics(predictions),
+        "calibration": _evaluate_calibration(predictions),
+        "unlike": convert_to_plain(estimate_proportion(why == "unlike", groups)),
+        "unlike_images": assess_unlike_images(why == "unlike", groups, description.abstention),
+        "unsure": convert_to_plain(estimate_proportion(why == "unsure", groups)),
+        "answered": convert_to_plain(estimate_proportion(why == "", groups)),
+        "accuracy_answered": convert_to_plain(estimate_proportion(predictions.correct, groups, among=why == "")),
+    }
+    if threshold is not None:
+        guarantee = description.decision.guarantees[deciding]
+        metrics["decision"] = {
+            **_evaluate_threshold(predictions, deciding, threshold, prevalence=prevalence),
+            "guarantee": convert_to_plain(guarantee),
+        }
+    if description.prediction_sets is not None:
+        members = prediction_sets(
+            predictions.probabilities, description.prediction_sets.get_limits(description.short_names)
+        )
+        coverage = {"coverage_asked": description.prediction_sets.coverage}
+        metrics["prediction_sets"] = coverage | convert_to_plain(compute_set_metrics(predictions, members))
+    return metrics
+
+
+def _compute_further_metrics(predictions: Predictions) -> dict[str, object]:
+    """Compute the other image-level metrics of the run's report."""
+    groups, names, classes = predictions.clusters, predictions.class_names, predictions.classes
+    proportions = proportions_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
+    indices = indices_of_predictions(predictions.true, predictions.predicted, groups, classes=classes)
+    ranking = ranking_of_predictions(predictions.true, predictions.probabilities, groups)
+    scores = estimate_calibration(predictions.probabilities, predictions.true, groups)
+    by_class = {"npv": proportions.npv, "f1": indices.f1, "average_precision": ranking.average_precision}
+    overall = {name: getattr(indices, name) for name in OVERALL}
+    overall |= {"macro_auroc": ranking.macro_auroc, "macro_average_precision": ranking.macro_average_precision}
+    overall |= {"ece": scores.ece, "brier": scores.brier, "nll": scores.nll}
+    return {
+        **{
+            metric: {name: convert_to_plain(convert_estimate(value)) for name, value in zip(names, values, strict=True)}
+            for metric, values in by_class.items()
+        },
+        **{name: convert_to_plain(convert_estimate(value)) for name, value in overall.items()},
+    }
+
+
+def _evaluate_calibration(predictions: Predictions) -> dict[str, object]:
+    """Compare the frequency of each class with its probability: on average, and by the line of recalibration."""
+    metrics: dict[str, object] = {}
+    for column, name in enumerate(predictions.class_names):
+        positive, probability = predictions.true == column, np.clip(predictions.probabilities[:, column], 0, 1)
+        line = calibration_line(positive, probability, predictions.clusters)
+        difference = calibration_in_the_large(positive, probability, predictions.clusters)
+        estimates = {"difference": difference, "slope": line.slope, "intercept": line.intercept}
+        metrics[name] = {
+            "observed": float(positive.mean()),
+            "expected": float(probability.mean()),
+            **{key: convert_to_plain(convert_estimate(estimate)) for key, estimate in estimates.items()},
+        }
+    return metrics
+
+
+def _evaluate_threshold(
+    predictions: Predictions, deciding: str, threshold: float, *, prevalence: float | None
+) -> dict[str, object]:
+    column = predictions.class_names.index(deciding)
+    positive, scores = predictions.true == column, predictions.probabilities[:, column]
+    point = operating_point(positive, scores, predictions.clusters, threshold=threshold)
+    proportions = {
+        name: convert_to_plain(convert_estimate(getattr(point, name)))
+        for name in ("sensitivity", "specificity", "precision", "npv")
+    }
+    metrics = {"class": deciding, "threshold": threshold, **proportions, "prevalence": float(positive.mean())}
+    if prevalence is None:
+        return metrics
+    values = predictive_values(point.sensitivity, point.specificity, prevalence=prevalence)
+    stated = {name: convert_to_plain(convert_estimate(getattr(values, name))) for name in ("ppv", "npv")}
+    return metrics | {"at_prevalence": {"prevalence": prevalence, **stated}}
+
+
+def _collect_known_images(
+    tables: Iterator[pd.DataFrame], description: Description, group: str | None
+) -> tuple[Predictions, NDArray[np.str_], int]:
+    """Return the predictions of images of known class, each one's reason to abstain, and the number of unreadable ones.
+
+    The reason is "", "unsure" or "unlike".
+    """
+    names = list(description.short_names)
+    columns = [f"probability/{name}" for name in names]
+    tables_of_known_class, left_out = [], 0
+    for table in tables:
+        known = table[table["true"] != ""]
+        left_out += int((known["error"] != "").sum())
+        readable = known[known["error"] == ""]
+        part = readable[["true", "why", *columns]].reset_index(drop=True)
+        part["group"] = _extract_groups(readable["path"], group) if group is not None else ""
+        tables_of_known_class.append(part)
+    rows = pd.concat(tables_of_known_class, ignore_index=True)
+    if rows.empty:
+        raise PylorusError(
+            f"None of the {left_out} images of a known class can be read, so there is nothing to evaluate."
+        )
+    sample = np.arange(len(rows)).astype(str)
+    predictions = Predictions(
+        sample=sample,
+        group=sample if group is None else rows["group"].to_numpy(dtype=str),
+        true=np.asarray(rows["true"].map({name: index for index, name in enumerate(names)}), dtype=np.int64),
+        probabilities=rows[columns].to_numpy(dtype=np.float64),
+        class_names=tuple(names),
+    )
+    return predictions, rows["why"].to_numpy(dtype=str), left_out
+
+
+def _extract_groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
+    finder = parse_group_pattern(pattern, key="--group")
+    groups = [get_matched_group(match) if (match := finder.search(normalize_name(path))) else "" for path in paths]
+    if "" in groups:
+        raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {list(paths)[groups.index('')]}.")
+    return groups
+
+
+def _format_groups(record: Mapping[str, Any]) -> str:
+    """Return how many patients the evaluated images come from, to follow the number of images."""
+    if record.get("request", {}).get("group") is None:
+        return ", each treated as a separate patient because --group was not given"
+    return f" of {record['evaluation']['groups']:,} groups (patients)"
+
+
+def _format_slope(slope: Mapping[str, float | None]) -> str:
+    value, low, high = (
+        DASH if (end := slope[key]) is None else format_number(end, 2) for key in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
+def format_evaluation(record: Mapping[str, Any], description: Description) -> list[str]:
+    """Format the evaluation of a prediction, line by line.
+
+    Args:
+        record: The record of the prediction, as its .about.json holds it, with an evaluation.
+        description: The content of the bundle's model.json.
+    """
+    evaluation = record["evaluation"]
+
+    def format_estimate(estimate: Mapping[str, float | None]) -> str:
+        numbers = IntervalEstimate(**estimate).__dict__.values()
+        value, low, high = (float("nan") if number is None else number for number in numbers)
+        return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
+
+    lines = [
+        f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % (95 % confidence interval):",
+        f"  accuracy {format_estimate(evaluation['accuracy'])}",
+        f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, "
+        f"macro F1 {format_estimate(evaluation['macro_f1'])}",
+    ]
+    width = max(map(len, description.short_names))
+    lines += [
+        f"  {name:<{width}}  sensitivity {format_estimate(evaluation['sensitivity'][name])}, specificity "
+        f"{format_estimate(evaluation['specificity'][name])}, AUROC {format_estimate(evaluation['auroc'][name])}"
+        for name in description.short_names
+    ]
+    calibration = evaluation.get("calibration", {})  # a record of an older Pylorus has none
+    lines += ["  calibration (slope below 1: overconfident, above 1: underconfident):"] if calibration else []
+    lines += [
+        f"    {name:<{width}}  {format_percent(each['observed'])} observed, "
+        f"{format_percent(each['expected'])} expected by the mean probability, "
+        f"difference {format_estimate(each['difference'])}; slope {_format_slope(each['slope'])}"
+        for name, each in calibration.items()
+    ]
+    decision = evaluation.get("decision")
+    if decision is not None:
+        lines.append(
+            f"  {decision['class']} at the stored threshold {format_threshold(decision['threshold'])}: sensitivity "
+            f"{format_estimate(decision['sensitivity'])}, specificity {format_estimate(decision['specificity'])}"
+        )
+        of_images = {"ppv": decision["precision"], **decision}
+        lines += [
+            f"    where {format_percent(values['prevalence'])} % of the images are {decision['class']}"
+            f"{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
+            for values, note in ((of_images, ", as here"), (decision.get("at_prevalence", {}), ""))
+            if "prevalence" in values  # a record of an older Pylorus has none
+        ]
+        lines += [
+            f"    {line}"
+            for line in textwrap.wrap(format_threshold_guarantee(description, decision["class"]), width=110)
+        ]
+    sets = evaluation.get("prediction_sets")
+    if sets is not None:
+        lines.append(
+            f"  prediction sets at {format_percent(sets['coverage_asked'], digits=None)} %, each patient "
+            "weighted equally: "
+            f"{format_set_size(IntervalEstimate(**sets['size']))} classes on average; they contain the true class in"
+        )
+        lines += [f"    {name:<{width}}  {format_estimate(sets['coverage'][name])}" for name in description.short_names]
+    lines.append(
+        f"  answered {format_estimate(evaluation['answered'])}; "
+        f"of these, correct {format_estimate(evaluation['accuracy_answered'])}"
+    )
+    return lines
