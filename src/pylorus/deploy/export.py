@@ -40,6 +40,7 @@ from pylorus.deploy.onnx import (
 )
 from pylorus.deploy.parity import (
     BATCH,
+    PROBABILITY_TOLERANCE,
     UNKNOWN_LABEL,
     Parity,
     Speed,
@@ -209,7 +210,7 @@ def _format_parity(parity: Parity) -> list[str]:
         *(
             f"  batch {size}: logits differ by at most {logits:.1e} (allowed: {parity.tolerance:.1e}; the largest "
             f"logit is {parity.largest_logit:.3g}), probabilities by {probabilities:.1e}, "
-            f"unlikeness by {unlikeness:.1e}"
+            f"unlikeness by {unlikeness:.1e} (allowed for both: {PROBABILITY_TOLERANCE:.1e})"
             for size, logits, probabilities, unlikeness in zip(
                 parity.batches, parity.logits, parity.probabilities, parity.unlikeness, strict=True
             )
@@ -332,14 +333,15 @@ def _create_folder_atomically(output: Path) -> Iterator[Path]:
 
 def _format_refusal(folder: Path, parity: Parity) -> str:
     differences = ", ".join(
-        f"{difference:.2g} at batch {size}" for difference, size in zip(parity.logits, parity.batches, strict=True)
+        f"{difference:.3g} at batch {size}" for difference, size in zip(parity.logits, parity.batches, strict=True)
     )
     return (
         f"{folder}: REFUSED, nothing was written: on {parity.images} images ({parity.source}) the export's logits "
-        f"differ from PyTorch's by up to {differences}, expected at most {parity.tolerance:.2g}; calibrated "
-        f"probabilities by up to {max(parity.probabilities):.2g}, unlikeness by up to {max(parity.unlikeness):.2g}; "
-        f"the predicted class differs for {parity.other_class}. This network can't be exported reliably with these "
-        "versions of torch, onnxscript and onnxruntime: install those in constraints.txt, or predict with the bundle."
+        f"differ from PyTorch's by up to {differences}, expected at most {parity.tolerance:.3g}; calibrated "
+        f"probabilities by up to {max(parity.probabilities):.3g} and unlikeness by up to {max(parity.unlikeness):.3g}, "
+        f"expected at most {PROBABILITY_TOLERANCE:.3g}; the predicted class differs for {parity.other_class}. This "
+        "network can't be exported reliably with these versions of torch, onnxscript and onnxruntime: install those in "
+        "constraints.txt, or predict with the bundle."
     )
 
 

@@ -71,7 +71,7 @@ from pylorus.model.metrics import build_metrics
 from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
 from pylorus.runs.console import detach_streams, open_run_log, print_results
-from pylorus.runs.folder import RunFolder, explain_choice
+from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import (
     IN_SWEEP,
     OTHER,
@@ -413,7 +413,7 @@ def train(
                 shipped = write_bundle(folder, backbone, images, config, engine, timeline, loading)
             dashboard.show_results()
     if shipped is not None:
-        log.info("shipped stage %s: %s", shipped.name, explain_choice(shipped, validated_on=images.validation))
+        log.info("shipped stage: %s", shipped.name)
 
 
 def _check_network(config: Config) -> InputFormat | None:

@@ -457,18 +457,10 @@ def _compute_result(
         test=test,
         images=evaluate_images(test.predictions),
         patients=evaluate_patients(test.predictions),
-        validation_accuracy=None if validation is None else _compute_accuracy(validation),
+        validation_accuracy=None if validation is None else validation.accuracy,
         calibration=calibration,
         operating=operating,
     )
-
-
-def _compute_accuracy(saved: SavedPredictions) -> Proportion:
-    table = saved.predictions
-    proportions = proportions_of_predictions(
-        table.true, np.asarray(table.predicted), saved.clusters, classes=table.classes, confidence=CONFIDENCE
-    )
-    return proportions.accuracy
 
 
 @dataclass(frozen=True, eq=False)

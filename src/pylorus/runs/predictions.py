@@ -74,6 +74,12 @@ class SavedPredictions:
         """Number of images by class, of shape (classes, classes); rows are true, columns predicted."""
         return confusion_matrix(self.predictions.true, self.predictions.predicted, self.predictions.classes)
 
+    @property
+    def accuracy(self) -> Proportion:
+        """Accuracy with its 95 % confidence interval, which keeps the images of a group together."""
+        table = self.predictions
+        return proportions_of_predictions(table.true, table.predicted, self.clusters, classes=table.classes).accuracy
+
 
 def build_prediction_table(
     rows: pd.DataFrame, logits: NDArray[np.float32], *, names: Sequence[str], split: str
@@ -301,7 +307,7 @@ def explain_stage_problems(
         Sentences, the first ones about the test images; none if nothing is wrong.
     """
     sentences: list[str] = []
-    accuracies = {split: _estimate_accuracy(saved) for split, saved in predictions.items()}
+    accuracies = {split: saved.accuracy for split, saved in predictions.items()}
     test, validation = predictions.get("test"), predictions.get("val")
     if test is not None:
         table = test.predictions
@@ -322,10 +328,3 @@ def explain_stage_problems(
                 classes=validation.predictions.classes,
             )
     return tuple(sentences)
-
-
-def _estimate_accuracy(saved: SavedPredictions) -> Proportion:
-    table = saved.predictions
-    return proportions_of_predictions(
-        table.true, np.asarray(table.predicted), saved.clusters, classes=table.classes
-    ).accuracy

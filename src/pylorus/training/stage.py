@@ -22,7 +22,6 @@ from pylorus.data.dataset import DeviceMemory
 from pylorus.data.input_format import InputFormat, resolve_mask
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
-from pylorus.evaluation.index_intervals import proportions_of_predictions
 from pylorus.evaluation.influence import estimate_by_jackknife
 from pylorus.hardware.engine import Engine, FullBatchForward, get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.model.backbone import Backbone
@@ -395,11 +394,7 @@ def _render_text(table: Table) -> str:
 
 def _format_accuracy(split: str, saved: SavedPredictions) -> str:
     """Return accuracy with its confidence interval, and the numbers of images and groups."""
-    predictions = saved.predictions
-    proportions = proportions_of_predictions(
-        predictions.true, predictions.predicted, saved.clusters, classes=predictions.classes
-    )
-    accuracy = proportions.accuracy
+    accuracy = saved.accuracy
     grouping = format_count(saved.groups, "group") if saved.clusters is not None else "each image its own group"
     return (
         f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to "
