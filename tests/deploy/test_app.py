@@ -419,6 +419,12 @@ def test_a_model_card_cannot_inject_html(tmp_path):
     assert "href" not in found
 
 
+def test_tables_of_a_model_card_have_different_names():
+    table = "| a | b |\n| --- | --- |\n| 1 | 2 |\n\n"
+    html = render_card_html((table + "text\n\n" + table).encode())
+    assert [html.count(f'aria-label="Table {number}"') for number in (1, 2, 3)] == [1, 1, 0]
+
+
 def test_health_says_which_bundle_and_answers_while_the_network_is_busy(client, inference_service, monkeypatch):
     computing, release = threading.Event(), threading.Event()
     original = type(inference_service.bundle).run_network

@@ -275,7 +275,7 @@ def find_heat_map_problem(bundle: Bundle) -> str:
         return str(error).removeprefix(f"{bundle.folder}: ")
     except Exception as error:  # the page is useful without heat maps, too
         log.warning("heat maps failed: %s", error, exc_info=True)
-        return f"they can't be computed for this network ({type(error).__name__})"
+        return "they can't be computed for this network; the server's log says why"
     return ""
 
 
@@ -384,7 +384,8 @@ class ReaderPool:
             return DecodedUpload(upload.name, error=" ".join(str(error).split()), ended=not process.is_usable)
         except Exception as error:  # one file must not fail the whole request
             log.warning("failed to read a file: %s", type(error).__name__)
-            return DecodedUpload(upload.name, error=f"damaged: {type(error).__name__}", ended=not process.is_usable)
+            message = "it could not be decoded; the server's log names the error"
+            return DecodedUpload(upload.name, error=message, ended=not process.is_usable)
 
     async def _wait_for_turn(self, client: str) -> int:
         """Return the number of a process that nobody else uses."""

@@ -53,7 +53,7 @@ MAX_CARD_BYTES = 1_000_000
 HEADING_OFFSET = 2
 """Levels by which its headings are lowered, since they come below the page's own."""
 TABLE_MARKUP = {
-    "table_open": '<div class="scroll" role="region" aria-label="Table" tabindex="0"><table>\n',
+    "table_open": '<div class="scroll" role="region" aria-label="Table {}" tabindex="0"><table>\n',
     "table_close": "</table></div>\n",
 }
 """Markup around a table, so that a wide one scrolls by itself, by keyboard too."""
@@ -65,11 +65,13 @@ def render_card_html(content: bytes) -> Markup:
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     renderer.disable(["html_block", "html_inline", "link", "image", "autolink", "reference"])
     tokens = renderer.parse(text)
+    tables = 0
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + HEADING_OFFSET)}"
         if token.type in TABLE_MARKUP:
-            token.type, token.content = "html_block", TABLE_MARKUP[token.type]
+            tables += token.type == "table_open"
+            token.type, token.content = "html_block", TABLE_MARKUP[token.type].format(tables)
     return Markup(renderer.renderer.render(tokens, renderer.options, {}))
 
 

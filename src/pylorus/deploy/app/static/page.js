@@ -1,6 +1,6 @@
 // Sends images to this server, two at a time, and shows the answers. Sends nothing else and stores nothing.
 
-import { asCsv, decisionText, drawTable, percent } from "./table.js";
+import { asCsv, capital, describeReason, describeVerdict, drawTable, percent, percents, verdictClass, writeOut } from "./table.js";
 
 const AT_ONCE = 2;
 const MAX_BARS = 8;
@@ -16,7 +16,6 @@ const model = await fetch("api/model").then((response) => response.json()).catch
   throw new Error("no answer");
 });
 const names = model.short_names;
-const fullNames = Object.fromEntries(names.map((name, index) => [name, model.classes[index]]));
 if (model.no_heat_maps) {
   heat.checked = false;
   heat.disabled = true;
@@ -68,7 +67,8 @@ function addFiles(chosen) {
   expected += accepted.length;
   for (const file of accepted) {
     const card = cards.appendChild(make("li", "card waiting"));
-    draw(card, file.name, picture("waiting …"), []);
+    draw(card, file.name, placeholder("waiting …"), []);
+    card.classList.toggle("pair", heat.checked);
     waiting.push({ file, card, index: rows.push(null) - 1, era });
   }
   const left = chosen.length - accepted.length;
@@ -120,7 +120,8 @@ function show(message) {
   at("download").disabled = !done.length;
   at("clear").disabled = !cards.children.length;
   at("summary").hidden = !done.length;
-  drawTable(at("table"), done, names, model.decision.class);
+  cards.classList.toggle("pairs", !!cards.querySelector(".pair"));
+  drawTable(at("table"), done, model);
   status.textContent = [message, progress()].filter(Boolean).join(" ");
 }
 
@@ -139,69 +140,69 @@ function progress() {
 
 function sentence(row) {
   if (row.error) return `not processed: ${row.error}`;
-  return row.abstain ? `no answer: ${reason(row)}` : `${row.predicted}, ${percent(row.probability[row.predicted])}`;
-}
-
-function reason(row) {
-  if (row.why === "unlike") {
-    return `unlike the training images (unlikeness ${row.unlikeness.toFixed(3)}, limit ${model.abstention.unlike_above.toFixed(3)})`;
-  }
-  return `uncertain (${row.predicted} has ${percent(row.probability[row.predicted])}, an answer needs ${percent(model.abstention.unsure_below)})`;
+  return row.abstain ? `no answer: ${describeReason(row, model)}` : describeVerdict(row, model);
 }
 
 function drawAnswer(card, row) {
   card.className = "card";
   if (row.error) {
     card.classList.add("error");
-    draw(card, row.file, picture("no image"), [make("p", "verdict", "Not processed"), make("p", "", row.error)]);
+    draw(card, row.file, placeholder("no image"), [make("p", "verdict", "Not processed"), make("p", "", `Reason: ${row.error}`)]);
     return;
   }
+  card.classList.toggle("pair", !!row.heat_map);
   card.classList.toggle("abstains", row.abstain);
-  const verdict = make("p", "verdict", row.abstain ? "No answer" : fullNames[row.predicted]);
-  const parts = [verdict];
-  if (row.abstain) {
-    parts.push(make("p", "reason", capital(`${reason(row)}.`)));
-  } else {
-    verdict.append(make("span", "", percent(row.probability[row.predicted])));
-    if (fullNames[row.predicted] !== row.predicted) parts.push(make("p", "full", row.predicted));
-  }
-  draw(card, row.file, pictures(row), [...parts, bars(row), decision(row), ...predictionSet(row)]);
+  const parts = row.abstain
+    ? [make("p", "verdict", "No answer"), make("p", "reason", `${capital(describeReason(row, model))}. Do not use the numbers below.`)]
+    : [make("p", "verdict", describeVerdict(row, model)), ...comparison(row)];
+  draw(card, row.file, pictures(row), [...parts, bars(row), ...predictionSet(row)]);
 }
 
 function draw(card, name, figure, parts) {
   const body = make("div", "body");
-  const title = make("h3", "name", name);
-  title.title = name;
-  body.append(title, ...parts);
+  body.append(make("h3", "name", name), ...parts);
   card.replaceChildren(figure, body);
 }
 
-function picture(text) {
-  const figure = make("figure", "picture");
-  figure.append(make("div", "empty", text));
-  return figure;
+function placeholder(text) {
+  const group = make("div", "pictures");
+  group.append(make("div", "empty", text));
+  return group;
 }
 
 function pictures(row) {
+  const group = make("div", "pictures");
+  group.append(picture(row.image, `${row.file}, as the network sees it`, "Image"));
+  if (row.heat_map && row.abstain) {
+    group.append(make("div", "empty", "no heat map without an answer"));
+  } else if (row.heat_map) {
+    const likeliest = writeOut(row.predicted, model);
+    group.append(picture(row.heat_map, `${row.file}, brightest where it most supports ${likeliest}`, `Heat map: ${likeliest}`));
+  }
+  return group;
+}
+
+function picture(source, description, caption) {
   const figure = make("figure", "picture");
   const image = figure.appendChild(make("img"));
-  const views = { Image: [row.image, `${row.file}, as the network sees it`] };
-  if (row.heat_map) views["Heat map"] = [row.heat_map, `${row.file}, brightest where it most supports ${row.predicted}`];
-  const group = make("div", "views");
-  group.role = "group";
-  group.ariaLabel = `Picture of ${row.file}`;
-  const choose = (chosen) => {
-    [image.src, image.alt] = views[chosen];
-    for (const button of group.children) button.ariaPressed = String(button.textContent === chosen);
-  };
-  for (const view of Object.keys(views)) {
-    const button = group.appendChild(make("button", "", view));
-    button.type = "button";
-    button.addEventListener("click", () => choose(view));
-  }
-  choose("Image");
-  if (row.heat_map) figure.append(group);
+  [image.src, image.alt] = [source, description];
+  figure.append(make("figcaption", "", caption));
   return figure;
+}
+
+// How the verdict follows from the numbers; the most probable class need not be the one that is decided about.
+function comparison(row) {
+  const { class: decided, threshold } = model.decision;
+  if (threshold === null) return [];
+  const verb = row.decision === decided ? "reaches" : "is below";
+  const [probability, least] = percents(row.probability[decided], threshold);
+  const parts = [`The probability, ${probability}, ${verb} the threshold of ${least}.`];
+  if (row.predicted !== decided) {
+    parts.push(`Most probable class: ${writeOut(row.predicted, model)} (${percent(row.probability[row.predicted])}).`);
+  } else if (row.decision !== decided) {
+    parts.push("No other class is more probable.");
+  }
+  return [make("p", "comparison", parts.join(" "))];
 }
 
 function bars(row) {
@@ -211,10 +212,12 @@ function bars(row) {
   const decisionClass = model.decision.class;
   for (const name of names.filter((each) => top.includes(each) || each === decisionClass)) {
     const probability = row.probability[name];
-    const item = list.appendChild(make("li", name === row.predicted ? "best" : ""));
+    const item = list.appendChild(make("li", name === verdictClass(row, model) ? "best" : ""));
     const caption = item.appendChild(make("div", "words"));
-    const label = caption.appendChild(make("span", "", name));
-    label.title = fullNames[name];
+    const label = caption.appendChild(make("span"));
+    const full = capital(writeOut(name, model));
+    if (full !== name) label.append(`${full} `);
+    label.append(make("span", full === name ? "" : "short", name));
     caption.append(make("span", "", percent(probability)));
     const track = item.appendChild(make("div", "track"));
     track.ariaHidden = "true";
@@ -226,19 +229,10 @@ function bars(row) {
   return list;
 }
 
-function decision(row) {
-  const line = make("p", "decision");
-  const threshold = model.decision.threshold;
-  line.append(make("b", "", decisionText(row, model.decision.class)), ` for ${model.decision.class}`);
-  line.append(threshold === null ? " (no threshold)" : ` at the threshold of ${percent(threshold)}`);
-  if (row.abstain) line.append("; do not use");
-  return line;
-}
-
 function predictionSet(row) {
   if (!model.prediction_sets) return [];
   const members = row.prediction_set.join(", ") || "empty: no class is plausible enough";
-  return [make("p", "decision", `Prediction set (${Math.round(1000 * model.prediction_sets.coverage) / 10} %): ${members}`)];
+  return [make("p", "set", `Prediction set (${Math.round(1000 * model.prediction_sets.coverage) / 10} %): ${members}`)];
 }
 
 function make(tag, kind = "", text = "") {
@@ -246,10 +240,6 @@ function make(tag, kind = "", text = "") {
   if (kind) element.className = kind;
   if (text) element.textContent = text;
   return element;
-}
-
-function capital(text) {
-  return text[0].toUpperCase() + text.slice(1);
 }
 
 function megabytes(bytes) {

@@ -25,23 +25,24 @@ function quoteCell(value) {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-export function drawTable(table, rows, names, decisionClass) {
+export function drawTable(table, rows, model) {
   const head = document.createElement("tr");
-  for (const title of ["file", "answer", ...names, `for ${decisionClass}`, "unlikeness"]) {
+  const details = model.decision.threshold === null ? [] : ["most probable"];
+  for (const title of ["file", "result", ...details, ...model.short_names, "unlikeness"]) {
     const cell = head.appendChild(document.createElement("th"));
     cell.scope = "col";
     cell.textContent = title;
-    if (names.includes(title) || title === "unlikeness") cell.className = "number";
+    if (model.short_names.includes(title) || title === "unlikeness") cell.className = "number";
   }
   table.tHead.replaceChildren(head);
-  table.tBodies[0].replaceChildren(...rows.map((row) => createRow(row, names, decisionClass)));
+  table.tBodies[0].replaceChildren(...rows.map((row) => createRow(row, model, head.children.length)));
 }
 
-function createRow(row, names, decisionClass) {
+function createRow(row, model, width) {
   const line = document.createElement("tr");
   const heading = line.appendChild(document.createElement("th"));
   heading.scope = "row";
-  heading.textContent = heading.title = row.file;
+  heading.textContent = row.file;
   const add = (text, kind = "") => {
     const cell = line.appendChild(document.createElement("td"));
     cell.textContent = text;
@@ -49,23 +50,58 @@ function createRow(row, names, decisionClass) {
     return cell;
   };
   if (row.error) {
-    add(`not processed: ${row.error}`, "wide").colSpan = names.length + 3;
+    add(`Not processed: ${row.error}`, "wide").colSpan = width - 1;
     return line;
   }
-  add(row.abstain ? `none: ${row.why}` : row.predicted);
-  for (const name of names) add(percent(row.probability[name]), "number");
-  add(row.abstain ? "do not use" : decisionText(row, decisionClass).toLowerCase());
+  const why = row.why === "unlike" ? "unlike the training images" : "uncertain";
+  add(row.abstain ? `No answer: ${why}` : describeVerdict(row, model), "result");
+  if (model.decision.threshold !== null) add(row.abstain ? "" : row.predicted);
+  for (const name of model.short_names) add(percent(row.probability[name]), "number");
   add(row.unlikeness.toFixed(3), "number");
   return line;
 }
 
-export function decisionText(row, decisionClass) {
-  return row.decision === decisionClass ? "Positive" : "Negative";
+// The class that the verdict is about: that of the stored decision if it has a threshold, otherwise the most probable one.
+export function verdictClass(row, model) {
+  return model.decision.threshold === null ? row.predicted : model.decision.class;
 }
 
-export function percent(probability) {
+export function describeVerdict(row, model) {
+  const name = capital(writeOut(verdictClass(row, model), model));
+  if (model.decision.threshold === null) return `${name}, ${percent(row.probability[row.predicted])}`;
+  return `${name}: ${row.decision === model.decision.class ? "positive" : "negative"}`;
+}
+
+export function describeReason(row, model) {
+  if (row.why === "unlike") {
+    return `the image is unlike those the model was trained on (unlikeness ${row.unlikeness.toFixed(3)}, limit ${model.abstention.unlike_above.toFixed(3)})`;
+  }
+  const [probability, least] = percents(row.probability[row.predicted], model.abstention.unsure_below);
+  return `the model is uncertain (${writeOut(row.predicted, model)} has ${probability}, an answer needs ${least})`;
+}
+
+// The full name of a class; names of folders have underscores for spaces.
+export function writeOut(name, model) {
+  return model.classes[model.short_names.indexOf(name)].replaceAll("_", " ");
+}
+
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+export function percent(probability, digits = 1) {
   const value = 100 * probability;
-  if (value > 99.9 && probability < 1) return "> 99.9 %";
-  if (value < 0.1 && probability > 0) return "< 0.1 %";
-  return `${value.toFixed(1)} %`;
+  const least = 10 ** -digits;
+  if (value > 100 - least && probability < 1) return `> ${(100 - least).toFixed(digits)} %`;
+  if (value < least && probability > 0) return `< ${least.toFixed(digits)} %`;
+  return `${value.toFixed(digits)} %`;
+}
+
+// Two different probabilities with as many digits as it takes to see which is larger.
+export function percents(one, other) {
+  for (let digits = 1; digits < 6; digits += 1) {
+    const texts = [percent(one, digits), percent(other, digits)];
+    if (texts[0] !== texts[1]) return texts;
+  }
+  return [percent(one), percent(other)];
 }
