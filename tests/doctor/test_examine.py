@@ -77,7 +77,8 @@ def test_the_first_process_imports_no_compiled_package():
 HASH = "0123456789abcdef" * 4
 CHECKS = [
     Check("Packages", "torch", State.WRONG, "does not load: " + "word " * 30, "pip install --force-reinstall 'torch'"),
-    Check("Packages", "extra", State.GOOD, "not installed", "pip install 'pylorus[extra]'"),
+    Check("Packages", "extra", State.OPTIONAL, "not installed", "pip install 'pylorus[extra]'"),
+    Check("Packages", "fonts", State.GOOD, "Latin only", "install Noto"),
     Check("Weights", "resnet50", State.WARNING, f"resnet50.tv_in1k SHA-256 {HASH}, damaged", "Bring it anew."),
     Check("Weights", "a name that is longer than the column", State.GOOD, "found"),
 ]
@@ -93,11 +94,12 @@ def test_lines_fit_the_terminal_and_commands_are_not_wrapped():
 
 def test_a_problem_is_followed_by_its_remedy():
     text = "\n".join(format_check_lines(CHECKS[0], width=80, coloured=False))
-    assert text.startswith("  wrong    torch")
+    assert text.startswith("  wrong     torch")
     assert "fix: pip install" in text
-    good = "\n".join(format_check_lines(CHECKS[1], width=80, coloured=False))
-    assert good.startswith("  good     extra")
-    assert "optional: pip install 'pylorus[extra]'" in " ".join(good.split())
+    (absent,) = format_check_lines(CHECKS[1], width=80, coloured=False)
+    assert absent.split(maxsplit=2) == ["optional", "extra", "not installed: pip install 'pylorus[extra]'"]
+    (good,) = format_check_lines(CHECKS[2], width=80, coloured=False)
+    assert good.split(maxsplit=2) == ["good", "fonts", "Latin only; optional: install Noto"]
 
 
 def test_a_pipe_gets_no_colour_and_each_area_one_heading():
@@ -106,7 +108,7 @@ def test_a_pipe_gets_no_colour_and_each_area_one_heading():
     text = output.getvalue()
     assert "\x1b" not in text
     assert text.count("\nPackages\n") == text.count("\nWeights\n") == 1
-    assert text.endswith("\n2 good, 1 warning, 1 wrong\n")
+    assert text.endswith("\n2 good, 1 warning, 1 wrong; 1 optional extra not installed\n")
     assert "\x1b[31mwrong" in "\n".join(format_check_lines(CHECKS[0], width=80, coloured=True))
 
 
@@ -115,7 +117,7 @@ def test_json_holds_every_line_and_the_worst_state():
     content = json.loads(text)
     assert state is State.WRONG
     assert content["state"] == "wrong"
-    assert content["checks"][2]["found"].endswith("damaged")
+    assert content["checks"][3]["found"].endswith("damaged")
     assert set(content["checks"][0]) == {"area", "name", "state", "found", "mend"}
 
 

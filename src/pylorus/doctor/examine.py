@@ -36,9 +36,9 @@ from pylorus.doctor.packages import (
     run_guarded,
 )
 
-COLOURS = {State.GOOD: "32", State.WARNING: "33", State.WRONG: "31"}
+COLOURS = {State.OPTIONAL: "2", State.GOOD: "32", State.WARNING: "33", State.WRONG: "31"}
 """ANSI color codes: green, yellow, red."""
-STATE_WIDTH, NAME_WIDTH = 7, 15
+STATE_WIDTH, NAME_WIDTH = 8, 15
 COLUMN = 2 + STATE_WIDTH + 2 + NAME_WIDTH + 2
 """Column at which the text of a check begins."""
 
@@ -59,15 +59,16 @@ def print_checks(checks: Iterable[Check], output: TextIO = sys.stdout) -> State:
         print("\n".join(format_check_lines(check, width=width, coloured=coloured)), file=output, flush=True)
         done.append(check)
     counts = Counter(check.state for check in done)
-    good, warnings, wrong = (counts[state] for state in State)
-    print(f"\n{good} good, {format_count(warnings, 'warning')}, {wrong} wrong", file=output)
+    absent, good, warnings, wrong = (counts[state] for state in State)
+    note = f"; {format_count(absent, 'optional extra')} not installed" if absent else ""
+    print(f"\n{good} good, {format_count(warnings, 'warning')}, {wrong} wrong{note}", file=output)
     return get_worst_state(done)
 
 
 def format_check_lines(check: Check, *, width: int, coloured: bool) -> Iterator[str]:
     """Yield a check as lines of at most `width` characters, with its text and fix in a column of their own."""
-    if check.remedy and check.state is State.GOOD:
-        texts = [f"{check.found}; optional: {check.remedy}"]
+    if check.remedy and check.state in (State.GOOD, State.OPTIONAL):
+        texts = [f"{check.found}{'; optional' if check.state is State.GOOD else ''}: {check.remedy}"]
     else:
         texts = [check.found, *([f"fix: {check.remedy}"] if check.remedy else [])]
     lines = [line for text in texts for line in _wrap_text(text, width)]

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """Outcome of a check, from best to worst."""
+    """Outcome of a check, from best to worst; optional: an extra that is not installed, which is no fault."""
 
+    OPTIONAL = "optional"
     GOOD = "good"
     WARNING = "warning"
     WRONG = "wrong"
@@ -39,7 +40,7 @@ class Check:
         name: What was checked, such as a package or a disk.
         state: Whether Pylorus can work with what was found.
         found: What was found, as text.
-        remedy: How to fix it; for a good result, an optional improvement. Empty if there is nothing to do.
+        remedy: How to fix or install it; for a good result, an optional improvement. Empty if there is nothing to do.
     """
 
     area: str
@@ -72,7 +73,7 @@ def get_worst_state(checks: Iterable[Check]) -> State:
         <State.WARNING: 'warning'>
     """
     order = list(State)
-    return max((check.state for check in checks), key=order.index, default=State.GOOD)
+    return max((State.GOOD, *(check.state for check in checks)), key=order.index)
 
 
 def run_guarded(area: str, name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
@@ -323,7 +324,7 @@ def check_extra(extra: str) -> Check:
         details = "; ".join(f"{check.name} {check.found}" for check in problems)
         return Check(EXTRAS, extra, State.WARNING, details, install)
     if len(present) < len(required):
-        return Check(EXTRAS, extra, State.GOOD, f"not installed{purpose}", install)
+        return Check(EXTRAS, extra, State.OPTIONAL, f"not installed{purpose}", install)
     versions = ", ".join(
         f"{name} {get_installed_version(name)}" for name in dict.fromkeys(found.name for found in required)
     )
