@@ -296,11 +296,13 @@ FOREIGN_TEXTS = (
 
 
 def describe_content(content: bytes) -> str:
-    """Say what a file is that is no image of a kind that is read.
+    r"""Say what a file is that is no image of a kind that is read.
 
     Example:
         >>> describe_content(b"GIF89a...")
         'no readable JPEG, PNG, BMP, TIFF or WebP image: it is a GIF image'
+        >>> describe_content(b"\x89PNG\r\n\x1a\n...")
+        'no readable JPEG, PNG, BMP, TIFF or WebP image: it is a damaged PNG image'
     """
     name = _name_content(content)
     nature = f"is {name}" if name else f"begins with the bytes {content[:8].hex(' ')}"
@@ -325,8 +327,9 @@ def _name_content(content: bytes) -> str:
     if "annex/objects/" in text[:200]:
         return "a pointer of git-annex, in place of the file: run git annex get"
     image_format = identify_format(content[:HEAD_BYTES])
-    is_foreign = image_format not in ("", *DECODED_FORMATS)
-    return f"a{'n' if image_format.startswith('A') else ''} {image_format} image" if is_foreign else ""
+    if image_format in DECODED_FORMATS:
+        return f"a damaged {image_format} image"
+    return f"a{'n' if image_format.startswith('A') else ''} {image_format} image" if image_format else ""
 
 
 def _name_jpeg(content: bytes, start: int) -> str:
@@ -335,7 +338,11 @@ def _name_jpeg(content: bytes, start: int) -> str:
     frame = re.search(rb"\xff([\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7])\0.(.)", content[:100_000], re.DOTALL)
     if frame is not None and frame[1] == b"\xf7":
         return "a JPEG-LS image"
-    return f"a JPEG of {frame[2][0]} bits per channel" if frame is not None and frame[2] != b"\x08" else ""
+    if frame is not None and frame[2] != b"\x08":
+        return f"a JPEG of {frame[2][0]} bits per channel"
+    return (
+        "a damaged JPEG image" if frame is None or frame[1] <= b"\xc2" else "a JPEG with arithmetic or lossless coding"
+    )
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
