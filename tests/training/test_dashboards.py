@@ -163,11 +163,13 @@ def read_wandb_records(folder: Path):
     records = {}
     (path,) = folder.glob("*.wandb")
     content, at, parts = path.read_bytes(), 7, b""
-    while at < len(content):
+    while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if at + 7 + length > len(content):
+            break  # not completely written yet
         parts += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -182,7 +184,16 @@ def read_items(items):
 
 
 def read_offline_runs(folder: RunFolder):
-    return [read_wandb_records(path) for path in sorted(folder.path.glob("wandb/offline-run-*"))]
+    return [read_finished_run(path) for path in sorted(folder.path.glob("wandb/offline-run-*"))]
+
+
+def read_finished_run(path):
+    """Read the records of a finished run; wandb's service closes the file a moment after `finish` has returned."""
+    end = time.monotonic() + 60
+    while "exit" not in (records := read_wandb_records(path)):
+        assert time.monotonic() < end, f"{path}: no record of the end, only {sorted(records)}"
+        time.sleep(0.1)
+    return records
 
 
 @pytest.mark.slow
