@@ -22,9 +22,9 @@ from pylorus.data.device_augmentation import DeviceAugmentation, find_obstacle, 
 from pylorus.data.files import Root
 from pylorus.data.input_format import InputFormat
 
-TERMINAL_SIGNALS = {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+TERMINAL_SIGNALS = {each for each in signal.Signals if each.name in ("SIGINT", "SIGUSR1", "SIGUSR2")}
 """Signals that a terminal or SLURM sends to all processes of a run: the run's own process handles them."""
-RUN_SIGNALS = {*TERMINAL_SIGNALS, signal.SIGTERM, signal.SIGHUP}
+RUN_SIGNALS = TERMINAL_SIGNALS | {each for each in signal.Signals if each.name in ("SIGTERM", "SIGHUP")}
 """Those, and the ones that end all processes of a run, as when a terminal closes."""
 
 
