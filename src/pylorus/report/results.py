@@ -160,6 +160,7 @@ def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_
     differences = []
     if any([stage.name for stage in other.stages] != stages for other in others) and stages:
         differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
+        left_out = (*left_out, "run")  # the key that lists the stages
     for key, value in settings.items():
         if key in left_out or key.startswith((*KEYS_WITHOUT_LABEL, *(f"{name}." for name in left_out))):
             continue
