@@ -244,6 +244,23 @@ def test_a_signal_to_a_loading_process_that_has_just_started_leaves_the_run_its_
 
 
 @pytest.mark.slow
+def test_ctrl_c_does_not_wait_for_the_processes_of_an_earlier_loader(serve):
+    with LoadingProcesses(2, pin_memory=False) as loading:
+        module = serve(workers=2, loading=loading)
+        list(module.build_loader("val"))
+        held = []
+
+        def iter_batches():
+            for batch in module.build_batches("test"):
+                held.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+                yield batch
+
+        assert list(module.build_batch_loader("test", iter_batches()))
+        assert held
+        assert not any(held)
+
+
+@pytest.mark.slow
 def test_a_loader_that_was_left_unfinished_does_not_disturb_the_next_one(serve):
     with LoadingProcesses(2, pin_memory=False) as loading:
         module = serve(workers=2, loading=loading)

@@ -393,7 +393,8 @@ class LoadingProcesses:
         policy, seed = datasets[split].policy, datasets[split].seed
         requests = (LoadingRequest(split, policy, seed, draws) for draws in batches)
         self._requests = requests
-        with _hold_signals():
+        # Only the first iterator starts processes; later ones may wait for them, and must not keep Ctrl-C waiting.
+        with _hold_signals() if self._iterator is None else contextlib.nullcontext():
             self._iterator = iter(self._loader)
         for batch in self._iterator:
             yield batch
