@@ -32,6 +32,7 @@ ARGUMENTS = {
     "--device": "device",
     "--trust": "trust",
     "--evaluate": "folders",
+    "--prevalence": "prevalence",
     "--network: found an export, which contains its network. Leave the option out.": (
         "network: found an export, which contains its network. Leave the argument out."
     ),

@@ -302,9 +302,10 @@ def get_key_metadata(path: str) -> Mapping[str, Any]:
         >>> get_key_metadata("optimizer.lr")["kind"].__name__, dict(get_key_metadata("lr"))
         ('float', {})
     """
-    if not is_key(path):
+    steps = list(_iter_steps(path))
+    if len(steps) < len(path.split(".")):
         return {}
-    kind, field = next(((kind, field) for kind, field in reversed(list(_iter_steps(path))) if field is not None))
+    kind, field = next((kind, field) for kind, field in reversed(steps) if field is not None)
     is_optional = type(None) in typing.get_args(field.type)
     return {**field.metadata, "default": field.default, "kind": kind, "is_optional": is_optional}
 

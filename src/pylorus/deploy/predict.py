@@ -28,10 +28,7 @@ from pylorus.deploy.description import INTENDED_USE, Description
 from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored, print_resume_hint
 from pylorus.deploy.model import InferenceModel, load_bundle
 from pylorus.deploy.onnx import load_export
-from pylorus.deploy.thresholds import (
-    assess_unlike_images,
-    format_unlike_images,
-)
+from pylorus.deploy.thresholds import assess_unlike_images, format_unlike_images
 from pylorus.deploy.validation import evaluate_predictions, format_evaluation
 from pylorus.deploy.verified_files import SUMS, is_export
 from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
@@ -145,16 +142,16 @@ def iter_predicted_rows(
 def _build_sources(description: Description, inputs: Sequence[str | RGB], options: PredictOptions) -> Sources:
     """Return the images of the inputs, after checking the class that decides."""
     short_names = description.short_names
+    if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
+        raise PylorusError(
+            f'--class: found "{options.class_name}", which has no threshold.'
+            f"{format_suggestion(options.class_name, short_names)} Expected one of {', '.join(short_names)}."
+        )
     deciding = options.class_name or description.decision.class_name
     if options.prevalence is not None and description.decision.thresholds.get(deciding) is None:
         raise PylorusError(
             f"--prevalence: class {deciding} has no threshold in this bundle, so it has no PPV or NPV. Leave the "
             "option out, or choose another class with --class."
-        )
-    if options.class_name is not None and description.decision.thresholds.get(options.class_name) is None:
-        raise PylorusError(
-            f'--class: found "{options.class_name}", which has no threshold.'
-            f"{format_suggestion(options.class_name, short_names)} Expected one of {', '.join(short_names)}."
         )
     names = tuple(zip(description.classes, short_names, strict=True))
     return Sources(tuple(inputs), names, options.frames_every, evaluate=options.evaluate)

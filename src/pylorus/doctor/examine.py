@@ -37,7 +37,9 @@ from pylorus.doctor.packages import (
 )
 
 COLOURS = {State.OPTIONAL: "2", State.GOOD: "32", State.WARNING: "33", State.WRONG: "31"}
-"""ANSI color codes: green, yellow, red."""
+"""ANSI color codes: faint, green, yellow, red."""
+LINKS = {State.OPTIONAL: ": ", State.GOOD: "; optional: "}
+"""What leads from what was found to the remedy, where nothing has to be fixed."""
 STATE_WIDTH, NAME_WIDTH = 8, 15
 COLUMN = 2 + STATE_WIDTH + 2 + NAME_WIDTH + 2
 """Column at which the text of a check begins."""
@@ -67,8 +69,8 @@ def print_checks(checks: Iterable[Check], output: TextIO = sys.stdout) -> State:
 
 def format_check_lines(check: Check, *, width: int, coloured: bool) -> Iterator[str]:
     """Yield a check as lines of at most `width` characters, with its text and fix in a column of their own."""
-    if check.remedy and check.state in (State.GOOD, State.OPTIONAL):
-        texts = [f"{check.found}{'; optional' if check.state is State.GOOD else ''}: {check.remedy}"]
+    if check.remedy and check.state in LINKS:
+        texts = [f"{check.found}{LINKS[check.state]}{check.remedy}"]
     else:
         texts = [check.found, *([f"fix: {check.remedy}"] if check.remedy else [])]
     lines = [line for text in texts for line in _wrap_text(text, width)]

@@ -16,8 +16,8 @@ from pylorus.evaluation.predictions import check_probabilities, encode_groups
 
 MAX_ITERATIONS, TOLERANCE = 5000, 1e-9
 """When the search for the most likely prevalence ends: number of steps, and largest change in one step."""
-MAX_RATIO = 1e6
-"""Twice the logarithm of a likelihood ratio that counts as infinite."""
+MAX_FALL = 1e6
+"""A fall of the log likelihood that counts as infinite."""
 
 
 def adjust_to_prevalence(
@@ -43,7 +43,8 @@ def adjust_to_prevalence(
         [[0.308, 0.692]]
     """
     table = check_probabilities(probabilities)
-    before, after = _check_pair(original, target, classes=table.shape[1])
+    before = _check_prevalence(original, name="original", classes=table.shape[1], allows_zero=False)
+    after = _check_prevalence(target, name="target", classes=table.shape[1])
     weighted = table * (after / before)
     totals = weighted.sum(axis=1, keepdims=True)
     if (totals == 0).any():
@@ -183,14 +184,15 @@ def estimate_prevalence(
     best = _maximize_likelihood(ratios, before)
     count = int(codes.max()) + 1
     effects = _compute_design_effects(ratios, best, codes) if count > 1 else None
+    highest = _compute_log_likelihood(ratios, best)
     estimates = []
     for index, value in enumerate(best):
         if effects is None:
             reason = ONE_GROUP if count == 1 else "the classes can't be distinguished by their probabilities"
             estimates.append(Estimate(float(value), math.nan, math.nan, reason=reason))
             continue
-        limit = effects[index] * compute_quantile(confidence, freedom=count - 1) ** 2
-        low, high = (_find_end(ratios, best, index, end, limit) for end in (0.0, 1.0))
+        lowest = highest - effects[index] * compute_quantile(confidence, freedom=count - 1) ** 2 / 2
+        low, high = (_find_end(ratios, best, index, bound, lowest) for bound in (0.0, 1.0))
         estimates.append(Estimate(float(value), low, high))
     shown = (math.nan,) * len(best) if effects is None else tuple(map(float, effects))
     return PrevalenceEstimate(tuple(estimates), tuple(map(float, before)), shown)
@@ -210,13 +212,6 @@ def _check_prevalence(
         raise ValueError(f"the {name} prevalence is {values.tolist()}; expected values above 0")
     values /= values.sum()
     return values
-
-
-def _check_pair(
-    original: ArrayLike, target: ArrayLike, *, classes: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    before = _check_prevalence(original, name="original", classes=classes, allows_zero=False)
-    return before, _check_prevalence(target, name="target", classes=classes)
 
 
 def _subtract_from_one(estimate: Estimate) -> Estimate:
@@ -290,16 +285,15 @@ def _compute_log_likelihood(ratios: NDArray[np.float64], prevalence: NDArray[np.
         return float(np.log(ratios @ prevalence).sum())
 
 
-def _find_end(ratios: NDArray[np.float64], best: NDArray[np.float64], index: int, bound: float, limit: float) -> float:
-    """Find the end of an interval between the estimate and a bound, 0 or 1."""
-    highest = _compute_log_likelihood(ratios, best)
+def _find_end(ratios: NDArray[np.float64], best: NDArray[np.float64], index: int, bound: float, lowest: float) -> float:
+    """Find where, between the estimate and a bound, 0 or 1, the profile of the log likelihood falls to the lowest."""
 
     def compute_excess(fixed: float) -> float:
         profile = _maximize_likelihood(ratios, best, index=index, fixed=fixed)
-        return min(2 * (highest - _compute_log_likelihood(ratios, profile)), MAX_RATIO) - limit
+        return max(_compute_log_likelihood(ratios, profile) - lowest, -MAX_FALL)
 
     value = float(best[index])
-    if value == bound or compute_excess(bound) <= 0:
+    if value == bound or compute_excess(bound) >= 0:
         return bound
     return float(optimize.bisect(compute_excess, value, bound, xtol=1e-5))
 

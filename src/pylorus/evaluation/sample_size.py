@@ -20,6 +20,8 @@ from pylorus.evaluation.predictions import Predictions, align_predictions, encod
 
 MAX_IMAGES = 10**9
 """Larger numbers are refused as impossible."""
+MIN_DISTANCE = 1e-12
+"""A smaller distance from the margin is a rounding error."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def measure_patient_design(values: NDArray[np.generic], groups: NDArray[np.gener
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or not np.isfinite(numbers).all():
         raise ValueError(f"values have shape {numbers.shape}; expected (n,), all finite")
-    codes = np.unique(encode_groups(groups, length=len(numbers)), return_inverse=True)[1]
+    codes = encode_groups(groups, length=len(numbers))
     sizes = np.bincount(codes).astype(np.float64)
     if len(sizes) < 2:
         raise ValueError(f"found {len(sizes)} patient; expected at least two, to see how much patients differ")
@@ -240,23 +242,16 @@ def plan_proportion_test(
     """
     _check_fraction(value, "the proportion")
     _check_fraction(reference, "the figure to compare with")
-    _check_fraction(power, "the power")
-    _check_fraction(level, "the level")
-    error, miss = compute_quantile(1 - level), float(special.ndtri(power))
-    spread = math.sqrt(value * (1 - value))
-    if margin is None:
-        if value == reference:
-            raise ValueError(f"found {value:g} and {reference:g}; expected two proportions that differ")
-        error *= math.sqrt(reference * (1 - reference))
-        return _round_up(_square(error + miss * spread) / (value - reference) ** 2, effect)
-    _check_fraction(margin, "the margin")
-    distance = value - reference + margin
-    if not distance > 1e-12:
+    _check_test(margin, power, level)
+    if margin is None and value == reference:
+        raise ValueError(f"found {value:g} and {reference:g}; expected two proportions that differ")
+    if margin is not None and not value - reference + margin > MIN_DISTANCE:
         raise ValueError(
             f"found {value:g}, which is worse than {reference:g} by the margin of {margin:g} or more; expected a "
             "proportion that is worse by less, or a larger margin"
         )
-    return _round_up(_square((error + miss) * spread) / distance**2, effect)
+    spreads = math.sqrt(reference * (1 - reference)), math.sqrt(value * (1 - value))
+    return _plan_test(value - reference, spreads, margin=margin, power=power, level=level, effect=effect)
 
 
 def plan_auroc(area: float, *, prevalence: float, width: float, confidence: float = 0.95, effect: float = 1.0) -> int:
@@ -326,26 +321,52 @@ def plan_paired_difference(
     difference, disagreement = only_first - only_second, only_first + only_second
     if not (only_first >= 0 and only_second >= 0 and 0 < disagreement <= 1):
         raise ValueError(f"found {only_first:g} and {only_second:g}; expected two fractions with a sum in (0, 1]")
-    _check_fraction(power, "the power")
-    _check_fraction(level, "the level")
-    error, miss = compute_quantile(1 - level), float(special.ndtri(power))
-    spread = math.sqrt(max(0.0, disagreement - difference**2))
-    if margin is None:
-        if difference == 0:
-            raise ValueError(f"found {only_first:g} and {only_second:g}; expected two fractions that differ")
-        return _round_up(_square(error * math.sqrt(disagreement) + miss * spread) / difference**2, effect)
-    _check_fraction(margin, "the margin")
-    if not difference + margin > 1e-12:
+    _check_test(margin, power, level)
+    if margin is None and difference == 0:
+        raise ValueError(f"found {only_first:g} and {only_second:g}; expected two fractions that differ")
+    if margin is not None and not difference + margin > MIN_DISTANCE:
         raise ValueError(
             f"found {only_first:g} and {only_second:g}: the first model is worse by the margin of {margin:g} or more; "
             "expected it to be worse by less, or a larger margin"
         )
-    return _round_up(_square((error + miss) * spread) / (difference + margin) ** 2, effect)
+    spreads = math.sqrt(disagreement), math.sqrt(max(0.0, disagreement - difference**2))
+    return _plan_test(difference, spreads, margin=margin, power=power, level=level, effect=effect)
 
 
-def _square(quantiles: float) -> float:
-    """Square a sum of quantiles; 0 if it is negative: the power is reached with any number of images."""
-    return max(0.0, quantiles) ** 2
+def _plan_test(
+    difference: float,
+    spreads: tuple[float, float],
+    *,
+    margin: float | None,
+    power: float,
+    level: float,
+    effect: float,
+) -> int:
+    """Compute the number of images for a test of a mean difference, or of one that may be down to minus the margin.
+
+    Args:
+        difference: The expected difference.
+        spreads: Standard deviation of an image's difference if there is none, and as expected.
+        margin: See `plan_proportion_test`, as all others.
+        power: Likewise.
+        level: Likewise.
+        effect: Likewise.
+    """
+    error, miss = compute_quantile(1 - level), float(special.ndtri(power))
+    without, expected = spreads
+    if margin is None:
+        quantiles, distance = error * without + miss * expected, difference
+    else:
+        quantiles, distance = (error + miss) * expected, difference + margin
+    # A negative sum: the power is reached with any number of images.
+    return _round_up(max(0.0, quantiles) ** 2 / distance**2, effect)
+
+
+def _check_test(margin: float | None, power: float, level: float) -> None:
+    _check_fraction(power, "the power")
+    _check_fraction(level, "the level")
+    if margin is not None:
+        _check_fraction(margin, "the margin")
 
 
 def _check_fraction(value: float, name: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from pylorus.config.schema import DeployConfig
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_percent, format_percent_with_unit, join_names
 from pylorus.report.candidate import (
     FOLDS,
@@ -37,6 +37,7 @@ from pylorus.report.results import (
     SensitivityTarget,
     compute_results,
     group_by_test_set,
+    resolve_class_name,
     set_run_labels,
 )
 from pylorus.runs.folder import DAMAGED, KEY, LAST, explain_choice
@@ -362,7 +363,7 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
     if all(run.state == DAMAGED for run in saved_runs):
         raise PylorusError(str(saved_runs[0].status["error"]))
     runs = set_run_labels(saved_runs)
-    class_name = _resolve_class_name(runs, options)
+    class_name = resolve_class_name(runs, options.class_name)
     target = _resolve_target(runs, options)
     results = tuple(
         result for run in runs for result in compute_results(run, class_name=class_name, target=target, options=options)
@@ -382,23 +383,6 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
         winners=tuple(find_winner(each, class_name=class_name, options=options) for each in pools),
         evaluation_counts=count_test_evaluations(runs),
     )
-
-
-def _resolve_class_name(runs: Sequence[SavedRun], options: ReportOptions) -> str | None:
-    """Return the short name of the class in the options (short or full name), else that of the first run's bundle."""
-    known = dict.fromkeys(name for run in runs for name in run.short_names)
-    full = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
-    if options.class_name is None:
-        first = next(iter(known), None)
-        deciding = runs[0].get_setting("deploy.class_name", first) if runs else first
-        return str(full.get(deciding, deciding)) if deciding in {*known, *full} else first
-    short_name = options.class_name if options.class_name in known else full.get(options.class_name)
-    if short_name is None:
-        raise PylorusError(
-            f'--class: found "{options.class_name}", expected one of {", ".join(known) or "no class"}.'
-            f"{format_suggestion(options.class_name, known)}"
-        )
-    return short_name
 
 
 def _resolve_target(runs: Sequence[SavedRun], options: ReportOptions) -> SensitivityTarget:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_command, format_count, format_percent, join_names
 from pylorus.report.plan_text import (
     FORMULAS,
@@ -20,6 +20,7 @@ from pylorus.report.plan_text import (
     format_fraction,
     format_plan,
     format_points,
+    round_up,
     write_plan,
 )
 
@@ -231,10 +232,12 @@ def _check_options(options: PlanOptions) -> None:
 def _measure_pilot(options: PlanOptions) -> _Pilot:
     """Measure figures and their correlation within patients on the test predictions of a run."""
     from pylorus.evaluation.sample_size import measure_pilot
+    from pylorus.report.results import resolve_class_name
 
     assert options.pilot is not None
     run, stage, predictions = _read_pilot(options.pilot)
-    class_name = _choose_class(run, options.class_name)
+    class_name = resolve_class_name([run], options.class_name)
+    assert class_name is not None  # it has predictions
     if not run.has_groups and (options.icc is None or options.images_per_patient is None):
         raise PylorusError(
             f"{options.pilot}: its images are not assigned to patients, so it does not show how much the images of a "
@@ -274,19 +277,6 @@ def _read_pilot(folder: Path) -> "tuple[SavedRun, str, Predictions]":
     stage = next(stage for stage in run.complete_stages if stage.name == run.bundle_stage.name)
     assert stage.test is not None
     return run, stage.name, stage.test.predictions
-
-
-def _choose_class(run: "SavedRun", name: str | None) -> str:
-    """Return the short name of the class of interest, given by its short or full name."""
-    names = dict(zip(run.class_names, run.short_names, strict=True))
-    asked = name or run.get_setting("deploy.class_name") or run.short_names[0]
-    if asked in run.short_names:
-        return str(asked)
-    if asked not in names:
-        known = ", ".join(run.short_names)
-        suggestion = format_suggestion(asked, [*names, *run.short_names])
-        raise PylorusError(f'--class: found "{asked}", expected one of {known}.{suggestion}')
-    return names[asked]
 
 
 def _choose_design(options: PlanOptions, measures: "PilotMeasures | None", name: str) -> "PatientDesign":
@@ -377,11 +367,11 @@ def _compute_size(aim: _Aim, prevalence: float | None, per_patient: float) -> Pl
     images = counted
     if prevalence is not None:
         fraction = {"class": prevalence, "others": 1 - prevalence, "all": 1.0}[aim.kind]
-        images = math.ceil(counted / fraction - 1e-9)
-        class_images = counted if aim.kind == "class" else math.ceil(images * prevalence - 1e-9)
+        images = round_up(counted / fraction)
+        class_images = counted if aim.kind == "class" else round_up(images * prevalence)
         class_images = images - counted if aim.kind == "others" else class_images
         other_images = images - class_images
-    own_patients = math.ceil(counted / aim.design.images_per_patient - 1e-9)
+    own_patients = round_up(counted / aim.design.images_per_patient)
     return PlannedSize(
         aim=aim.words,
         formula=aim.formula,
@@ -396,7 +386,7 @@ def _compute_size(aim: _Aim, prevalence: float | None, per_patient: float) -> Pl
         class_images=class_images,
         other_images=other_images,
         images=images,
-        patients=max(own_patients, math.ceil(images / per_patient - 1e-9)),
+        patients=max(own_patients, round_up(images / per_patient)),
     )
 
 

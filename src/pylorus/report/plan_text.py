@@ -100,11 +100,13 @@ class Plan:
         for size in self.sizes:
             if size.counted in (kind, "all"):
                 needed = (size.class_images if kind == "class" else size.other_images) or 0
-                images, patients = (
-                    max(images, needed),
-                    max(patients, math.ceil(needed / size.images_per_patient - 1e-9)),
-                )
+                images, patients = max(images, needed), max(patients, round_up(needed / size.images_per_patient))
         return images, patients
+
+
+def round_up(number: float) -> int:
+    """Round up to a whole number, but not because of a rounding error."""
+    return math.ceil(number - 1e-9)
 
 
 def format_fraction(value: float) -> str:

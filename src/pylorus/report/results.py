@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.privacy import collect_config_values, redact_value
 from pylorus.evaluation.calibration import (
     BINS,
@@ -64,8 +64,9 @@ KEYS_WITHOUT_LABEL = (
     "trainer.accelerator",
     "data.workers",
     "stages.",
+    "run",
 )
-"""Keys that never appear in a label: folders, loggers and speed. Stages are distinguished by their names."""
+"""Keys that never appear in a label: folders, loggers and speed. Stages and `run` are shown by the names of stages."""
 
 MAX_SETTINGS = 3
 """Maximum number of settings in a label."""
@@ -114,6 +115,31 @@ class ReportOptions:
             raise PylorusError(f"--guarantee: found {self.guarantee:g}, expected a proportion in (0, 1), such as 0.9.")
 
 
+def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | None:
+    """Return the short name of the class that was asked for, or the deciding class of the first run's configuration.
+
+    Args:
+        runs: The runs.
+        asked: Short or full name of the class; None: that of the configuration, else the first class.
+
+    Raises:
+        PylorusError: If no run has the class that was asked for.
+    """
+    known = dict.fromkeys(name for run in runs for name in run.short_names)
+    full = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
+    if asked is None:
+        first = next(iter(known), None)
+        deciding = runs[0].get_setting("deploy.class_name", first) if runs else first
+        return str(full.get(deciding, deciding)) if deciding in {*known, *full} else first
+    short_name = asked if asked in known else full.get(asked)
+    if short_name is None:
+        raise PylorusError(
+            f'--class: found "{asked}", expected one of {", ".join(known) or "no class"}.'
+            f"{format_suggestion(asked, [*full, *known])}"
+        )
+    return short_name
+
+
 def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) -> tuple[SavedRun, ...]:
     """Return the runs, each with a unique label and file stem.
 
@@ -160,7 +186,6 @@ def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_
     differences = []
     if any([stage.name for stage in other.stages] != stages for other in others) and stages:
         differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
-        left_out = (*left_out, "run")  # the key that lists the stages
     for key, value in settings.items():
         if key in left_out or key.startswith((*KEYS_WITHOUT_LABEL, *(f"{name}." for name in left_out))):
             continue
