@@ -1,0 +1,268 @@
+"""The commands that use a trained model: `predict`, `explain`, `export`, `serve` and `sign`.
+
+The command line imports this module, which therefore imports what computes only when it is needed.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pylorus.core.errors import PylorusError
+from pylorus.core.io import check_table_name
+from pylorus.deploy.signature import add_sign_command, add_trust_option
+
+
+def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `predict`, `explain`, `export`, `serve` and `sign` to the command line."""
+    _add_predict(commands)
+    _add_explain(commands)
+    _add_export(commands)
+    _add_serve(commands)
+    add_sign_command(commands)
+
+
+def _add_inference_options(command: argparse.ArgumentParser, *, batch: int) -> None:
+    """Add the options that commands for many images have in common."""
+    command.add_argument(
+        "--frames-every", type=float, metavar="SECONDS", help="also read videos: one frame every SECONDS seconds"
+    )
+    command.add_argument("--batch", type=int, default=batch, metavar="N", help=f"images per batch (default: {batch})")
+    _add_device_option(command)
+
+
+def _add_device_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (default: auto)"
+    )
+
+
+def _add_network_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--network",
+        metavar="MODULE.NAME",
+        help="your own class or function that builds the network, if it is not timm's; it is imported and called",
+    )
+    add_trust_option(command)
+
+
+def _get_model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keys to trust, and the network: it is imported as the user typed it, the bundle has no say in it."""
+    from pylorus.config.instantiation import TARGET, get_object
+
+    network = None if arguments.network is None else get_object({TARGET: arguments.network}, key="--network")
+    return {"network": network, "trust": tuple(arguments.trust)}
+
+
+def _validate_batch_size(arguments: argparse.Namespace) -> int:
+    if arguments.batch < 1:
+        raise PylorusError(f"--batch: found {arguments.batch}, expected at least 1.")
+    return int(arguments.batch)
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "predict",
+        help="classify images and videos with a trained model",
+        description="Classify images, folders of images and videos with a trained model, and write one row per image.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, glob pattern or video")
+    command.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="table to write; its name ends in .csv, .parquet or .json",
+    )
+    command.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="class whose threshold decides (default: the bundle's)"
+    )
+    command.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="require an evaluation; the images must be in folders named after the classes",
+    )
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path, for confidence intervals"
+    )
+    command.add_argument(
+        "--prevalence",
+        type=float,
+        metavar="P",
+        help="also evaluate PPV and NPV where this proportion of the images is of the deciding class, such as 0.05",
+    )
+    _add_inference_options(command, batch=32)
+    _add_network_option(command)
+    command.set_defaults(act=_run_predict)
+
+
+def _use_passive_waiting() -> None:
+    """Let threads of the network sleep while they wait for each other, as processes that read images need the cores.
+
+    OpenMP reads the variable when torch is imported. By default a waiting thread keeps its core busy.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _run_predict(arguments: argparse.Namespace) -> None:
+    check_table_name(arguments.output, argument="--output")  # before torch is imported
+    if arguments.prevalence is not None and not 0 < arguments.prevalence < 1:
+        raise PylorusError(
+            f"--prevalence: found {arguments.prevalence:g}, expected a proportion above 0 and below 1, such as 0.05."
+        )
+    _use_passive_waiting()
+    from pylorus.deploy.predict import PredictOptions, predict
+
+    options = PredictOptions(
+        class_name=arguments.class_name,
+        frames_every=arguments.frames_every,
+        evaluate=arguments.evaluate or arguments.prevalence is not None,
+        group=arguments.group,
+        prevalence=arguments.prevalence,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
+
+
+def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "explain",
+        help="draw heat maps that show which part of an image supports a class",
+        description="Draw heat maps (Grad-CAM) that show which part of an image supports a class, and check that they "
+        "depend on what the network learned.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder, glob pattern or video")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write to (with --mistakes alone, default: maps/ in the run)",
+    )
+    command.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="class to explain (default: the most probable one of each image)",
+    )
+    command.add_argument(
+        "--mistakes",
+        action="store_true",
+        help="explain the most confident mistakes on the test images of the bundle's run, for `report --thumbnails`",
+    )
+    command.add_argument(
+        "--no-sanity", action="store_true", help="skip the comparison with maps of randomized networks"
+    )
+    _add_inference_options(command, batch=8)
+    _add_network_option(command)
+    command.set_defaults(act=_run_explain)
+
+
+def _run_explain(arguments: argparse.Namespace) -> None:
+    _use_passive_waiting()
+    from pylorus.deploy.explain_command import ExplainOptions, explain
+
+    options = ExplainOptions(
+        class_name=arguments.class_name,
+        mistakes=arguments.mistakes,
+        sanity=not arguments.no_sanity,
+        frames_every=arguments.frames_every,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    sys.exit(explain(arguments.bundle, arguments.inputs, arguments.output, options))
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "export",
+        help="export a trained model to ONNX and verify it on real images",
+        description="Export a trained model to ONNX. The export is compared with PyTorch on real images and written "
+        "only if both agree.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("--format", default="onnx", choices=("onnx",), help="file format (default: onnx)")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="a new or empty folder (default: next to BUNDLE: BUNDLE-onnx, with --int8 BUNDLE-onnx-int8)",
+    )
+    command.add_argument(
+        "--images", type=Path, metavar="DIR", help="images to verify the export on (default: those of BUNDLE's run)"
+    )
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path of --images"
+    )
+    command.add_argument(
+        "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
+    )
+    command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
+    _add_network_option(command)
+    command.set_defaults(act=_run_export)
+
+
+def _run_export(arguments: argparse.Namespace) -> None:
+    from pylorus.deploy.export import ExportOptions, export
+
+    options = ExportOptions(
+        output=arguments.output,
+        images=arguments.images,
+        group=arguments.group,
+        int8=arguments.int8,
+        speed=arguments.speed,
+        **_get_model_options(arguments),
+    )
+    export(arguments.bundle, options)
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "serve",
+        help="serve a trained model as a web page on this machine",
+        description="Serve a trained model as a web page and a JSON interface on this machine. Uploaded images are not "
+        "stored.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    command.add_argument("--port", type=int, default=7860, help="TCP port; 0 for any free one (default: 7860)")
+    command.add_argument("--password-file", type=Path, metavar="FILE", help="file with the password, on one line")
+    command.add_argument("--without-password", action="store_true", help="let everybody in the network use it")
+    command.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="another name of this server or of its proxy"
+    )
+    command.add_argument(
+        "--trust-proxy", action="append", default=[], metavar="ADDRESS", help="proxy whose X-Forwarded-For is believed"
+    )
+    command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
+    command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
+    _add_device_option(command)
+    _add_network_option(command)
+    command.set_defaults(act=_run_serve)
+
+
+def _run_serve(arguments: argparse.Namespace) -> None:
+    try:
+        from pylorus.deploy.app.server import serve
+    except ModuleNotFoundError as error:
+        raise PylorusError(f"the web page needs {error.name}: pip install 'pylorus[serve]'") from error
+    from pylorus.deploy.app.security import ServeOptions
+
+    options = ServeOptions(
+        host=arguments.host,
+        port=arguments.port,
+        password_file=arguments.password_file,
+        without_password=arguments.without_password,
+        allowed_hosts=tuple(arguments.allow_host),
+        trusted_proxies=tuple(arguments.trust_proxy),
+        max_mb=arguments.max_mb,
+        max_images=arguments.max_images,
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    serve(arguments.bundle, options)
