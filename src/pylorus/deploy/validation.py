@@ -12,7 +12,7 @@ from pylorus.core.errors import PylorusError, normalize_name
 from pylorus.core.formatting import DASH, format_number, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
-from pylorus.deploy.card import format_set_size, format_threshold_guarantee
+from pylorus.deploy.card import format_area, format_set_size, format_threshold_guarantee
 from pylorus.deploy.description import Description, IntervalEstimate
 from pylorus.deploy.thresholds import (
     assess_unlike_images,
@@ -212,7 +212,8 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
 
     lines = [
-        f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % (95 % confidence interval):",
+        f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % but for AUROC (95 % confidence "
+        "interval):",
         f"  accuracy {format_estimate(evaluation['accuracy'])}",
         f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, "
         f"macro F1 {format_estimate(evaluation['macro_f1'])}",
@@ -220,7 +221,8 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
     width = max(map(len, description.short_names))
     lines += [
         f"  {name:<{width}}  sensitivity {format_estimate(evaluation['sensitivity'][name])}, specificity "
-        f"{format_estimate(evaluation['specificity'][name])}, AUROC {format_estimate(evaluation['auroc'][name])}"
+        f"{format_estimate(evaluation['specificity'][name])}, AUROC "
+        f"{format_area(IntervalEstimate(**evaluation['auroc'][name]))}"
         for name in description.short_names
     ]
     calibration = evaluation.get("calibration", {})  # a record of an older Pylorus has none
