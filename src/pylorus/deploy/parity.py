@@ -259,7 +259,8 @@ def check_parity(bundle: Bundle, session: Any, images: TrialImages) -> Parity:
     accepted, accepted_unlikeness = compute_tolerance(largest), PROBABILITY_TOLERANCE
     rounding = unlikeness_rounding = None
     far = np.max(differences, axis=0)
-    if np.isfinite(far).all() and (far[0] > accepted or far[2] > accepted_unlikeness):
+    is_finite = bool(np.isfinite(far).all())
+    if is_finite and (far[0] > accepted or far[2] > accepted_unlikeness):
         exact = compute_fp64_outputs(bundle, batch)
         rounding, unlikeness_rounding = (
             _compute_difference(pytorch_outputs[1][index], exact[index]) for index in (0, -1)
@@ -278,7 +279,7 @@ def check_parity(bundle: Bundle, session: Any, images: TrialImages) -> Parity:
         unlikeness=tuple(difference[2] for difference in differences),
         pytorch_alone=_compute_difference(pytorch_outputs[0][0], pytorch_outputs[1][0]),
         other_class=int(np.any([predicted != classes[0] for predicted in classes], axis=0).sum()),
-        other_abstention=_count_other_abstentions(bundle, outputs),
+        other_abstention=_count_other_abstentions(bundle, outputs) if is_finite else 0,
         rounding=rounding,
         unlikeness_rounding=unlikeness_rounding,
         tolerance=accepted,
