@@ -410,6 +410,7 @@ def test_class_folders_reproduce_the_runs_own_results(trained_run, bundle_folder
     said = capsys.readouterr().out
     assert "observed, " in said
     assert "evaluation on" in said
+    assert f"AUROC {found['auroc']['GC']['value']:.3f} (" in said
     assert "each treated as a separate patient" not in said
     assert "at the stored threshold" in said
 
