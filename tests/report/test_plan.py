@@ -137,7 +137,7 @@ def test_a_pilot_of_one_image_a_patient_plans_for_one_image_a_patient(plan, refu
         ((*TYPED, "--against", 0.8, "--margin", -0.05), ("--margin: found -0.05", "Did you mean 0.05?")),
         ((*TYPED, "--margin", 0.05), ("--margin: nothing to compare", "--against")),
         (("--against", 0.8, "--auroc", 0.9, "--prevalence", 0.2), ("--against: expected one figure",)),
-        ((*TYPED, "--against", 0.9), ("two proportions that differ",)),
+        ((*TYPED, "--against", 0.9), ("two figures that differ",)),
         ((*TYPED, "--against", 0.97, "--margin", 0.05), ("worse than 0.97",)),
         (("--disagreement", 0.1, 0.1), ("two fractions that differ",)),
         (("--disagreement", 0.8, 0.4), ("a sum in",)),

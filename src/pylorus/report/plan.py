@@ -26,7 +26,7 @@ from pylorus.report.plan_text import (
 
 if TYPE_CHECKING:
     from pylorus.evaluation.predictions import Predictions
-    from pylorus.evaluation.sample_size import PatientDesign, PilotMeasures
+    from pylorus.evaluation.pilot import PatientDesign, PilotMeasures
     from pylorus.runs.reading import SavedRun
 
 NAMES = {"sensitivity": "sensitivity", "specificity": "specificity", "auroc": "AUROC"}
@@ -231,7 +231,7 @@ def _check_options(options: PlanOptions) -> None:
 
 def _measure_pilot(options: PlanOptions) -> _Pilot:
     """Measure figures and their correlation within patients on the test predictions of a run."""
-    from pylorus.evaluation.sample_size import measure_pilot
+    from pylorus.evaluation.pilot import measure_pilot
     from pylorus.report.results import resolve_class_name
 
     assert options.pilot is not None
@@ -281,7 +281,7 @@ def _read_pilot(folder: Path) -> "tuple[SavedRun, str, Predictions]":
 
 def _choose_design(options: PlanOptions, measures: "PilotMeasures | None", name: str) -> "PatientDesign":
     """Return how images come in patients for an aim: as the options say, else as in the pilot, else one by one."""
-    from pylorus.evaluation.sample_size import PatientDesign
+    from pylorus.evaluation.pilot import PatientDesign
 
     measured = PatientDesign()
     if measures is not None:
