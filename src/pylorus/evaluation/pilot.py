@@ -1,4 +1,4 @@
-"""What a pilot run says about the next test set: its figures, and how much the images of a patient resemble each other."""
+"""Measure a pilot run for the next test set: its figures, and how much the images of a patient resemble each other."""
 
 import math
 from collections.abc import Mapping
@@ -52,7 +52,8 @@ def measure_patient_design(
 
     The correlation is that of a one-way analysis of variance (Fleiss 2003, 15.2), at least 0. Its interval is that of
     a jackknife over patients of the logarithm of the ratio of the variances between and within patients (Arvesen and
-    Schmitz, Biometrics 1970;26:677), with Student's t. If the values do not vary the correlation is unknown, and 1:
+    Schmitz, Biometrics 1970;26:677), with Student's t; its upper end is at least that of the F distribution, since few
+    errors may happen to be of as many patients. If the values do not vary the correlation is unknown, and 1:
     images of a patient then count as copies of one another, as in `clustered_wilson`.
 
     Args:
@@ -90,7 +91,9 @@ def measure_patient_design(
         return PatientDesign(mean, variation, 1.0, 0.0, 1.0)
     sums = np.bincount(codes, weights=deviations).astype(np.float64)
     correlation = min(1.0, max(0.0, (estimate_design_effect(sums, sizes, spread) - 1) / (typical - 1)))
-    low, high = _estimate_correlation_interval(sums, sizes, np.bincount(codes, weights=deviations**2), confidence)
+    low, high = _estimate_correlation_interval(
+        sums, sizes, np.bincount(codes, weights=deviations**2).astype(np.float64), confidence
+    )
     return PatientDesign(mean, variation, correlation, min(low, correlation), max(high, correlation))
 
 
@@ -121,11 +124,13 @@ def _estimate_correlation_interval(
         within = np.maximum(float(squares.sum()) - left_out * squares - own, 0.0) / np.maximum(images - count, 1.0)
         return np.log((between + least) / (within + least))
 
-    pseudovalues = patients * compute_log_ratio(np.zeros(patients)) - (patients - 1) * compute_log_ratio(
-        np.ones(patients)
-    )
+    log_ratio = compute_log_ratio(np.zeros(patients))
+    pseudovalues = patients * log_ratio - (patients - 1) * compute_log_ratio(np.ones(patients))
     reach = compute_quantile(confidence, freedom=patients - 1) * float(pseudovalues.std(ddof=1)) / math.sqrt(patients)
     ratios = np.exp(np.clip(float(pseudovalues.mean()) + np.array([-reach, reach]), -700, 700))
+    if total > patients:
+        smallest = float(special.fdtri(patients - 1, total - patients, (1 - confidence) / 2))
+        ratios[1] = max(ratios[1], math.exp(float(log_ratio[0])) / smallest)
     typical = (total - float((sizes**2).sum()) / total) / (patients - 1)
     low, high = np.clip((ratios - 1) / (ratios + typical - 1), 0.0, 1.0)
     return float(low), float(high)

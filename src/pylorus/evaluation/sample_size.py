@@ -453,8 +453,8 @@ def _check_distance(value: float, reference: float, margin: float | None) -> Non
         raise ValueError(f"found {value:g} and {reference:g}; expected two figures that differ, or a margin")
     if margin is not None and not value - reference + margin > MIN_DISTANCE:
         raise ValueError(
-            f"{value:g} is worse than {reference:g} by the margin of {margin:g} or more; expected one that is worse by "
-            "less, or a larger margin"
+            f"{value:.4g} is worse than {reference:.4g} by the margin of {margin:g} or more; expected one "
+            "that is worse by less, or a larger margin"
         )
 
 
