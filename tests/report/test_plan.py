@@ -177,7 +177,7 @@ def test_a_pilot_of_one_image_a_patient_plans_for_one_image_a_patient(plan, refu
         (("--disagreement", 8, 4), ("--disagreement: found 8 4", "Did you mean 0.08 0.04?")),
         ((*TYPED, "--correlation", 0.5), ("--correlation: nothing to compare by AUROC", "--aurocs")),
         (("--aurocs", 0.92, 0.88, "--prevalence", 0.2), ("Add --correlation",)),
-        (("--aurocs", 0.92, "--prevalence", 0.2, "--correlation", 0.5), ("--aurocs: expected two numbers",)),
+        (("--aurocs", 0.92, "--prevalence", 0.2, "--correlation", 0.5), ("--aurocs: found 1 number, expected two",)),
         ((*TYPED, "--calibration"), ("--calibration:", "--auroc 0.9")),
         ((*TYPED, "--sensitivity", 1), ("--sensitivity: found 1", "such as 0.9")),
         ((*TYPED, "--against", 0.9), ("two figures that differ",)),

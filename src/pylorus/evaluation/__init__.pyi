@@ -5,13 +5,12 @@ from .calibration import estimate_calibration as estimate_calibration
 from .calibration import fit_temperature as fit_temperature
 from .calibration import probabilities_of_logits as probabilities_of_logits
 from .calibration import reliability_curve as reliability_curve
-from .comparison import MarginDecision as MarginDecision
-from .comparison import decide_noninferiority as decide_noninferiority
 from .comparison import delong_test as delong_test
 from .comparison import difference_of_independent as difference_of_independent
 from .comparison import holm as holm
 from .comparison import mcnemar as mcnemar
 from .comparison import paired_differences as paired_differences
+from .comparison import paired_share_difference as paired_share_difference
 from .comparison import sign_flip_test as sign_flip_test
 from .confusion import class_indices as class_indices
 from .confusion import confusion_matrix as confusion_matrix
@@ -31,6 +30,10 @@ from .index_intervals import proportions_of_confusion as proportions_of_confusio
 from .index_intervals import proportions_of_predictions as proportions_of_predictions
 from .index_intervals import wilson as wilson
 from .intervals import Estimate as Estimate
+from .margins import MarginDecision as MarginDecision
+from .margins import MarginTest as MarginTest
+from .margins import compute_margin_test as compute_margin_test
+from .margins import decide_noninferiority as decide_noninferiority
 from .pilot import PatientDesign as PatientDesign
 from .pilot import PilotMeasures as PilotMeasures
 from .pilot import measure_patient_design as measure_patient_design
