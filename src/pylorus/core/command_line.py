@@ -156,8 +156,18 @@ class CommandParser(argparse.ArgumentParser):
         """Return the words with unknown options replaced by those of this command that are meant."""
         options = [option for option in self._option_string_actions if option.startswith("--")]
         corrected: list[str] = []
+        takes_pairs = False
         for index, word in enumerate(words):
             option, _, value = word.partition("=")
+            if word.startswith("-"):  # the values of an option such as --against NAME=VALUE are no keys
+                takes_pairs = any(
+                    "=" in str(self._option_string_actions[known].metavar or "")
+                    for known in options
+                    if known.startswith(option)
+                )
+            elif takes_pairs:
+                corrected.append(word)
+                continue
             is_known = any(known.startswith(option) for known in options) if option.startswith("--") else option == "-h"
             as_key = re.fullmatch(r"([a-z][\w.]*)=(.+)", word) if not Path(word).exists() else None
             if (index == 0 and word == name) or (is_known and option != "--") or not (word.startswith("-") or as_key):
