@@ -5,14 +5,15 @@ and the section says so.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.formatting import format_p_value, join_names
+from pylorus.core.formatting import format_number, format_p_value, format_percent, join_names
 from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import difference_of_independent, holm, paired_share_difference
 from pylorus.evaluation.index_intervals import Proportion, clustered_wilson, wilson
@@ -40,6 +41,10 @@ INDICES = ("accuracy", "sensitivity", "specificity", "auroc")
 PUBLISHED = "published"
 """Word that stands for the results of the published study."""
 KEY = "deploy.margin"
+FIGURES = "figures:"
+"""Begins the name of the family of comparisons with given figures."""
+MAX_SENTENCES = 12
+"""Maximum number of comparisons that are all told in sentences; of more, only accuracy and given figures are."""
 ONE_SIDED = LEVEL / 2
 """Level of each one-sided test, that of the shown intervals."""
 
@@ -108,6 +113,7 @@ class MarginRow:
         test: What the difference shows.
         in_points: Whether the difference is one of proportions.
         family: Comparisons that are corrected together.
+        tests: Number of them.
         noninferior_p: p of non-inferiority after Holm's correction; NaN if undefined.
         equivalent_p: The same of equivalence.
     """
@@ -118,6 +124,7 @@ class MarginRow:
     test: MarginTest
     in_points: bool
     family: str
+    tests: int = 1
     noninferior_p: float = float("nan")
     equivalent_p: float = float("nan")
 
@@ -138,28 +145,31 @@ class MarginRow:
     def sentence(self) -> str:
         """The decision in a sentence, with the difference, its interval and p."""
         difference, margin = self.test.difference, self.format_amount(self.test.margin)
+        index = f"{self.index[0].upper()}{self.index[1:]}"
         if not difference.has_interval:
-            return (
-                f"{self.index}: whether {self.model} is inferior to {self.reference} can't be decided"
-                f"{f': {difference.reason}' if difference.reason else ''}."
-            )
-        p_value = format_p_value(self.equivalent_p if self.decision == "equivalent" else self.noninferior_p)
+            reason = f": {difference.reason}" if difference.reason else ""
+            return f"{index}: whether {self.model} is inferior to {self.reference} can't be decided{reason}."
         verdict = {
             "equivalent": f"is shown to be equivalent to {self.reference}: the two differ by less than {margin}",
             "not inferior": f"is shown not to be inferior to {self.reference} by {margin} or more",
             "inferior": f"is inferior to {self.reference} by more than {margin}",
             "not shown": f"is not shown to be non-inferior to {self.reference} with a margin of {margin}",
         }[self.decision]
-        low, high = (self.format_amount(end, signed=True) for end in (difference.low, difference.high))
-        value = self.format_amount(difference.value, signed=True)
-        return f"{self.index}: {self.model} {verdict} (difference {value}, 95 % interval {low} to {high}; {p_value})."
+        value, low, high = (
+            self.format_amount(end, signed=True) for end in (difference.value, difference.low, difference.high)
+        )
+        facts = f"difference {value}, 95 % interval {low} to {high}"
+        if self.decision != "inferior":
+            facts += f"; {format_p_value(self.equivalent_p if self.decision == 'equivalent' else self.noninferior_p)}"
+            facts += f" after Holm's correction for {self.tests} comparisons" if self.tests > 1 else ""
+        return f"{index}: {self.model} {verdict} ({facts})."
 
     def format_amount(self, value: float, *, signed: bool = False) -> str:
-        """Format a difference, in percentage points if it is one of proportions."""
-        sign = "+" if signed else ""
-        if not self.in_points:
-            return f"{value:{sign}.3f}"
-        return f"{100 * value:{sign}.1f}" + ("" if signed else f" point{'' if round(100 * value, 1) == 1 else 's'}")
+        """Format a difference, in percentage points if it is one of proportions; a margin has its unit and no sign."""
+        if signed:
+            return format_percent(value, signed=True) if self.in_points else format_number(value, 3, signed=True)
+        points = f"{100 * value:.4g}"
+        return f"{points} percentage point{'' if points == '1' else 's'}" if self.in_points else f"{value:.4g}"
 
 
 def resolve_margin(evidence: Evidence) -> float | None:
@@ -190,10 +200,15 @@ def build_margin_section(evidence: Evidence) -> Section:
         return Section("margins", title, ())
     rows = _correct_rows(_build_rows(evidence, margin))
     if not rows:
+        if evidence.options.margin is not None:
+            raise PylorusError(
+                "--margin: found a single model, so there is nothing to compare. Add another run, or figures, such as "
+                "--against sensitivity=0.9 or --against published."
+            )
         return Section("margins", title, ())
-    undecided = any(row.decision == "not shown" for row in rows)
-    caveat = format_margin_caveat(evidence, margin)
-    sentences = Sentences(tuple(row.sentence for row in rows), is_list=True)
+    in_brief = [row for row in rows if row.index == "accuracy" or row.family.startswith(FIGURES)]
+    sentences = Sentences(tuple(row.sentence for row in (rows if len(rows) <= MAX_SENTENCES else in_brief)), True)
+    caveat, undecided = format_margin_caveat(evidence, margin), any(row.decision == "not shown" for row in rows)
     reading = (
         "Not shown means that these images do not settle the question: it does not show that the model is inferior. "
         "More patients would narrow the interval (pylorus plan says how many)."
@@ -274,7 +289,8 @@ def _find_reference(winner: Winner, options: ReportOptions) -> Candidate | None:
     for get_names in (
         lambda each: {each.label},
         lambda each: {name for result in each.results for name in (str(result.run.folder), result.run.folder.name)},
-        lambda each: {result.run.label for result in each.results} | {result.run.model for result in each.results},
+        lambda each: {name for result in each.results for name in (result.run.label, result.run.model)},
+        lambda each: {result.run.model.partition(".")[0] for result in each.results},
         lambda each: {each.stage},
     ):
         matching = [each for each in winner.pool.candidates if asked in get_names(each)]
@@ -375,14 +391,19 @@ def _compare_with_figure(result: Result, figure: Figure, class_name: str | None,
         names.get(figure.index, f"{figure.index} for {class_name}"),
         compute_margin_test(estimate, margin=margin, reference=reference, confidence=CONFIDENCE),
         figure.index != "auroc",
-        f"figures {result.label}",
+        f"{FIGURES} {result.label}",
     )
 
 
 def _compare_with_study(result: Result, margin: float) -> list[MarginRow]:
     """Compare accuracy and sensitivities with the published study's, on different images."""
-    rows = []
-    for compared in compare_with_published([result]):
+    rows, comparisons = [], compare_with_published([result])
+    if not comparisons:
+        raise PylorusError(
+            f"--against published: the classes of {result.label} are not those of the published study "
+            f"({', '.join(STUDY.short_names)})."
+        )
+    for compared in comparisons:
         for index, _, theirs in compared.indices:
             if not isinstance(theirs, Proportion):
                 continue  # macro F1 is no proportion of images
@@ -391,8 +412,7 @@ def _compare_with_study(result: Result, margin: float) -> list[MarginRow]:
             kind = "accuracy" if own_name is None else "sensitivity"
             figure = Figure(kind, "", theirs.value, (theirs.successes, theirs.total))
             row = _compare_with_figure(result, figure, own_name, margin)
-            reference = f"the published {compared.theirs.model} {compared.theirs.stage}"
-            rows.append(MarginRow(row.model, reference, row.index, row.test, row.in_points, row.family))
+            rows.append(replace(row, reference=f"the published {compared.theirs.model} {compared.theirs.stage}"))
     return rows
 
 
@@ -410,18 +430,19 @@ def _find_class(result: Result, study_name: str) -> int:
 
 def _correct_rows(rows: Sequence[MarginRow]) -> list[MarginRow]:
     """Correct the p-values of each family by Holm's method, separately for non-inferiority and for equivalence."""
-    corrected: dict[int, dict[str, float]] = {}
+    corrected = [dict[str, float]() for _ in rows]
     for family in dict.fromkeys(row.family for row in rows):
         positions = [position for position, row in enumerate(rows) if row.family == family]
         for name in ("noninferior_p", "equivalent_p"):
             values = np.array([getattr(rows[position].test, name) for position in positions])
             for position, p_value in zip(positions, holm(np.where(np.isnan(values), 1.0, values)), strict=True):
-                corrected.setdefault(position, {})[name] = float(p_value)
+                corrected[position][name] = float(p_value)
+    sizes = Counter(row.family for row in rows)
     return [
-        MarginRow(row.model, row.reference, row.index, row.test, row.in_points, row.family, **corrected[position])
+        replace(row, tests=sizes[row.family], noninferior_p=p["noninferior_p"], equivalent_p=p["equivalent_p"])
         if row.test.difference.has_interval
         else row
-        for position, row in enumerate(rows)
+        for row, p in zip(rows, corrected, strict=True)
     ]
 
 
@@ -449,7 +470,7 @@ def _build_margin_table(evidence: Evidence, rows: Sequence[MarginRow]) -> Table:
                     row.reference,
                     row.index,
                     _create_difference_cell(row),
-                    row.format_amount(row.test.margin).removesuffix("s").removesuffix(" point"),
+                    f"{(100 if row.in_points else 1) * row.test.margin:.4g}",
                     convert_to_p_value_cell(row.noninferior_p),
                     convert_to_p_value_cell(row.equivalent_p),
                     row.decision,
@@ -458,13 +479,14 @@ def _build_margin_table(evidence: Evidence, rows: Sequence[MarginRow]) -> Table:
             for row in rows
         ),
         notes=(
-            "Difference: model minus what it is compared with, in percentage points (AUROC: on its scale from 0 to 1); the "
-            "95 % confidence interval accounts for the images of a group. Not inferior: the interval's lower end is above minus the margin. Equivalent: the "
-            "whole interval is between minus and plus the margin (two one-sided tests). Inferior: the whole interval "
-            "is below minus the margin. Not shown: none of these, which does not mean inferior.",
+            "Difference: model minus what it is compared with, in percentage points (AUROC: on its scale from 0 to 1); "
+            "its 95 % confidence interval accounts for the images of a group. Not inferior: the lower end of the "
+            "interval is above minus the margin. Equivalent: the whole interval is between minus and plus the margin "
+            "(two one-sided tests). Inferior: the whole interval is below minus the margin. Not shown: none of these, "
+            "which does not mean inferior.",
             f"p is one-sided, from the interval that ends at the margin; a decision needs p < {ONE_SIDED:g}. It is "
             "corrected by Holm's method, over the models for each index, and over the given figures. The intervals, "
-            "and the decision inferior, are not.",
+            "and the decision inferior, are not corrected.",
             "A figure given as a proportion of images (135/150) has its own sampling error, which counts; a figure "
             "given as a single value counts as known.",
         ),
