@@ -41,7 +41,7 @@ def test_a_model_that_is_worse_by_more_than_the_margin_is_inferior_with_p_near_1
 def test_without_an_interval_nothing_is_shown():
     test = compute_margin_test(lambda c: Estimate(0.9, math.nan, math.nan), reference=0.9, margin=0.05)
     assert math.isnan(test.noninferior_p)
-    assert not (test.noninferior or test.equivalent or test.inferior)
+    assert (test.noninferior, test.equivalent, test.inferior) == (False, False, False)
 
 
 def draw_models(generator, patients, difference):

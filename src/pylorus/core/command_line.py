@@ -106,6 +106,8 @@ class CommandParser(argparse.ArgumentParser):
             expected = {"int": "a whole number", "float": "a number"}.get(value[2], value[2])
             pattern = r"\d+(?:[.,]\d+)?" if value[2] == "float" else r"\d+"
             numbers = [number.replace(",", ".") for number in re.findall(pattern, value[3])]
+            if numbers and value[3].rstrip().endswith("%"):  # every proportion is a number from 0 to 1
+                numbers = [f"{float(numbers[0]) / 100:g}"]
             example = f", such as {numbers[0]}" if numbers else ""
             corrected = (
                 [re.sub(rf"(^|=){re.escape(value[3])}$", rf"\g<1>{numbers[0]}", w) for w in words] if numbers else []

@@ -111,6 +111,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
     if arguments.prevalence is not None and not 0 < arguments.prevalence < 1:
         raise PylorusError(
             f"--prevalence: found {arguments.prevalence:g}, expected a proportion above 0 and below 1, such as 0.05."
+            f"{f' Did you mean {arguments.prevalence / 100:g}?' if 1 < arguments.prevalence < 100 else ''}"
         )
     _use_passive_waiting()
     from pylorus.deploy.predict import PredictOptions, predict

@@ -456,12 +456,11 @@ def _build_margin_table(evidence: Evidence, rows: Sequence[MarginRow]) -> Table:
         title="Non-inferiority and equivalence with a margin",
         basis=basis,
         columns=(
-            *create_text_columns("model", "compared with", "index"),
+            *create_text_columns("model", "compared with", "index", "decision"),
             Column("difference"),
             Column("margin"),
             Column("p (Holm)", heading="not inferior"),
             Column("p (Holm)", heading="equivalent"),
-            *create_text_columns("decision"),
         ),
         rows=tuple(
             Row(
@@ -469,11 +468,11 @@ def _build_margin_table(evidence: Evidence, rows: Sequence[MarginRow]) -> Table:
                     row.model,
                     row.reference,
                     row.index,
+                    row.decision,
                     _create_difference_cell(row),
                     f"{(100 if row.in_points else 1) * row.test.margin:.4g}",
                     convert_to_p_value_cell(row.noninferior_p),
                     convert_to_p_value_cell(row.equivalent_p),
-                    row.decision,
                 )
             )
             for row in rows
