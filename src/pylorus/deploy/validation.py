@@ -57,6 +57,30 @@ def evaluate_predictions(
         PylorusError: If no image of a known class can be read, or if no patient is found in a path.
     """
     predictions, why, left_out = _collect_known_images(tables, description, group)
+    return evaluate_known_images(
+        predictions, why, description, left_out=left_out, class_name=class_name, prevalence=prevalence
+    )
+
+
+def evaluate_known_images(
+    predictions: Predictions,
+    why: NDArray[np.str_],
+    description: Description,
+    *,
+    left_out: int,
+    class_name: str | None = None,
+    prevalence: float | None = None,
+) -> dict[str, object]:
+    """Evaluate the predictions of images of known classes; see `evaluate_predictions`.
+
+    Args:
+        predictions: The predictions, with the calibrated probabilities of the bundle.
+        why: Why the model abstains on each image, of shape (images,): "", "unsure" or "unlike".
+        description: The content of the bundle's model.json.
+        left_out: Number of images of known classes that can't be read.
+        class_name: Short name of the class that decides; None for the bundle's own.
+        prevalence: Proportion of the deciding class, in (0, 1), for which PPV and NPV are computed too.
+    """
     groups = predictions.clusters
     deciding = class_name or description.decision.class_name
     threshold = description.decision.thresholds[deciding]
@@ -239,8 +263,8 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         )
         of_images = {"ppv": decision["precision"], **decision}
         lines += [
-            f"    where {format_percent(values['prevalence'])} % of the images are {decision['class']}"
-            f"{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
+            f"    where {format_percent(values['prevalence'], digits=1 if note else None)} % of the images are "
+            f"{decision['class']}{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
             for values, note in ((of_images, ", as here"), (decision.get("at_prevalence", {}), ""))
             if "prevalence" in values  # a record of an older Pylorus has none
         ]
