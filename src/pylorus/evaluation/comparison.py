@@ -345,7 +345,7 @@ def paired_share_difference(
     )
     covariance = deviations @ deviations.T / estimates[0].total ** 2
     covariance *= count / (count - 1) if count > 1 else math.nan
-    low, high = _merge_intervals(*estimates, covariance, confidence=confidence)
+    low, high = _merge_intervals(estimates[0], estimates[1], covariance, confidence=confidence)
     return Estimate(estimates[0].value - estimates[1].value, low, high)
 
 
