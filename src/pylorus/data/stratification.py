@@ -378,21 +378,31 @@ def _explain_fractions(table: pd.DataFrame, part: str, share: float, noun: str, 
     pool = table if part == "test" else table[table["split"] != "test"]
     mixed = pool.groupby("group")["class"].nunique()
     sampled = _RandomSplit(part, share, noun, joined, images=len(pool), mixed=frozenset(mixed.index[mixed > 1]))
-    deviations = [
-        f'{format_percent(actual)} % of "{name}" ({sampled.explain_class(rows)})'
-        for name, rows in pool.groupby("class", sort=True)
-        for actual in [float((rows["split"] == part).mean())]
-        if abs(actual - share) > SHARE_TOLERANCE
-    ]
-    if not deviations:
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, rows in pool.groupby("class", sort=True):
+        actual = float((rows["split"] == part).mean())
+        if abs(actual - share) > SHARE_TOLERANCE:
+            names.setdefault((format_percent(actual), sampled.explain_class(rows)), []).append(str(name))
+    if not names:
         return ""
+    classes = int(pool["class"].nunique())
+    deviations = [
+        f"{actual} % of {_format_class_names(alike, classes)} ({reason})" for (actual, reason), alike in names.items()
+    ]
+    is_same_for_all = len(names) == 1 and len(next(iter(names.values()))) == classes
+    overall = f"; {format_percent(float((pool['split'] == part).mean()))} % of all classes together"
     pool_name = "images of each class" if part == "test" else "images of each class outside the test set"
-    overall = float((pool["split"] == part).mean())
     return (
         f"The {PART_NAMES[part]} set should contain {format_percent(share, digits=None)} % of the {pool_name} "
-        "but contains "
-        f"{', '.join(deviations)}; {format_percent(overall)} % of all classes together."
+        f"but contains {', '.join(deviations)}{'' if is_same_for_all else overall}."
     )
+
+
+def _format_class_names(names: Sequence[str], classes: int) -> str:
+    """Format the names of classes of which the same is said, out of the number of all classes."""
+    if len(names) == 1:
+        return f'"{names[0]}"'
+    return "each class" if len(names) == classes else f"each of " + join_names([f'"{name}"' for name in names])
 
 
 @dataclass(frozen=True)
@@ -446,13 +456,14 @@ def _explain_small_counts(table: pd.DataFrame, noun: str) -> str:
     """Describe the classes with few groups in a split; "" if there are none."""
     parts = [part for part in PART_NAMES if (table["split"] == part).any()]
     counts = table.groupby(["class", "split"])["group"].nunique().unstack(fill_value=0)
-    descriptions = []
+    names: dict[str, list[str]] = {}
     for name, row in counts.iterrows():
         small_counts = [f"{row[part]} in {PART_NAMES[part]}" for part in parts if row[part] < MIN_GROUPS]
         if small_counts:
-            descriptions.append(f'"{name}" {join_names(small_counts)}')
-    if not descriptions:
+            names.setdefault(join_names(small_counts), []).append(str(name))
+    if not names:
         return ""
+    descriptions = [f"{_format_class_names(alike, len(counts))} {text}" for text, alike in names.items()]
     return (
         f"Fewer than {MIN_GROUPS} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine "
         "what is learned or measured there."

@@ -401,7 +401,7 @@ def train(
                     result,
                     validated_on=images.validation,
                     metrics=metrics,
-                    problems=find_problems(plan, result, folder, config.loss),
+                    problems=find_problems(plan, result, folder, config.loss, weights=backbone.weights),
                 )
             first_epoch += result.epochs
             if processes.is_first:

@@ -220,7 +220,7 @@ def _collect_warnings(evidence: Evidence, headline: Headline | None) -> list[str
 
 
 def _collect_problems(evidence: Evidence, headline: Headline | None) -> list[str]:
-    """Say which shipped stages are degenerate and which networks began with random weights, if the verdict does not."""
+    """Say which shipped stages are degenerate, or began with random weights, if the verdict does not."""
     verdict = "" if headline is None else headline.verdict
     problems: dict[str, list[str]] = {}
     for result in evidence.results:
@@ -228,11 +228,4 @@ def _collect_problems(evidence: Evidence, headline: Headline | None) -> list[str
             for sentence in result.run.explain_problems(result.stage):
                 if sentence not in verdict:
                     problems.setdefault(sentence, []).append(result.label)
-    sentences = [f"{join_names(labels, most=MAX_LABELS)}: {sentence}" for sentence, labels in problems.items()]
-    random = list(dict.fromkeys(run.label for run in evidence.runs if run.get_setting("model.weights") == "none"))
-    if random:
-        sentences.append(
-            f"{join_names(random, most=MAX_LABELS)}: training began with random weights (model.weights=none), not with "
-            "weights pretrained on other images. This is not transfer learning."
-        )
-    return sentences
+    return [f"{join_names(labels, most=MAX_LABELS)}: {sentence}" for sentence, labels in problems.items()]

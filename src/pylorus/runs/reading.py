@@ -275,6 +275,11 @@ class SavedRun:
         return str(self.bundle.get("architecture") or self.get_setting("model.name", "unknown model"))
 
     @property
+    def initial_weights(self) -> str:
+        """Source of the initial weights: hub, none (random weights) or the name of a file."""
+        return str(self.bundle.get("weights", {}).get("from") or self.get_setting("model.weights", "–"))
+
+    @property
     def short_names(self) -> list[str]:
         """Short names of the classes, in the order of the run."""
         return get_class_order(self.config)
@@ -312,6 +317,7 @@ class SavedRun:
             curves=stage.curves,
             predictions={split: saved for split, saved in parts.items() if saved is not None},
             is_cross_entropy=self.get_setting("loss.name") == "cross_entropy",
+            weights=self.initial_weights,
         )
 
     def get_setting(self, key: str, default: Any = None) -> Any:

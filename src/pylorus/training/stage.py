@@ -329,7 +329,9 @@ def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
     )
 
 
-def find_problems(plan: StagePlan, result: StageResult, folder: RunFolder, loss: LossConfig) -> tuple[str, ...]:
+def find_problems(
+    plan: StagePlan, result: StageResult, folder: RunFolder, loss: LossConfig, *, weights: str
+) -> tuple[str, ...]:
     """Say what makes the result of a stage degenerate; see `explain_stage_problems`."""
     return explain_stage_problems(
         plan.name,
@@ -337,6 +339,7 @@ def find_problems(plan: StagePlan, result: StageResult, folder: RunFolder, loss:
         curves=read_curves(folder.get_stage(plan.name).metrics_path),
         predictions=result.predictions,
         is_cross_entropy=loss.name == "cross_entropy",
+        weights=weights,
     )
 
 
@@ -359,8 +362,9 @@ def log_stage_table(
     """
     metrics = select_class_metrics() if metrics is None else metrics
     images = "the test images" if validated_on == "test" else "validation images"
-    selection = f"best by {plan.config.monitor} on {images}" if result.epochs > 1 else "the only one"
-    title = f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}"
+    title = f"{plan.name}: after its only epoch"
+    if result.epochs > 1:
+        title = f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, best by {plan.config.monitor} on {images}"
     # Without lines between the columns, three classes fit into 80 characters.
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("%", justify="left")
