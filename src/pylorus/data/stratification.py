@@ -402,7 +402,7 @@ def _format_class_names(names: Sequence[str], classes: int) -> str:
     """Format the names of classes of which the same is said, out of the number of all classes."""
     if len(names) == 1:
         return f'"{names[0]}"'
-    return "each class" if len(names) == classes else f"each of " + join_names([f'"{name}"' for name in names])
+    return "each class" if len(names) == classes else "each of " + join_names([f'"{name}"' for name in names])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pylorus.core.formatting import defuse_formulas, format_number, format_perce
 from pylorus.core.io import write_atomically, write_text
 from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
 from pylorus.evaluation.replicates import summarize_replicates
+from pylorus.launch.sweep import format_job_ends
 from pylorus.report.page import write_report
 from pylorus.runs.folder import DAMAGED, RunFolder
 from pylorus.runs.predictions import read_predictions
@@ -52,9 +53,10 @@ def write_sweep_table(sweep: Path) -> int:
             print(f"error: the report was not written: {error}")
             code = 1
     print(f"sweep: {sweep}")
-    for job in table.loc[table["state"] != "finished", "job"].unique():
-        status = _find_status(RunFolder(sweep / str(job)))
-        print(f"job {job} {status['state']}: {status.get('error', 'see its run.log')}")
+    unfinished = table.loc[table["state"] != "finished", "job"].unique()
+    print(
+        "\n".join(format_job_ends({str(job): _find_status(RunFolder(sweep / str(job))) for job in unfinished})), end=""
+    )
     return code
 
 

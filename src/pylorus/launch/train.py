@@ -59,6 +59,7 @@ from pylorus.hardware.engine import (
     resolve_workers,
 )
 from pylorus.launch.rank import ERROR_FILE, train_rank
+from pylorus.launch.sweep import find_earlier_failure
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import (
@@ -497,12 +498,11 @@ def main() -> None:
         os.environ.setdefault(ERROR_FILE, str(folder / f"{FAILURE_PREFIX}{processes.index}.json"))  # srun names none
         train_rank(folder, processes, train)
         return
-    timeline, code = Timeline.from_process_start(), 0
+    run_folder, timeline, code = RunFolder(Path(sys.argv[1])), Timeline.from_process_start(), 0
     reserve_cpu_time()
     if IN_SWEEP in os.environ:
         end_after_parent(int(os.environ[IN_SWEEP]))
     try:
-        run_folder = RunFolder(Path(sys.argv[1]))
         with handle_closed_pipe(), run_folder.lock():
             run(run_folder, timeline=timeline)
     except KeyboardInterrupt:
@@ -511,7 +511,8 @@ def main() -> None:
         message = str(error) if isinstance(error, PylorusError) else explain_limit(error)
         if message is None:
             raise
-        print(f"\nerror: {message}", file=sys.stderr)
+        earlier = find_earlier_failure(run_folder, message) if IN_SWEEP in os.environ else None
+        print(f"\nerror: {message if earlier is None else f'the same as that of job {earlier}'}", file=sys.stderr)
         code = 1
     exit_process(code)
 
