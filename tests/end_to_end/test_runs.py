@@ -71,7 +71,7 @@ def test_a_sweep_names_failed_jobs_and_ends_with_a_table(train_for_real, tmp_pat
     assert finished["val accuracy"].is_monotonic_decreasing
     assert f"sweep: {sweep}" in found.stdout
     assert f"report: {sweep}/report/report.html" in found.stdout
-    assert re.search(r"^job 2 of 4 \| .* \| about \d+ (s|min) left$", found.stdout, flags=re.M)
+    assert re.search(r"^job 1 \(2 of 4\) \| .* \| about \d+ (s|min) left in this sweep$", found.stdout, flags=re.M)
     assert (sweep / "report" / "report.html").is_file()
     assert "jobs 2 and 3 failed: model.weights: found" in found.stdout
     assert found.stderr.count("model.weights: found") == 1

@@ -131,7 +131,7 @@ def test_a_narrow_terminal_gets_a_short_table(sweep, tmp_path, capsys, monkeypat
     short = format_sweep_table(table, is_short=True)
     header = next(line for line in short.splitlines() if line.startswith("|"))
     assert {"job", "stage", "val accuracy", "test accuracy"} <= {cell.strip() for cell in header.split("|")}
-    assert "minutes" not in short
+    assert "duration" not in short
     assert "precision" not in short
     assert len(short.splitlines()) == len(format_sweep_table(table).splitlines())
     monkeypatch.setattr("pylorus.launch.sweep_table.write_report", lambda *_, **__: "report.html")
@@ -140,6 +140,6 @@ def test_a_narrow_terminal_gets_a_short_table(sweep, tmp_path, capsys, monkeypat
         monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
         write_sweep_table(tmp_path)
         printed = capsys.readouterr().out
-        assert ("minutes" not in printed) == (is_terminal and columns == "60")
+        assert ("duration" not in printed) == (is_terminal and columns == "60")
         assert (f"All columns: {tmp_path / 'sweep.md'}" in printed) == (is_terminal and columns == "60")
-        assert "minutes" in (tmp_path / "sweep.md").read_text()
+        assert "duration" in (tmp_path / "sweep.md").read_text()

@@ -9,8 +9,8 @@ import pytest
 
 from pylorus.config.schema import StageConfig
 from pylorus.launch import main
-from pylorus.launch.main import SweepFolder
 from pylorus.model.classifier import StagePlan
+from pylorus.runs.console import announce_job
 from pylorus.runs.folder import RunFolder
 from pylorus.training import callbacks
 from pylorus.training.callbacks import EpochLine, StageBar
@@ -80,11 +80,20 @@ def test_one_bar_at_a_time_with_our_labels(monkeypatch):
     ]
 
 
-def test_a_job_is_announced_by_what_varies(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(SweepFolder, "jobs", 3)
-    monkeypatch.setattr(SweepFolder, "varied", frozenset({"model"}))
-    main._announce_job(RunFolder(tmp_path / "1"), [r"data.group=patient_\d+", "model=vgg19", "seed=1"])
-    assert capsys.readouterr().out == "\njob 2 of 3 | model=vgg19\n"
+def test_a_job_is_announced_by_what_varies(tmp_path, capsys):
+    words = [r"data.group=patient_\d+", "model=vgg19", "seed=1"]
+    announce_job(RunFolder(tmp_path / "1"), words, jobs=3, varied={"model"})
+    assert capsys.readouterr().out == "\njob 1 (2 of 3) | model=vgg19\n"
+
+
+@pytest.mark.parametrize(("at_once", "left"), [("1", "2 min"), ("2", "60 s")])
+def test_the_time_left_in_a_sweep_counts_whole_jobs(monkeypatch, tmp_path, capsys, at_once, left):
+    monkeypatch.setenv("PYLORUS_JOBS_AT_ONCE", at_once)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "status.json").write_text('{"state": "finished", "seconds": 20.5}')
+    (tmp_path / "0" / "speed.json").write_text('{"seconds": 60.0}')  # with start-up and report
+    announce_job(RunFolder(tmp_path / "1"), ["seed=1"], jobs=3)
+    assert capsys.readouterr().out == f"\njob 1 (2 of 3) | seed=1 | about {left} left in this sweep\n"
 
 
 @pytest.mark.parametrize("words", [["--version"], ["-m", "--version"]])

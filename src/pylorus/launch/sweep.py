@@ -29,8 +29,8 @@ from omegaconf import OmegaConf, open_dict
 from pylorus.config.checks import load_config
 from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list
-from pylorus.core.formatting import join_names
 from pylorus.core.io import BROKEN_PIPE_CODE, write_json
+from pylorus.runs.console import format_job_ends
 from pylorus.runs.folder import STATUS, RunFolder
 from pylorus.runs.process import (
     IN_SWEEP,
@@ -501,34 +501,6 @@ def explain_sweep_end(error: Exception, sweep: Path) -> str | None:
         return None
     ends = format_name_list(format_job_ends(states))
     return f"no job of the sweep finished ({reason[:400]})\n{ends}\nFix the cause; {advice}"
-
-
-def format_job_ends(statuses: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say how jobs ended that did not finish; what several have in common is said once.
-
-    Args:
-        statuses: Their status by the name of the job.
-
-    Example:
-        >>> failed = {"state": "failed", "error": "no weights"}
-        >>> format_job_ends({"0": failed, "1": {"state": "stopped"}, "2": failed})
-        ['jobs 0 and 2 failed: no weights', 'job 1 stopped: see its run.log']
-    """
-    jobs: dict[str, list[str]] = {}
-    for job, status in statuses.items():
-        jobs.setdefault(f"{status['state']}: {status.get('error', 'see its run.log')}", []).append(job)
-    return [f"{'job' if len(names) == 1 else 'jobs'} {join_names(names)} {end}" for end, names in jobs.items()]
-
-
-def find_earlier_failure(folder: RunFolder, message: str) -> str | None:
-    """Return the name of an earlier job of the same sweep that failed with the same message; None if there is none."""
-    for path in sorted(folder.path.parent.glob(f"*/{STATUS}")):
-        job = path.parent.name
-        if job.isdigit() and folder.path.name.isdigit() and int(job) < int(folder.path.name):
-            status = RunFolder(path.parent).find_status()
-            if status["state"] == "failed" and status.get("error") == message:
-                return job
-    return None
 
 
 def _get_raising_package(error: Exception) -> str:

@@ -59,7 +59,6 @@ from pylorus.hardware.engine import (
     resolve_workers,
 )
 from pylorus.launch.rank import ERROR_FILE, train_rank
-from pylorus.launch.sweep import find_earlier_failure
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
 from pylorus.model.freeze import (
@@ -71,7 +70,7 @@ from pylorus.model.freeze import (
 from pylorus.model.metrics import build_metrics
 from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
-from pylorus.runs.console import detach_streams, open_run_log, print_results
+from pylorus.runs.console import detach_streams, find_earlier_failure, open_run_log, print_results
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import (
     IN_SWEEP,

@@ -127,6 +127,6 @@ def _build_run_row(run: SavedRun) -> Row:
             ", ".join(stage.name for stage in run.complete_stages) or "none",
             run.bundle_stage.name if run.bundle and run.bundle_stage else "–",
             run.split.short_hash if run.split else "–",
-            Number(run.minutes),
+            Number(run.minutes, digits=1 if run.minutes >= 10 else 2),
         )
     )

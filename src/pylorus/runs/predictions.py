@@ -228,10 +228,10 @@ def explain_degenerate_predictions(
     if len(answers) == 1:
         return (f"The model predicts {class_names[answers[0]]} for every image.",)
     counts = np.bincount(true, minlength=len(class_names))
-    frequent = counts.max() / len(true)
+    most, frequent = int(counts.argmax()), counts.max() / len(true)
     if accuracy.has_interval and accuracy.low <= frequent:
         return (
-            f"The model's accuracy is not shown to be above that of always answering {class_names[counts.argmax()]}, "
+            f"The model's accuracy is not shown to be above that of always answering {class_names[most]}, "
             f"{format_percent_with_unit(frequent)}.",
         )
     return ()

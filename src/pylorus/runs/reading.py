@@ -267,7 +267,7 @@ class SavedRun:
     @property
     def minutes(self) -> float:
         """Run time in minutes, without interruptions; NaN if unknown."""
-        return float(self.status.get("seconds", float("nan"))) / 60
+        return RunFolder(self.folder).read_seconds(self.status) / 60
 
     @property
     def model(self) -> str:
