@@ -27,11 +27,15 @@ def build_trainer(epoch=0, loss=1.0):
 
 
 @pytest.mark.parametrize(
-    ("is_last", "epoch", "end"),
-    [(True, 0, " | 00:00 left"), (False, 0, " | 00:00 left in pretrain"), (False, 2, "acc 50.0 %")],
+    ("following", "epoch", "end"),
+    [
+        ({}, 0, " | 00:00 left"),
+        ({"finetune": 30}, 0, " | 00:00 left in pretrain, then finetune (30 epochs)"),
+        ({"finetune": 30}, 2, "acc 50.0 %"),
+    ],
 )
-def test_the_time_left_is_that_of_the_stage_if_others_follow(caplog, is_last, epoch, end):
-    line = EpochLine(PLAN, is_last=is_last)
+def test_the_time_left_is_that_of_the_stage_if_others_follow(caplog, following, epoch, end):
+    line = EpochLine(PLAN, following=following)
     with caplog.at_level(logging.INFO, logger="pylorus"):
         line.on_train_epoch_start(build_trainer(epoch), None)
         line.on_train_epoch_end(build_trainer(epoch), None)
@@ -74,9 +78,9 @@ def test_one_bar_at_a_time_with_our_labels(monkeypatch):
     bar.on_exception(trainer, None, ValueError())
     found = [(each.label, each.count, each.total, each.is_closed) for each in opened]
     assert found == [
-        ("pretrain 2/3", 4, 4, True),
-        ("pretrain 2/3 validation", 2, 2, True),
-        ("pretrain 3/3", 0, 4, True),
+        ("pretrain epoch 2/3", 4, 4, True),
+        ("pretrain epoch 2/3 validation", 2, 2, True),
+        ("pretrain epoch 3/3", 0, 4, True),
     ]
 
 

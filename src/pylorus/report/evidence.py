@@ -186,10 +186,7 @@ class Winner:
         if len(self.pool.candidates) == 1:
             sentence = f"{label} is the only candidate, with {accuracies}."
             return f"{sentence} {self._shipping}".strip()
-        sentence = (
-            f"The model selected by validation accuracy is {label}, with {accuracies}; selection on the test set would "
-            "make its results optimistic."
-        )
+        sentence = f"The model selected by validation accuracy is {label}, with {accuracies}."
         return f"{sentence} {self._shipping}".strip()
 
     @property
