@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError, resolve_short_name
 from pylorus.core.privacy import collect_config_values, redact_value
 from pylorus.evaluation.calibration import (
     BINS,
@@ -125,19 +125,16 @@ def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | Non
     Raises:
         PylorusError: If no run has the class that was asked for.
     """
-    known = dict.fromkeys(name for run in runs for name in run.short_names)
-    full = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
-    if asked is None:
-        first = next(iter(known), None)
-        deciding = runs[0].get_setting("deploy.class_name", first) if runs else first
-        return str(full.get(deciding, deciding)) if deciding in {*known, *full} else first
-    short_name = asked if asked in known else full.get(asked)
-    if short_name is None:
-        raise PylorusError(
-            f'--class: found "{asked}", expected one of {", ".join(known) or "no class"}.'
-            f"{format_suggestion(asked, [*full, *known])}"
-        )
-    return short_name
+    short_names = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
+    names = {"classes": list(short_names), "short_names": list(short_names.values())}
+    if asked is not None:
+        return resolve_short_name(asked, **names, where="--class")
+    first = next(iter(short_names.values()), None)
+    deciding = runs[0].get_setting("deploy.class_name") if runs else None
+    try:
+        return first if deciding is None else resolve_short_name(deciding, **names, where="deploy.class_name")
+    except PylorusError:  # of a run of other classes
+        return first
 
 
 def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) -> tuple[SavedRun, ...]:

@@ -22,8 +22,7 @@ from pylorus.core.formatting import (
     format_command,
     format_count,
     format_duration,
-    format_percent,
-    format_percent_with_unit,
+    format_estimate,
     join_names,
     setup_terminal,
 )
@@ -226,9 +225,9 @@ def print_results(folder: RunFolder, *, validated_on: str) -> None:
     description = read_json(bundle / "model.json") or {}
     test, class_name = description.get("test") or {}, (description.get("decision") or {}).get("class")
     if test:
-        figures = [f"accuracy {_format_share(test.get('accuracy'))}"]
+        figures = [f"accuracy {format_estimate(*_list_limits(test.get('accuracy')))}"]
         figures += [
-            f"{index} for {class_name} {_format_share(test[index][class_name])}"
+            f"{index} for {class_name} {format_estimate(*_list_limits(test[index][class_name]))}"
             for index in ("sensitivity", "specificity")
             if class_name in test.get(index, {})
         ]
@@ -238,10 +237,6 @@ def print_results(folder: RunFolder, *, validated_on: str) -> None:
     print(f"next: pylorus predict {name} IMAGES --output predictions.csv\n      pylorus serve {name}")
 
 
-def _format_share(estimate: dict[str, float | None] | None) -> str:
-    """Format a proportion of a bundle in % with its interval."""
-    value, low, high = (
-        math.nan if (number := (estimate or {}).get(end)) is None else number for end in ("value", "low", "high")
-    )
-    interval = "" if math.isnan(low) or math.isnan(high) else f" ({format_percent(low)} to {format_percent(high)})"
-    return f"{format_percent_with_unit(value)}{interval}"
+def _list_limits(estimate: dict[str, float | None] | None) -> list[float]:
+    """Return the value of a bundle's estimate, and the limits of its interval; NaN for each that is missing."""
+    return [math.nan if (number := (estimate or {}).get(end)) is None else number for end in ("value", "low", "high")]

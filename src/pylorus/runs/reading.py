@@ -79,6 +79,11 @@ class SavedSplit:
         """Hash of the contents of the test images: the same for every split that tests on these images."""
         return compute_image_set_hash(set(self.get_split_rows("test")["sha256"]))
 
+    @cached_property
+    def rows_by_sample(self) -> pd.DataFrame:
+        """The table with the sample ids as its index."""
+        return self.table.set_index("sample_id")
+
     def get_split_rows(self, name: str) -> pd.DataFrame:
         """Return the rows of train, val or test."""
         return self.table[self.table["split"] == name]

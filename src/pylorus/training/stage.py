@@ -14,7 +14,7 @@ from pylorus.config.instantiation import check_node, get_target
 from pylorus.config.schema import EXTENSIBLE, CacheConfig, Config, LossConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.formatting import format_count, format_estimate, format_percent
 from pylorus.core.io import write_json
 from pylorus.data.augmentation import build_augmentation, resolve_augmentation
 from pylorus.data.datamodule import ImageDataModule
@@ -400,7 +400,5 @@ def _format_accuracy(split: str, saved: SavedPredictions) -> str:
     """Return accuracy with its confidence interval, and the numbers of images and groups."""
     accuracy = saved.accuracy
     grouping = format_count(saved.groups, "group") if saved.clusters is not None else "each image its own group"
-    return (
-        f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to "
-        f"{format_percent(accuracy.high)}), {format_count(saved.images, 'image')}, {grouping}"
-    )
+    estimate = format_estimate(accuracy.value, accuracy.low, accuracy.high, label="95 % CI ")
+    return f"{split}: accuracy {estimate}, {format_count(saved.images, 'image')}, {grouping}"
