@@ -143,3 +143,23 @@ def test_a_narrow_terminal_gets_a_short_table(sweep, tmp_path, capsys, monkeypat
         assert ("duration" not in printed) == (is_terminal and columns == "60")
         assert (f"All columns: {tmp_path / 'sweep.md'}" in printed) == (is_terminal and columns == "60")
         assert "duration" in (tmp_path / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stories", "line"),
+    [
+        (
+            [{"model": "vgg19", "skill": 0.1}, {"model": "resnet50", "skill": 6.0}],
+            "best: job 1, stage s (highest validat",
+        ),
+        ([{"model": "vgg19"}, {"model": "resnet50"}], "; job 1 has the same)"),
+        (seeds("resnet50", [GOOD, FAIR], 1.0), None),  # each replicate ships its own model
+    ],
+)
+def test_the_best_job_is_named_with_the_commands_that_come_next(sweep, tmp_path, capsys, monkeypatch, stories, line):
+    sweep(*stories)
+    monkeypatch.setattr("pylorus.launch.sweep_table.write_report", lambda *_, **__: "report.html")
+    write_sweep_table(tmp_path)
+    printed = capsys.readouterr().out
+    assert ("next: pylorus predict" in printed) == (line is not None)
+    assert line is None or line in printed

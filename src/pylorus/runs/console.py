@@ -233,6 +233,15 @@ def print_results(folder: RunFolder, *, validated_on: str) -> None:
         ]
         images = format_count(int(test["images"]), "test image")
         print(f"test: {', '.join(figures)}; {images}, 95 % confidence intervals")
+    print_next_commands(bundle)
+
+
+def print_next_commands(bundle: Path) -> None:
+    """Print the commands that use a model.
+
+    Args:
+        bundle: The model's folder.
+    """
     name = shlex.quote(str(bundle))
     print(f"next: pylorus predict {name} IMAGES --output predictions.csv\n      pylorus serve {name}")
 
