@@ -109,7 +109,7 @@ def test_a_degenerate_job_is_named_below_the_table(sweep, tmp_path):
         {"model": "vgg19", "confusions": {"s": one_class}, "skill": 0.1},
     )
     problems = collect_problems(tmp_path, table)
-    assert problems[0] == "Job 1: The model predicts GU for every image."
+    assert problems[0] == "Job 1: The model predicts GU for every test image."
     assert all(sentence.startswith("Job 1: ") for sentence in problems)
 
 

@@ -302,12 +302,13 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
 
 @contextmanager
 def _print_resume_hint(config: Config, folder: RunFolder) -> Iterator[None]:
-    """Print how to resume a run that ends early, unless its error message does."""
+    """Print how to resume a run that ends early, unless its error message or the end of its sweep does."""
     try:
         yield
     except BaseException as error:
         has_checkpoints = any((folder.path / name / "checkpoints").is_dir() for name in config.stages)
-        if has_checkpoints and f"resume={folder.path}" not in str(error):
+        ends_sweep = IN_SWEEP in os.environ and type(error) is KeyboardInterrupt
+        if has_checkpoints and not ends_sweep and f"resume={folder.path}" not in str(error):
             print(f"\nprogress is saved; to resume: {TRAIN_COMMAND} resume={folder.path}", file=sys.stderr)
         raise
 
@@ -359,6 +360,8 @@ def train(
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial, Path(config.cache.folder)))
+    restored = [name for name in engine.reasons if getattr(initial, name) != getattr(config.trainer, name)]
+    engine = replace(engine, reasons={**engine.reasons, **dict.fromkeys(restored, "as chosen when the run started")})
     engine.setup_process(local_count=processes.local_count)
     if config.data.kind == "folders":
         check_root(Path(str(config.data.root)))

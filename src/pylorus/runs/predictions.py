@@ -220,13 +220,13 @@ def explain_degenerate_predictions(
     Example:
         >>> true, accuracy = np.array([0, 1, 1]), Estimate(2 / 3, 0.2, 0.9)
         >>> explain_degenerate_predictions(true, np.array([1, 1, 1]), ["GC", "CG"], accuracy)
-        ('The model predicts CG for every image.',)
+        ('The model predicts CG for every test image.',)
         >>> print(*explain_degenerate_predictions(true, np.array([0, 1, 0]), ["GC", "CG"], accuracy))
         The model's accuracy is not shown to be above that of always answering CG, 66.7 %.
     """
     answers = np.unique(predicted)
     if len(answers) == 1:
-        return (f"The model predicts {class_names[answers[0]]} for every image.",)
+        return (f"The model predicts {class_names[answers[0]]} for every test image.",)
     counts = np.bincount(true, minlength=len(class_names))
     most, frequent = int(counts.argmax()), counts.max() / len(true)
     if accuracy.has_interval and accuracy.low <= frequent:
