@@ -225,4 +225,4 @@ def test_a_slope_of_nearly_equal_probabilities_is_not_interpreted(make_run, skip
         run = make_run(name, stages=("s",), scale=scale)
         write_report([run], options=FAST)
         text = (run / "report" / "tables" / "calibration.md").read_text()
-        assert ("The slope can't be interpreted where a model gives all images nearly the same" in text) == (scale < 1)
+        assert ("The slope can't be interpreted " in text) == (scale < 1)

@@ -244,9 +244,10 @@ def build_calibration_table(results: Sequence[Result], *, class_name: str | None
             f"slope held at 1) above 0 means that {class_name} is more frequent than the model predicts."
         )
     if flat:
+        where = "here" if len(flat) == len(rows) else f"of {join_names(flat, most=4)}"
         notes.append(
-            "The slope can't be interpreted where a model gives all images nearly the same probability of "
-            f"{class_name}: {join_names(flat, most=4)}."
+            f"The slope can't be interpreted {where}: the model gives all images nearly the same probability of "
+            f"{class_name}."
         )
     if any(not result.calibration.temperature.identified for result in results if result.calibration is not None):
         notes.append(

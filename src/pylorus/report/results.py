@@ -50,6 +50,8 @@ from pylorus.evaluation.ranking import RankingEstimates, ranking_of_predictions
 from pylorus.runs.predictions import SavedPredictions
 from pylorus.runs.reading import SavedRun, SavedStage
 
+ONLY_STAGE = " only"
+"""End of the name of a single stage in the label of a run."""
 CONFIDENCE = 0.95
 """Coverage of every interval in a report."""
 
@@ -137,6 +139,16 @@ def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | Non
         return first
 
 
+def format_stage_label(label: str, stage: str) -> str:
+    """Name a stage of a run, unless the label of the run says that it is the only one.
+
+    Example:
+        >>> format_stage_label("vgg19", "pretrain"), format_stage_label("vgg19 (pretrain only)", "pretrain")
+        ('vgg19 pretrain', 'vgg19 (pretrain only)')
+    """
+    return label if f"({stage}{ONLY_STAGE}" in label else f"{label} {stage}"
+
+
 def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) -> tuple[SavedRun, ...]:
     """Return the runs, each with a unique label and file stem.
 
@@ -182,7 +194,7 @@ def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_
     stages = [stage.name for stage in run.stages]
     differences = []
     if any([stage.name for stage in other.stages] != stages for other in others) and stages:
-        differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
+        differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]}{ONLY_STAGE}")
     for key, value in settings.items():
         if key in left_out or key.startswith((*KEYS_WITHOUT_LABEL, *(f"{name}." for name in left_out))):
             continue
@@ -422,7 +434,7 @@ class Result:
     @property
     def label(self) -> str:
         """Run and stage as named in tables and figures."""
-        return f"{self.run.label} {self.stage.name}"
+        return format_stage_label(self.run.label, self.stage.name)
 
     @property
     def is_shipped(self) -> bool:
