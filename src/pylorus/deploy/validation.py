@@ -143,6 +143,7 @@ def _evaluate_calibration(predictions: Predictions) -> dict[str, object]:
         metrics[name] = {
             "observed": float(positive.mean()),
             "expected": float(probability.mean()),
+            "nearly_constant": line.is_flat,
             **{key: convert_to_plain(convert_estimate(estimate)) for key, estimate in estimates.items()},
         }
     return metrics
@@ -214,11 +215,14 @@ def _format_groups(record: Mapping[str, Any]) -> str:
     return f" of {record['evaluation']['groups']:,} groups (patients)"
 
 
-def _format_slope(slope: Mapping[str, float | None]) -> str:
+def _format_slope(calibration: Mapping[str, Any]) -> str:
+    if calibration.get("nearly_constant"):  # an older Pylorus has not written it
+        return "slope can't be interpreted: the probability is nearly the same for all images"
     value, low, high = (
-        DASH if (end := slope[key]) is None else format_number(end, 2) for key in ("value", "low", "high")
+        DASH if (end := calibration["slope"][key]) is None else format_number(end, 2)
+        for key in ("value", "low", "high")
     )
-    return f"{value} ({low} to {high})"
+    return f"slope {value} ({low} to {high})"
 
 
 def format_evaluation(record: Mapping[str, Any], description: Description) -> list[str]:
@@ -254,7 +258,7 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
     lines += [
         f"    {name:<{width}}  {format_percent(each['observed'])} observed, "
         f"{format_percent(each['expected'])} expected by the mean probability, "
-        f"difference {format_estimate(each['difference'])}; slope {_format_slope(each['slope'])}"
+        f"difference {format_estimate(each['difference'])}; {_format_slope(each)}"
         for name, each in calibration.items()
     ]
     decision = evaluation.get("decision")

@@ -67,7 +67,7 @@ from pylorus.report.result_tables import (
     build_threshold_table,
     build_unadjusted_table,
 )
-from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result, make_file_stems
+from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result, format_stage_label, make_file_stems
 from pylorus.report.study_tables import (
     STUDY,
     build_accuracy_table,
@@ -518,7 +518,12 @@ def build_training_section(evidence: Evidence) -> Section:
             own = [each for each in curves if each.stage.name == stage and each.run in runs]
             if own:
                 items.append(plot_class_metric_curves(own, own[0].run.short_names, label=label, stem=stem))
-    without = [f"{run.label} {stage.name}" for run in evidence.runs for stage in run.stages if stage.curves is None]
+    without = [
+        format_stage_label(run.label, stage.name)
+        for run in evidence.runs
+        for stage in run.stages
+        if stage.curves is None
+    ]
     if without:
         items.append(Sentences((f"No training curves, because metrics.csv is missing: {'; '.join(without)}.",)))
     return Section("training", "Training", tuple(items))
