@@ -269,8 +269,8 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         )
         of_images = {"ppv": decision["precision"], **decision}
         lines += [
-            f"    where {format_percent(values['prevalence'])} % of the images are {decision['class']}"
-            f"{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
+            f"    where {format_percent(values['prevalence'], digits=1 if note else None)} % of the images are "
+            f"{decision['class']}{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
             for values, note in ((of_images, ", as here"), (decision.get("at_prevalence", {}), ""))
             if "prevalence" in values  # a record of an older Pylorus has none
         ]

@@ -34,6 +34,7 @@ from pylorus.report.curve_figures import (
 from pylorus.report.evidence import Evidence, collect_evidence
 from pylorus.report.figure_style import Drawing, render_png, render_svg
 from pylorus.report.headline import format_answered_images
+from pylorus.report.margins import build_margin_section
 from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
 from pylorus.report.network_figure import build_network_table, plot_network_structure, read_network_blocks
 from pylorus.report.record_sections import (
@@ -234,6 +235,7 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
     return (
         build_study_section(evidence),
         build_comparison_section(evidence),
+        build_margin_section(evidence),
         build_published_section(evidence),
         build_run_section(evidence),
         build_index_section(evidence),

@@ -90,19 +90,28 @@ class ReportOptions:
             the first run (deploy.sensitivity).
         guarantee: Confidence of this guarantee, in (0, 1); None: that of the first run (deploy.confidence).
         published: Whether to compare with the results of the published study.
+        margin: Largest difference at which a model counts as no worse, in (0, 1), for tests of non-inferiority and
+            equivalence; None: that of the runs (deploy.margin).
+        reference: Label, model or folder of the run that the others are compared with by the margin; None: the one
+            selected on validation images.
+        against: Figures that the selected model is compared with by the margin, such as `sensitivity=0.9`,
+            `sensitivity=135/150` or `published`.
         thumbnails: Whether to show the worst mistakes as small images.
         names: Whether to show file names, groups, folders and error messages, which may name patients.
         resamples: Number of random exchanges of two models' predictions in tests of macro F1 and similar indices, >= 1.
         seed: Random seed of these exchanges and of permutation tests: the same seed gives the same report.
 
     Raises:
-        PylorusError: If sensitivity is not in (0, 1], or guarantee is not in (0, 1).
+        PylorusError: If sensitivity is not in (0, 1], or guarantee or margin is not in (0, 1).
     """
 
     class_name: str | None = None
     sensitivity: float | None = None
     guarantee: float | None = None
     published: bool = False
+    margin: float | None = None
+    reference: str | None = None
+    against: tuple[str, ...] = ()
     thumbnails: bool = False
     names: bool = False
     resamples: int = RESAMPLES
@@ -115,6 +124,12 @@ class ReportOptions:
             )
         if self.guarantee is not None and not 0 < self.guarantee < 1:
             raise PylorusError(f"--guarantee: found {self.guarantee:g}, expected a proportion in (0, 1), such as 0.9.")
+        if self.margin is not None and not 0 < self.margin < 1:
+            meant = f" Did you mean {self.margin / 100:g}?" if 1 < self.margin < 100 else ""
+            meant = f" Did you mean {-self.margin:g}?" if -1 < self.margin < 0 else meant
+            raise PylorusError(
+                f"--margin: found {self.margin:g}, expected a number between 0 and 1, such as 0.05.{meant}"
+            )
 
 
 def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | None:
