@@ -199,6 +199,16 @@ def report_external_test(evidence: Evidence) -> str:
     )
 
 
+def report_test_images(evidence: Evidence) -> str:
+    """Report how many images the models were tested on, and how these were selected."""
+    return _merge_run_answers(evidence, lambda run: _format_test_images(run, names=evidence.options.names))
+
+
+def report_class_balance(evidence: Evidence) -> str:
+    """Report how many training images there are of each class, and whether the loss weights the classes."""
+    return _merge_run_answers(evidence, _format_class_balance)
+
+
 def report_characteristics(evidence: Evidence) -> str:
     """Report the columns of the manifest by which test images and groups are counted."""
     columns = _list_subgroup_columns(evidence)
@@ -356,6 +366,31 @@ def _format_partitions(run: SavedRun, *, names: bool) -> str:
         f"{listed} images (split {run.split.short_hash}). Test images: {format_test_images_origin(run, names=names)}. "
         f"{validation}{unreadable}"
     )
+
+
+def _format_test_images(run: SavedRun, *, names: bool) -> str:
+    if run.split is None or not _has_test_predictions(run):
+        return ""
+    images = format_count(len(run.split.get_split_rows("test")), "test image")
+    return f"{images}: {format_test_images_origin(run, names=names)}"
+
+
+def _format_class_balance(run: SavedRun) -> str:
+    if run.split is None or not run.class_names:
+        return ""
+    counts = [
+        f"{short} {run.split.count_by_split(name)[0]:,}"
+        for name, short in zip(run.class_names, run.short_names, strict=True)
+    ]
+    own_loss = run.get_setting("loss._target_")
+    weights = (
+        f"whether {own_loss} weights the classes is not documented here"
+        if own_loss
+        else "the loss weights each class inversely to its frequency (loss.class_weights=balanced)"
+        if run.get_setting("loss.class_weights") == "balanced"
+        else "the loss does not weight the classes (loss.class_weights=none)"
+    )
+    return f"Training images: {', '.join(counts)}; {weights}. Probabilities are not adjusted to another prevalence"
 
 
 def _format_split_overlaps(run: SavedRun) -> str:
