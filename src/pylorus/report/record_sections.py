@@ -21,9 +21,16 @@ from pylorus.report.mistakes import (
     find_worst_mistakes,
     read_saved_maps,
 )
+from pylorus.report.participants import build_characteristic_table
 from pylorus.report.result_tables import explain_comparisons
 from pylorus.report.results import Result
-from pylorus.report.run_tables import build_run_table, build_split_table, format_command_lines, format_split_sentences
+from pylorus.report.run_tables import (
+    build_run_table,
+    build_setting_table,
+    build_split_table,
+    format_command_lines,
+    format_split_sentences,
+)
 from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.folder import read_shipped
@@ -142,6 +149,10 @@ def build_data_section(evidence: Evidence) -> Section:
             build_split_table(run),
             Sentences((f"SHA-256 of split.csv: {digest}.", *format_split_sentences(run))),
         ]
+        characteristics = build_characteristic_table(run)
+        items += [characteristics] if characteristics is not None else []
+    settings = build_setting_table(evidence.runs)
+    items += [settings] if settings is not None else []
     return Section("data", "Runs, data and split", tuple(items))
 
 
