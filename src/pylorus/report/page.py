@@ -6,7 +6,7 @@ The page is a single self-contained file that opens offline and needs no script.
 import base64
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -34,8 +34,10 @@ from pylorus.report.curve_figures import (
 from pylorus.report.evidence import Evidence, collect_evidence
 from pylorus.report.figure_style import Drawing, render_png, render_svg
 from pylorus.report.headline import format_answered_images
+from pylorus.report.manuscript import build_manuscript
+from pylorus.report.manuscript_files import MANUSCRIPT_FILES, check_docx, write_manuscript
 from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
-from pylorus.report.network_figure import build_network_table, plot_network_structure, read_network_blocks
+from pylorus.report.network_figure import build_network_section
 from pylorus.report.record_sections import (
     build_audit_section,
     build_checklist_section,
@@ -81,7 +83,7 @@ from pylorus.report.study_tables import (
 from pylorus.report.subgroup_tables import build_subgroup_section
 from pylorus.report.summary import Summary, build_summary
 from pylorus.report.table import Cell, Number, Table, format_cell, format_csv, format_latex, format_markdown
-from pylorus.runs.reading import SavedRun, resolve_scope
+from pylorus.runs.reading import resolve_scope
 
 FIGURE_SCALE = 1.18
 """Size of a figure on the page relative to its size in print."""
@@ -189,18 +191,25 @@ def write_report(
     Raises:
         PylorusError: If a path is not a run or sweep, or a file is damaged; the message names it.
     """
+    options = options or ReportOptions()
+    if options.docx:
+        check_docx()
     folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     scope = resolve_scope(folders, None if output is None else Path(output))
-    evidence = collect_evidence(scope.folders, options or ReportOptions())
+    evidence = collect_evidence(scope.folders, options)
     sections = build_sections(evidence)
-    written = [scope.output / name for name in _write_tables(scope.output, sections)]
-    drawings = list(_iter_drawings(sections))
+    manuscript = build_manuscript(evidence, sections) if options.docx or options.latex else None
+    tables = {table.key: table for table in [*_iter_tables(sections), *(manuscript.tables if manuscript else [])]}
+    written = [scope.output / name for name in _write_tables(scope.output, tables.values())]
+    drawings = list(
+        {each.key: each for each in [*_iter_drawings(sections), *(manuscript.drawings if manuscript else [])]}.values()
+    )
 
     def render_drawing(index: int) -> tuple[bytes, bytes]:
         return render_svg(drawings[index]), render_png(drawings[index])
 
     compute = compute_in_processes if parallel else map
-    rendered = compute(render_drawing, range(len(drawings)))
+    rendered = list(compute(render_drawing, range(len(drawings))))
     pictures: dict[str, bytes] = {}
     for drawing, (svg, png) in zip(drawings, rendered, strict=True):
         pictures[drawing.key] = svg
@@ -208,6 +217,9 @@ def write_report(
             written.append(scope.output / "figures" / f"{drawing.key}.{kind}")
             with write_atomically(written[-1]) as temporary:
                 temporary.write_bytes(content)
+    if manuscript is not None:
+        images = {drawing.key: png for drawing, (_, png) in zip(drawings, rendered, strict=True)}
+        written += write_manuscript(manuscript, scope.output, images, docx=options.docx, latex=options.latex)
     page = scope.output / PAGE
     write_text(page, render_page(build_summary(evidence, kind=scope.kind), sections, pictures))
     _delete_stale_files(scope.output, [*written, page])
@@ -237,8 +249,8 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
     )
 
 
-def _write_tables(output: Path, sections: Sequence[Section]) -> Iterator[str]:
-    for table in _iter_tables(sections):
+def _write_tables(output: Path, tables: Iterable[Table]) -> Iterator[str]:
+    for table in tables:
         for suffix, text in (("csv", format_csv(table)), ("md", format_markdown(table)), ("tex", format_latex(table))):
             name = f"tables/{table.key}.{suffix}"
             write_text(output / name, text)
@@ -274,7 +286,8 @@ def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
     for name in set(map(str, previous.get("files", []))) - set(names):
         stale = output / name
         # Only inside the folders of a report: an edited list must not delete anything elsewhere.
-        if stale.parent in (output / "tables", output / "figures") and stale.name == Path(name).name:
+        folders = (output / "tables", output / "figures")
+        if (stale.parent in folders or name in MANUSCRIPT_FILES) and stale.name == Path(name).name:
             stale.unlink(missing_ok=True)
     write_json(output / FILE_LIST, {"pylorus": __version__, "files": names})
 
@@ -528,18 +541,3 @@ def build_test_figure_section(evidence: Evidence) -> Section:
     ]
     items += [plot_net_benefit(deciding, str(evidence.class_name))] if deciding else []
     return Section("test-figures", "Figures on the test images", tuple(items))
-
-
-def build_network_section(evidence: Evidence) -> Section:
-    """Build the section of network structures, each shown once."""
-    distinct: dict[str, SavedRun] = {}
-    for run in evidence.runs:
-        if run.network:
-            distinct.setdefault(f"{run.model} {read_network_blocks(run)}", run)
-    items: list[Item] = []
-    for run in distinct.values():
-        items += [plot_network_structure(run), FileOnly(build_network_table(run))]
-    without = [run.label for run in evidence.runs if not run.network]
-    if without:
-        items.append(Sentences((f"No figure of the network, because network.json is missing: {', '.join(without)}.",)))
-    return Section("networks", "Networks", tuple(items))

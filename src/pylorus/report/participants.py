@@ -20,7 +20,7 @@ from pylorus.core.privacy import MANIFEST_PREFIX, find_identifying_reason
 from pylorus.report.captions import count_excluded_files, format_caveats, format_training_basis, is_validated_on_test
 from pylorus.report.figure_style import FAINT, INK, PAPER, Drawing, create_figure, report_style, wrap_text
 from pylorus.report.subgroup_columns import NOT_STATED, SubgroupColumn, build_subgroup_columns, parse_numbers
-from pylorus.report.table import Cell, Column, Number, Row, Table, create_text_columns
+from pylorus.report.table import Cell, Column, Number, Row, Table, create_rows, create_text_columns
 from pylorus.runs.reading import PARTS, SavedRun
 
 PART_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
@@ -85,9 +85,7 @@ def compute_flow(run: SavedRun) -> Flow:
                 for own in [rows[rows["class"] == name]]
             )
             parts.append((part, len(rows), count_patients(rows), classes))
-    return Flow(
-        files, tuple(each for each in reasons if each[1] > 0), len(table), count_patients(table), tuple(parts)
-    )
+    return Flow(files, tuple(each for each in reasons if each[1] > 0), len(table), count_patients(table), tuple(parts))
 
 
 def plot_flow(run: SavedRun) -> Drawing:
@@ -143,6 +141,31 @@ def plot_flow(run: SavedRun) -> Drawing:
     )
 
 
+def build_flow_table(run: SavedRun) -> Table:
+    """Build the table of the numbers in the flow diagram.
+
+    Args:
+        run: A run with a split.
+    """
+    flow = compute_flow(run)
+    rows: list[tuple[Cell, ...]] = [] if flow.files is None else [("image files", flow.files, "")]
+    rows += [(f"left out: {reason}", count, "") for reason, count in flow.left_out]
+    rows.append(("included", flow.images, "" if flow.patients is None else flow.patients))
+    for part, images, patients, classes in flow.parts:
+        rows.append((PART_NAMES[part].lower(), images, "" if patients is None else patients))
+        rows += [
+            (f"{PART_NAMES[part].lower()}: {short}", count, "" if own is None else own) for short, count, own in classes
+        ]
+    return Table(
+        key=f"flow-{run.stem}",
+        title="Images and patients at each step",
+        basis=format_training_basis([run]),
+        columns=(*create_text_columns("step"), Column("images"), Column("patients")),
+        rows=create_rows(rows),
+        notes=_list_flow_notes(run, flow),
+    )
+
+
 def _list_flow_notes(run: SavedRun, flow: Flow) -> tuple[str, ...]:
     notes = []
     if flow.patients is None:
@@ -170,7 +193,10 @@ def _format_part_lines(
     width = 6.6 / max(1, len(flow.parts))
     lines = [title, _format_numbers(images, patients)]
     shown = classes if len(classes) <= MAX_CLASS_LINES else classes[: MAX_CLASS_LINES - 1]
-    lines += [f"{short}: {count:,}" + (f" ({format_count(own, 'patient')})" if own is not None else "") for short, count, own in shown]
+    lines += [
+        f"{short}: {count:,}" + (f" ({format_count(own, 'patient')})" if own is not None else "")
+        for short, count, own in shown
+    ]
     if len(shown) < len(classes):
         lines.append(f"and {len(classes) - len(shown)} further classes")
     return [line for text in lines for line in wrap_text(text, width, 8).split("\n")]
@@ -262,7 +288,9 @@ def build_characteristic_table(run: SavedRun) -> Table | None:
         rows=(Row((unit, "all", *(cell for total in totals for cell in (total, ""))), strong=True), *rows),
         notes=(
             f"Number: {unit}, or the median or quartile itself. Share: of all {unit} of the part."
-            + (" A patient with several values is counted for each; of several numbers, the median." if grouped else ""),
+            + (
+                " A patient with several values is counted for each; of several numbers, the median." if grouped else ""
+            ),
             f"A median or quartile of fewer than {MIN_PATIENTS} {unit} is not shown.",
             *notes,
         ),

@@ -90,6 +90,8 @@ class ReportOptions:
         published: Whether to compare with the results of the published study.
         thumbnails: Whether to show the worst mistakes as small images.
         names: Whether to show file names, groups, folders and error messages, which may name patients.
+        docx: Whether to write a draft of a manuscript as a Word file.
+        latex: Whether to write a draft of a manuscript as LaTeX.
         resamples: Number of random exchanges of two models' predictions in tests of macro F1 and similar indices, >= 1.
         seed: Random seed of these exchanges and of permutation tests: the same seed gives the same report.
 
@@ -103,6 +105,8 @@ class ReportOptions:
     published: bool = False
     thumbnails: bool = False
     names: bool = False
+    docx: bool = False
+    latex: bool = False
     resamples: int = RESAMPLES
     seed: int = 0
 
