@@ -1,50 +1,47 @@
 """Draft of a manuscript as blocks: text whose numbers link to the cells of tables, tables, figures and references.
 
-Word, LaTeX and HTML are written from these blocks (`pylorus.report.manuscript_files`). A sentence is only written if the
-runs support it; every number among the results is taken from a cell of a table and says which. What only the author
+Word, LaTeX and HTML are written from these blocks (`pylorus.report.manuscript_files`). A sentence is only written if
+the runs support it; every number among the results is taken from a cell of a table and says which. What only the author
 knows is a gap, marked FOR THE AUTHOR.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import replace
 
-from pylorus.config.schema import list_loss_details
-from pylorus.core.formatting import DASH, join_names
+from pylorus.core.formatting import join_names
 from pylorus.report import checklist_answers, checklists
 from pylorus.report.candidate import FOLDS, Candidate
-from pylorus.report.captions import (
-    collect_caveats,
-    format_test_images_origin,
-    format_validation_images,
-    format_validation_images_origin,
-    get_weights_source,
-    is_validated_on_test,
-)
+from pylorus.report.captions import collect_caveats
 from pylorus.report.checklists import GUIDELINES, build_guideline_table
 from pylorus.report.evidence import Evidence, Winner
 from pylorus.report.figure_style import Drawing
-from pylorus.report.mistakes import FileOnly, Section, Sentences
-from pylorus.report.participants import build_flow_table, plot_flow
-from pylorus.report.record_sections import CALIBRATION_NOTE, PRECISION_NOTE, build_method_section
-from pylorus.report.record_sections import METHODS as METHOD_SENTENCES
-from pylorus.report.references import (
+from pylorus.report.manuscript_blocks import (
     AUTHOR,
-    collect_references,
-    collect_versions,
-    find_method_citations,
-    get_network_key,
-    get_weights_key,
+    Block,
+    CellFinder,
+    Citation,
+    FigureReference,
+    Gap,
+    Heading,
+    LinkedNumber,
+    Manuscript,
+    Paragraph,
+    Span,
+    Spans,
+    TableReference,
+    fill,
+    join_clauses,
 )
+from pylorus.report.manuscript_methods import MAX_DESCRIBED_RUNS, collect_references, iter_method_blocks, select_splits
+from pylorus.report.mistakes import FileOnly, Section
+from pylorus.report.participants import build_flow_table, plot_flow
 from pylorus.report.results import LEVEL, PATIENTS, Result
-from pylorus.report.table import Cell, Number, Row, Table, format_cell
-from pylorus.runs.folder import KEY, LAST
-from pylorus.runs.reading import SavedRun, SavedStage
+from pylorus.report.table import Number, Table
+from pylorus.runs.reading import SavedRun
 
-MAX_DESCRIBED_RUNS = 6
-"""Training of more configurations than this is only described by its table."""
 MAX_PAIRS = 6
 """Maximum number of comparisons in the text; the table has all."""
+
 MAX_CLASSES = 8
 """Sensitivity of more classes than this is only given by its table."""
 
@@ -66,188 +63,8 @@ SHOWN_TABLES = (
     "subgroup-differences-",
 )
 """Beginnings of the keys of the tables in a manuscript, in this order."""
+
 SHOWN_FIGURES = ("flow-", "roc", "reliability")
-
-
-@dataclass(frozen=True)
-class LinkedNumber:
-    """A number as written in the text, and the cell that it is taken from.
-
-    Attributes:
-        text: Value with its unit and its confidence interval.
-        table: Key of the table.
-        row: Position of the row.
-        column: Position of the column.
-    """
-
-    text: str
-    table: str
-    row: int
-    column: int
-
-
-@dataclass(frozen=True)
-class TableReference:
-    """A reference to a table by its key, written as its number."""
-
-    key: str
-
-
-@dataclass(frozen=True)
-class FigureReference:
-    """A reference to a figure by its key, written as its number."""
-
-    key: str
-
-
-@dataclass(frozen=True)
-class Citation:
-    """Citations of references by their keys, written as their numbers."""
-
-    keys: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Something that only the author knows."""
-
-    text: str
-
-    @property
-    def words(self) -> str:
-        """The gap as written."""
-        return f"{AUTHOR}{self.text}]"
-
-
-Span: TypeAlias = str | LinkedNumber | TableReference | FigureReference | Citation | Gap
-Spans: TypeAlias = tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading of a level from 1 to 2."""
-
-    text: str
-    level: int = 1
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """A paragraph of text."""
-
-    spans: Spans
-
-
-Block: TypeAlias = Heading | Paragraph | Table | Drawing
-
-
-@dataclass(frozen=True)
-class Manuscript:
-    """A draft of a manuscript.
-
-    Attributes:
-        title: Title, with a gap.
-        blocks: The text, tables and figures, in order.
-        references: References by key, in the order of their numbers.
-    """
-
-    title: Spans
-    blocks: tuple[Block, ...]
-    references: Mapping[str, str]
-
-    @property
-    def tables(self) -> list[Table]:
-        """The tables, in the order of their numbers."""
-        return [block for block in self.blocks if isinstance(block, Table)]
-
-    @property
-    def drawings(self) -> list[Drawing]:
-        """The figures, in the order of their numbers."""
-        return [block for block in self.blocks if isinstance(block, Drawing)]
-
-    @property
-    def links(self) -> list[LinkedNumber]:
-        """All linked numbers of the text."""
-        paragraphs = (block for block in self.blocks if isinstance(block, Paragraph))
-        return [span for block in paragraphs for span in block.spans if isinstance(span, LinkedNumber)]
-
-
-@dataclass(frozen=True)
-class CellFinder:
-    """Finds numbers in tables by key, row and column."""
-
-    tables: Mapping[str, Table]
-
-    def find(self, key: str, head: Sequence[str], title: str, *, heading: str | None = None) -> LinkedNumber | None:
-        """Return the number of a cell; None if there is no such table, row, column or value.
-
-        Args:
-            key: Key of the table.
-            head: Text of the first cells of the row; a text that ends with * needs to match up to there only.
-            title: Title of the column.
-            heading: Spanning heading of the column; None for any.
-        """
-        table = self.tables.get(key)
-        if table is None:
-            return None
-        columns = [
-            index
-            for index, column in enumerate(table.columns)
-            if column.title == title and (heading is None or column.heading == heading)
-        ]
-        rows = [index for index, row in enumerate(table.rows) if _has_head(row, head)]
-        if not columns or not rows:
-            return None
-        text = format_linked_cell(table.rows[rows[0]].cells[columns[0]], table.columns[columns[0]].unit)
-        return LinkedNumber(text, key, rows[0], columns[0]) if text else None
-
-
-def _has_head(row: Row, head: Sequence[str]) -> bool:
-    cells = [format_cell(cell) for cell in row.cells[: len(head)]]
-    return all(
-        cell.startswith(text[:-1]) if text.endswith("*") else cell == text
-        for cell, text in zip(cells, head, strict=True)
-    )
-
-
-def format_linked_cell(cell: Cell, unit: str) -> str:
-    """Write a cell as in a sentence; empty if it is undefined.
-
-    Example:
-        >>> format_linked_cell(Number(90.888, 1, (87.9, 93.2)), "%")
-        '90.9 % (95 % CI 87.9 to 93.2)'
-        >>> format_linked_cell(1234, "")
-        '1,234'
-    """
-    if not isinstance(cell, Number):
-        return format_cell(cell)
-    if cell.value_text == DASH:
-        return ""
-    value = cell.value_text + {"%": " %", "points": " percentage points"}.get(unit, "")
-    interval = cell.interval_text
-    if not interval:
-        return value
-    return f"{value} (95 % CI {interval})" if interval != DASH else f"{value} (no confidence interval)"
-
-
-def fill(template: str, *spans: Span | None) -> Spans:
-    """Return a sentence whose `{}` are replaced by spans, in order; empty if one of them is None."""
-    if any(span is None for span in spans):
-        return ()
-    texts = template.split("{}")
-    pairs = zip(texts, [*spans, ""], strict=True)
-    return tuple(span for pair in pairs for span in pair if span is not None and span != "")
-
-
-def join_clauses(clauses: Sequence[Spans]) -> Spans:
-    """Join clauses by commas and "and", leaving out empty ones."""
-    present = [clause for clause in clauses if clause]
-    spans: list[Span] = []
-    for number, clause in enumerate(present):
-        if number:
-            spans.append(" and " if number == len(present) - 1 else ", ")
-        spans += clause
-    return tuple(spans)
 
 
 def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscript:
@@ -258,7 +75,7 @@ def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscr
         sections: The sections of the report, whose tables and figures are reused.
     """
     runs = _select_runs(evidence)
-    flows = [run for run in _select_splits(runs) if run.split is not None]
+    flows = [run for run in select_splits(runs) if run.split is not None]
     tables = {table.key: table for table in _iter_tables(sections)} | {
         table.key: table for table in map(build_flow_table, flows)
     }
@@ -270,7 +87,7 @@ def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscr
     text: list[Block] = [
         *_build_head(evidence),
         Heading("Methods"),
-        *_build_methods(evidence, runs, finder),
+        *iter_method_blocks(evidence, runs, finder),
         Heading("Results"),
         *_build_results(evidence, flows, finder),
         Heading("Discussion"),
@@ -288,15 +105,10 @@ def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscr
 
 
 def _select_runs(evidence: Evidence) -> tuple[SavedRun, ...]:
-    """Return one run per configuration: that of the winners first, then the others; all runs if there are no results."""
+    """Return one run per configuration, those of the winners first; all runs if there are no results."""
     results = [winner.headline_result or winner.best[0] for winner in evidence.winners]
     results += [configuration.shipped.representative for configuration in evidence.configurations]
     return tuple(dict.fromkeys(result.run for result in results)) or evidence.runs
-
-
-def _select_splits(runs: Sequence[SavedRun]) -> list[SavedRun]:
-    """Return the first run of each split."""
-    return list({run.split.sha256: run for run in reversed(runs) if run.split is not None}.values())[::-1]
 
 
 def _iter_tables(sections: Sequence[Section]) -> Iterator[Table]:
@@ -394,164 +206,6 @@ def _build_statements(evidence: Evidence) -> list[Block]:
     ]
 
 
-def _build_methods(evidence: Evidence, runs: Sequence[SavedRun], finder: CellFinder) -> Iterator[Block]:
-    yield Heading("Patients and images", 2)
-    yield Paragraph((Gap("design, setting, dates, eligibility, endoscopes"),))
-    for run in _select_splits(runs):
-        yield Paragraph(_describe_split(run, finder, names=evidence.options.names, named=len(runs) > 1))
-    yield Paragraph((Gap("reference standard, and who established it"),))
-    yield Heading("Networks and training", 2)
-    if not runs:
-        return
-    preprocessing = checklist_answers.report_preprocessing(evidence)
-    yield Paragraph((preprocessing,)) if preprocessing else Paragraph((Gap("preprocessing"),))
-    if len(runs) <= MAX_DESCRIBED_RUNS:
-        for run in runs:
-            yield Paragraph(_describe_training(run, finder))
-    elif "training-settings" in finder.tables:
-        yield Paragraph(("How each network was trained is given in ", TableReference("training-settings"), "."))
-    yield Heading("Selection, calibration and threshold", 2)
-    yield Paragraph(_describe_selection(evidence))
-    yield Heading("Statistical analysis", 2)
-    yield Paragraph(_describe_statistics(evidence))
-    yield Heading("Software", 2)
-    yield Paragraph(_describe_software(evidence.runs))
-
-
-def _describe_split(run: SavedRun, finder: CellFinder, *, names: bool, named: bool) -> Spans:
-    assert run.split is not None
-    key = f"flow-{run.stem}"
-    kind = "images generated by a program" if run.get_setting("data.kind") == "synthetic" else "images"
-    start = f"{run.label}: " if named else ""
-    images, patients = finder.find(key, ["included"], "images"), finder.find(key, ["included"], "patients")
-    spans = fill(f"{start}{{}} {kind} of {{}} patients were included. ", images, patients) or fill(
-        f"{start}{{}} {kind} were included; the run does not know their patients. ", images
-    )
-    unit = "Patients" if run.has_groups else "Images"
-    parts = ["training", "test"] if is_validated_on_test(run) else ["training", "validation", "test"]
-    counts = join_clauses([fill(f"{{}} {part}", finder.find(key, [part], "images")) for part in parts])
-    spans += (f"{unit} were divided into parts: ", *counts, " images. ") if counts else ()
-    spans += (f"Test images: {format_test_images_origin(run, names=names)}. ",)
-    spans += (
-        ("Every epoch was validated on the test images (data.validation=test), so all results are optimistic. ",)
-        if is_validated_on_test(run)
-        else (f"Validation images: {format_validation_images_origin(run)}. ",)
-    )
-    shared = run.split.groups_in_several_splits
-    if run.has_groups and not shared:
-        spans += ("No patient is in more than one part. ",)
-    spans += ("The flow is shown in ", FigureReference(key), " and ", TableReference(key), ".")
-    return spans
-
-
-def _describe_training(run: SavedRun, finder: CellFinder) -> Spans:
-    source = get_weights_source(run)
-    start: Spans = (f"The network {run.model}", Citation((get_network_key(run),)))
-    start += (
-        (" began with random weights. ",)
-        if source == "none"
-        else (" began with pretrained weights", Citation((get_weights_key(run),)), ". ")
-    )
-    spans: Spans = start
-    for stage in run.stages:
-        spans += _describe_stage(run, stage, finder)
-    loss = list_loss_details(run.get_setting("loss", {}))
-    spans += (f"The loss was {', '.join(loss)} ", "(", TableReference("training-settings"), ").") if run.stages else ()
-    return spans
-
-
-def _describe_stage(run: SavedRun, stage: SavedStage, finder: CellFinder) -> Spans:
-    def find(title: str, heading: str | None = None) -> LinkedNumber | None:
-        return finder.find("training-settings", [run.label, stage.name], title, heading=heading)
-
-    learn = str(run.get_setting(f"stages.{stage.name}.learn", ""))
-    layers = {"head": "the classification head was", "all": "all layers were", "": "layers were"}.get(
-        learn, f"the layers from {learn} on were"
-    )
-    clauses = join_clauses(
-        [
-            fill(
-                f"In the stage {stage.name}, {layers} trained for {{}} of {{}} planned epochs",
-                find("run", "epochs"),
-                find("planned", "epochs"),
-            ),
-            fill(
-                f"peak learning rate {{}} ({run.get_setting(f'stages.{stage.name}.schedule', 'no')} schedule)",
-                find("peak learning rate"),
-            ),
-            fill("weight decay {}", find("weight decay")),
-            fill("batch size {}", find("batch size")),
-            fill("optimizer {}", find("optimizer")),
-            fill("augmentation {}", find("augmentation")),
-            fill("seed {}", find("seed")),
-        ]
-    )
-    return (*clauses, ". ") if clauses else ()
-
-
-def _describe_selection(evidence: Evidence) -> Spans:
-    if not evidence.results:
-        return (Gap("selection of the model; no stage has test predictions yet"),)
-    runs = list(dict.fromkeys(result.run for result in evidence.results))
-    monitors = list(dict.fromkeys(result.stage.monitor for result in evidence.results))
-    images = format_validation_images(runs)
-    texts = [f"Of each stage, the epoch with the best {join_names(monitors, last='or')} on {images} was kept."]
-    for winner in evidence.winners:
-        texts.append(_describe_winner_choice(winner))
-    spans: Spans = (" ".join(dict.fromkeys(text for text in texts if text)) + " ",)
-    if any(result.calibration is not None for result in evidence.results):
-        spans += (
-            f"Probabilities were calibrated by temperature scaling, fitted on {images}",
-            Citation(("temperature",)),
-            ". ",
-        )
-    return (*spans, checklist_answers.report_thresholds(evidence), " ", Gap("rationale for this sensitivity"))
-
-
-def _describe_winner_choice(winner: Winner) -> str:
-    """State how the reported model was selected, without its figures."""
-    if winner.preferred is None:
-        return (
-            "There are no validation predictions: the reported model is the one with the highest accuracy on the test "
-            "images themselves, which is optimistic."
-        )
-    shipped = winner.preferred.representative.run.bundle_stage
-    if len(winner.pool.configurations) == 1 and shipped is not None and shipped.chosen_by in (KEY, LAST):
-        return f"The reported stage, {winner.preferred.label}, was " + (
-            "named in the configuration (deploy.stage)." if shipped.chosen_by == KEY else "the last one."
-        )
-    if is_validated_on_test(winner.preferred.representative.run):
-        return f"The reported model, {winner.preferred.label}, was selected on the test images themselves."
-    if len(winner.preferred.representative.run.complete_stages) == len(winner.pool.configurations) == 1:
-        return f"The reported model is {winner.preferred.label}; there was no other to select from."
-    return f"The reported model, {winner.preferred.label}, was selected by its accuracy on the validation images."
-
-
-def _describe_statistics(evidence: Evidence) -> Spans:
-    """Return the sentences on statistical methods, each with citations of the methods that it names."""
-    spans: list[Span] = []
-    for item in build_method_section(evidence).items:
-        if not isinstance(item, Sentences):
-            continue
-        for text in item.texts:
-            if text in (METHOD_SENTENCES[0], CALIBRATION_NOTE, PRECISION_NOTE):
-                continue
-            keys = tuple(find_method_citations(text))
-            spans += [text.removesuffix("."), Citation(keys), ". "] if keys else [f"{text} "]
-    return tuple(spans)
-
-
-def _describe_software(runs: Sequence[SavedRun]) -> Spans:
-    versions: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for name, version in collect_versions(run).items():
-            versions.setdefault(name, {})[version] = None
-    spans: list[Span] = []
-    for name, numbers in versions.items():
-        spans += [f"{', ' if spans else ''}{name} {' and '.join(numbers)}", Citation((f"software-{name}",))]
-    return ("Software as recorded by the runs: ", *spans, ".") if spans else (Gap("software with versions"),)
-
-
 def _build_results(evidence: Evidence, flows: Sequence[SavedRun], finder: CellFinder) -> Iterator[Block]:
     yield Heading("Patients and images", 2)
     for run in flows:
@@ -572,9 +226,9 @@ def _build_results(evidence: Evidence, flows: Sequence[SavedRun], finder: CellFi
 
 def _describe_participants(run: SavedRun, finder: CellFinder, *, named: bool) -> Spans:
     key = f"flow-{run.stem}"
-    start = f"{run.label}: of" if named else "Of"
+    opening = f"{run.label}: of" if named else "Of"
     spans: Spans = fill(
-        f"{start} {{}} image files, {{}} were included",
+        f"{opening} {{}} image files, {{}} were included",
         *(finder.find(key, [step], "images") for step in ("image files", "included")),
     ) or fill("{} images were included", finder.find(key, ["included"], "images"))
     table = finder.tables[key]
@@ -795,7 +449,8 @@ def _describe_comparisons(winner: Winner, finder: CellFinder) -> Spans:
             if significant
             else f"No difference in accuracy between {each.first.label} and {each.second.label} was shown"
         )
-        spans += fill(f"{words}: first minus second {{}}, corrected p {equal}{{}}. ", points, p_value)
+        corrected = "corrected p" if each.family > 1 else "p"
+        spans += fill(f"{words}: first minus second {{}}, {corrected} {equal}{{}}. ", points, p_value)
     if not spans:
         return ()
     left_out = " has the other pairs" if len(winner.comparisons) > MAX_PAIRS else " has all indices"
@@ -808,13 +463,16 @@ def _describe_subgroups(winner: Winner, finder: CellFinder) -> Spans:
     table = finder.tables.get(key)
     if table is None:
         return ()
-    spans: Spans = ()
+    by_answer: dict[tuple[str, bool], list[Spans]] = {}
     for row in table.rows:
         index, column, corrected = str(row.cells[0]), str(row.cells[1]), row.cells[-1]
         number = finder.find(key, [index, column], "p, corrected")
-        if number is None or not isinstance(corrected, Number):
-            continue
-        equal = "" if number.text.startswith("<") else "= "
-        words = "differed" if corrected.value < LEVEL else "was not shown to differ"
-        spans += fill(f"The {index} {words} between the subgroups of {column} (corrected p {equal}{{}}). ", number)
+        if number is not None and isinstance(corrected, Number):
+            equal = "" if number.text.startswith("<") else "= "
+            clause = fill(f"{column} (corrected p {equal}{{}})", number)
+            by_answer.setdefault((index, corrected.value < LEVEL), []).append(clause)
+    spans: Spans = ()
+    for (index, differs), clauses in by_answer.items():
+        words = "differed" if differs else "was not shown to differ"
+        spans = (*spans, f"The {index} {words} between the subgroups of ", *join_clauses(clauses), ". ")
     return (*spans, "Tests of the subgroups are given in ", TableReference(key), ".") if spans else ()

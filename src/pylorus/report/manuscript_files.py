@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_atomically, write_text
 from pylorus.report.figure_style import Drawing
-from pylorus.report.manuscript import (
+from pylorus.report.manuscript_blocks import (
+    AUTHOR,
     Block,
     Citation,
     FigureReference,
@@ -25,8 +26,7 @@ from pylorus.report.manuscript import (
     Spans,
     TableReference,
 )
-from pylorus.report.references import AUTHOR
-from pylorus.report.table import Table, escape_latex, format_cell, format_latex
+from pylorus.report.table import Cell, Number, Table, escape_latex, format_cell, format_latex
 
 STEM = "manuscript"
 """Stem of the names of the files."""
@@ -40,6 +40,8 @@ MARGIN = 1.0
 SMALL, NARROW = 8.0, 7.0
 """Font sizes of tables in points: usual, and with many columns."""
 MANY_COLUMNS = 9
+MAX_LINE = 110
+"""A column of a table in Word need not be wider than this many characters."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ LATEX_PREAMBLE = r"""\documentclass[11pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage[a4paper,margin=25mm]{geometry}
-\usepackage{booktabs,longtable,graphicx,array}
+\usepackage{booktabs,longtable,graphicx,array,pdflscape}
 \usepackage[colorlinks=true,allcolors=blue]{hyperref}
 \setlength{\LTleft}{0pt}
 \setlength{\emergencystretch}{3em}
@@ -258,6 +260,7 @@ def format_latex_document(manuscript: Manuscript) -> str:
     lines = [LATEX_PREAMBLE, rf"\title{{{title}}}", r"\author{}", r"\date{}", r"\begin{document}", r"\maketitle", ""]
     for block in manuscript.blocks:
         lines += [_format_latex_block(block, numbering), ""]
+    lines += [r"\end{landscape}"] if Heading("Tables") in manuscript.blocks else []
     lines += [r"\clearpage", r"\begin{thebibliography}{99}"]
     lines += [
         rf"\bibitem{{{_make_latex_key(key)}}} {escape_latex(text)}" for key, text in manuscript.references.items()
@@ -268,7 +271,9 @@ def format_latex_document(manuscript: Manuscript) -> str:
 def _format_latex_block(block: Block, numbering: Numbering) -> str:
     if isinstance(block, Heading):
         kind = "section" if block.level == 1 else "subsection"
-        start = "\\clearpage\n" if block.text in ("Figures", "Tables", "Checklists") else ""
+        start = {"Tables": "\\begin{landscape}\n", "Figures": "\\clearpage\n", "Checklists": "\\clearpage\n"}.get(
+            block.text, ""
+        )
         return rf"{start}\{kind}*{{{escape_latex(block.text)}}}"
     if isinstance(block, Paragraph):
         return _format_latex_spans(block.spans, numbering)
@@ -375,7 +380,7 @@ class _DocxWriter:
         self.document.add_heading("References", level=1)
         for number, text in enumerate(references.values(), start=1):
             paragraph = self.document.add_paragraph()
-            self._add_bookmark(paragraph, f"reference_{number}", lambda: paragraph.add_run(f"{number}. "))
+            self._add_bookmark(paragraph, f"reference_{number}", f"{number}. ")
             self._add_text(paragraph, text)
 
     def _turn_page(self) -> None:
@@ -425,8 +430,8 @@ class _DocxWriter:
         paragraph._p.append(link)
         link.append(run._r)
 
-    def _add_bookmark(self, paragraph: Any, name: str, add: Callable[[], object]) -> None:
-        """Put a bookmark around what a function adds to a paragraph."""
+    def _add_bookmark(self, paragraph: Any, name: str, text: str, size: float | None = None) -> None:
+        """Add text with a bookmark to a paragraph."""
         from docx.oxml import OxmlElement
         from docx.oxml.ns import qn
 
@@ -436,7 +441,7 @@ class _DocxWriter:
             element.set(qn("w:id"), str(self.bookmarks))
         start.set(qn("w:name"), name)
         paragraph._p.append(start)
-        add()
+        self._add_text(paragraph, text, size)
         paragraph._p.append(end)
 
     def _add_drawing(self, drawing: Drawing) -> None:
@@ -450,7 +455,7 @@ class _DocxWriter:
         shape = paragraph.add_run().add_picture(io.BytesIO(self.pictures[drawing.key]), width=Inches(width))
         shape._inline.docPr.set("descr", drawing.alt)
         caption = self.document.add_paragraph()
-        self._add_bookmark(caption, f"figure_{number}", lambda: caption.add_run(f"Figure {number}. "))
+        self._add_bookmark(caption, f"figure_{number}", f"Figure {number}. ")
         caption.runs[0].bold = True
         rest = _format_figure_caption(drawing, number).removeprefix(f"Figure {number}. ")
         caption.add_run(rest).font.size = Pt(9)
@@ -462,7 +467,7 @@ class _DocxWriter:
         caption = self.document.add_paragraph()
         caption.paragraph_format.keep_with_next = True
         caption.paragraph_format.space_before = Pt(14)
-        self._add_bookmark(caption, f"table_{number}", lambda: caption.add_run(f"Table {number}. "))
+        self._add_bookmark(caption, f"table_{number}", f"Table {number}. ")
         caption.runs[0].bold = True
         caption.add_run(_format_table_caption(table, number).removeprefix(f"Table {number}. ")).font.size = Pt(9)
         has_spans = any(column.heading for column in table.columns)
@@ -481,13 +486,13 @@ class _DocxWriter:
                 name = self.numbering.cells.get((table.key, row_index, index), "")
                 self._fill_cell(
                     cells[index],
-                    format_cell(cell),
+                    _format_stacked(cell),
                     size,
                     bold=row.strong,
                     right=not table.columns[index].text,
                     bookmark=name,
                 )
-        self._set_widths(grid, table)
+        self._set_widths(grid, table, size)
         notes = self.document.add_paragraph()
         self._add_text(notes, " ".join(table.all_notes), 8.5)
 
@@ -510,7 +515,7 @@ class _DocxWriter:
         paragraph.paragraph_format.space_after = Pt(0)
         paragraph.alignment = WD_ALIGN_PARAGRAPH.RIGHT if right else None
         if bookmark:
-            self._add_bookmark(paragraph, bookmark, lambda: self._add_text(paragraph, text, size))
+            self._add_bookmark(paragraph, bookmark, text, size)
         else:
             self._add_text(paragraph, text, size)
         for run in paragraph.runs:
@@ -525,18 +530,32 @@ class _DocxWriter:
         element.set(qn("w:val"), "true")
         row._tr.get_or_add_trPr().append(element)
 
-    def _set_widths(self, grid: Any, table: Table) -> None:
-        """Share the width of the page among the columns by the length of their text."""
+    def _set_widths(self, grid: Any, table: Table, size: float) -> None:
+        """Give each column its longest word, and share the rest of the page by the length of the texts."""
         from docx.shared import Inches
 
-        lengths = []
+        words, lengths = [], []
         for index in range(len(table.columns)):
-            cells = [len(format_cell(row.cells[index])) for row in table.rows]
-            words = max((len(word) for word in _format_column_title(table, index).split()), default=1)
-            lengths.append(min(70, max([words, 4, *cells])))
+            texts = [_format_column_title(table, index), *(_format_stacked(row.cells[index]) for row in table.rows)]
+            words.append(max(len(word) for text in texts for word in (text.split() or [""])))
+            lines = [line for text in texts[1:] for line in text.split("\n")]
+            lengths.append(min(MAX_LINE, max([len(line) for line in lines], default=1)))
+        letter, padding = 0.6 * size / 72, 0.18
+        least = [letter * word + padding for word in words]
+        wanted = [max(low, letter * length + padding) for low, length in zip(least, lengths, strict=True)]
+        spare, missing = self.width - sum(least), sum(wanted) - sum(least)
+        share = max(0.0, min(1.0, spare / missing)) if missing > 0 else 0.0
+        scale = min(1.0, self.width / sum(least))
         grid.autofit = False
-        for index, length in enumerate(lengths):
-            width = Inches(self.width * length / sum(lengths))
+        for index, (low, want) in enumerate(zip(least, wanted, strict=True)):
+            width = Inches(scale * (low + share * (want - low)))
             grid.columns[index].width = width
             for cell in grid.columns[index].cells:
                 cell.width = width
+
+
+def _format_stacked(cell: Cell) -> str:
+    """Format a cell with its interval below the value."""
+    if isinstance(cell, Number) and cell.interval_text:
+        return f"{cell.value_text}\n({cell.interval_text})"
+    return format_cell(cell)

@@ -346,7 +346,8 @@ def format_latex(table: Table, *, targets: Mapping[tuple[int, int], str] | None 
     notes = escape_latex(" ".join(table.all_notes))
     footnotes = [rf"\par\smallskip{{\footnotesize {notes}}}"] if notes else []
     if is_long:
-        lines = [rf"\begin{{longtable}}{{{columns}}}", rf"{caption}{label}\\", *header, r"\endhead"]
+        lines = [rf"\begin{{longtable}}{{{columns}}}", rf"{caption}{label}\\", *header, r"\endfirsthead"]
+        lines += [*header, r"\endhead"]
         lines += [*rows, r"\bottomrule", r"\end{longtable}", *footnotes]
         return "\n".join([r"% Needs \usepackage{booktabs, longtable}.", *lines, ""])
     body = [rf"\begin{{tabular}}{{{columns}}}", *header, *rows, r"\bottomrule", r"\end{tabular}"]
