@@ -233,11 +233,14 @@ def _describe_participants(run: SavedRun, finder: CellFinder, *, named: bool) ->
     ) or fill("{} images were included", finder.find(key, ["included"], "images"))
     table = finder.tables[key]
     reasons = [row.cells[0] for row in table.rows if str(row.cells[0]).startswith("left out: ")]
-    spans += ("; " if reasons else "",) + join_clauses(
-        [
-            fill(f"{{}} {str(reason).removeprefix('left out: ')}", finder.find(key, [str(reason)], "images"))
-            for reason in reasons
-        ]
+    spans += (
+        "; " if reasons else "",
+        *join_clauses(
+            [
+                fill(f"{{}} {str(reason).removeprefix('left out: ')}", finder.find(key, [str(reason)], "images"))
+                for reason in reasons
+            ]
+        ),
     )
     parts = join_clauses(
         [
@@ -288,7 +291,7 @@ def _describe_accuracy(winner: Winner, evidence: Evidence, finder: CellFinder) -
     spans += _describe_class(result, evidence.class_name, finder)
     spans += _describe_decision(result, finder)
     matrices = [key for key in finder.tables if key.startswith("confusion-matrices")]
-    return spans + ("The confusion matrix is in ", TableReference(matrices[0]), ".") if matrices else spans
+    return (*spans, "The confusion matrix is in ", TableReference(matrices[0]), ".") if matrices else spans
 
 
 def _describe_overall(result: Result, finder: CellFinder) -> Spans:
@@ -315,7 +318,8 @@ def _describe_overall(result: Result, finder: CellFinder) -> Spans:
     spans += (" (", TableReference("overall"), "). ")
     validation = finder.find("accuracy", [run.label, stage], "validation")
     if validation is not None:
-        spans += fill("Its accuracy on the validation images was {} (", validation) + (
+        spans += (
+            *fill("Its accuracy on the validation images was {} (", validation),
             TableReference("accuracy"),
             "). ",
         )
@@ -385,7 +389,7 @@ def _describe_decision(result: Result, finder: CellFinder) -> Spans:
         ending = (
             "; the threshold guarantees the sensitivity that was asked for"
             if point.fixed.is_guaranteed
-            else "; the threshold does not guarantee the sensitivity that was asked for, because there are too few positives"
+            else "; the threshold does not guarantee the sensitivity that was asked for, as its table explains"
         )
         spans += (*start, *join_clauses(clauses), f"{ending} (", TableReference(key), "). ")
     return spans

@@ -194,3 +194,49 @@ def join_clauses(clauses: Sequence[Spans]) -> Spans:
             spans.append(" and " if number == len(present) - 1 else ", ")
         spans += clause
     return tuple(spans)
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Numbers of the tables, figures and references of a manuscript, and the names of its link targets."""
+
+    tables: Mapping[str, int]
+    figures: Mapping[str, int]
+    references: Mapping[str, int]
+    cells: Mapping[tuple[str, int, int], str]
+
+    def format_span(self, span: Span) -> str:
+        """Return the text of a span."""
+        if isinstance(span, LinkedNumber):
+            return span.text
+        if isinstance(span, TableReference):
+            return f"Table {self.tables[span.key]}"
+        if isinstance(span, FigureReference):
+            return f"Figure {self.figures[span.key]}"
+        if isinstance(span, Citation):
+            return f" [{', '.join(str(self.references[key]) for key in span.keys)}]"
+        return span.words if isinstance(span, Gap) else span
+
+    def get_target(self, span: Span) -> str:
+        """Return the name of the place that a span links to; empty if it is no link."""
+        if isinstance(span, LinkedNumber):
+            return self.cells[span.table, span.row, span.column]
+        if isinstance(span, TableReference):
+            return f"table_{self.tables[span.key]}"
+        if isinstance(span, FigureReference):
+            return f"figure_{self.figures[span.key]}"
+        if isinstance(span, Citation):
+            return f"reference_{self.references[span.keys[0]]}"
+        return ""
+
+
+def number_manuscript(manuscript: Manuscript) -> Numbering:
+    """Number the tables, figures and references in their order, and name each cell that is linked to."""
+    tables = {table.key: number for number, table in enumerate(manuscript.tables, start=1)}
+    cells = dict.fromkeys((link.table, link.row, link.column) for link in manuscript.links)
+    return Numbering(
+        tables=tables,
+        figures={drawing.key: number for number, drawing in enumerate(manuscript.drawings, start=1)},
+        references={key: number for number, key in enumerate(manuscript.references, start=1)},
+        cells={(key, row, column): f"cell_{tables[key]}_{row + 1}_{column + 1}" for key, row, column in cells},
+    )

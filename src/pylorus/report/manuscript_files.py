@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from pylorus.report.manuscript_blocks import (
     Heading,
     LinkedNumber,
     Manuscript,
+    Numbering,
     Paragraph,
-    Span,
     Spans,
     TableReference,
+    number_manuscript,
 )
 from pylorus.report.table import Cell, Number, Table, escape_latex, format_cell, format_latex
 
@@ -42,52 +42,6 @@ SMALL, NARROW = 8.0, 7.0
 MANY_COLUMNS = 9
 MAX_LINE = 110
 """A column of a table in Word need not be wider than this many characters."""
-
-
-@dataclass(frozen=True)
-class Numbering:
-    """Numbers of the tables, figures and references of a manuscript, and the names of its link targets."""
-
-    tables: Mapping[str, int]
-    figures: Mapping[str, int]
-    references: Mapping[str, int]
-    cells: Mapping[tuple[str, int, int], str]
-
-    def format_span(self, span: Span) -> str:
-        """Return the text of a span."""
-        if isinstance(span, LinkedNumber):
-            return span.text
-        if isinstance(span, TableReference):
-            return f"Table {self.tables[span.key]}"
-        if isinstance(span, FigureReference):
-            return f"Figure {self.figures[span.key]}"
-        if isinstance(span, Citation):
-            return f" [{', '.join(str(self.references[key]) for key in span.keys)}]"
-        return span.words if isinstance(span, Gap) else span
-
-    def get_target(self, span: Span) -> str:
-        """Return the name of the place that a span links to; empty if it is no link."""
-        if isinstance(span, LinkedNumber):
-            return self.cells[span.table, span.row, span.column]
-        if isinstance(span, TableReference):
-            return f"table_{self.tables[span.key]}"
-        if isinstance(span, FigureReference):
-            return f"figure_{self.figures[span.key]}"
-        if isinstance(span, Citation):
-            return f"reference_{self.references[span.keys[0]]}"
-        return ""
-
-
-def number_manuscript(manuscript: Manuscript) -> Numbering:
-    """Number the tables, figures and references in their order, and name each cell that is linked to."""
-    tables = {table.key: number for number, table in enumerate(manuscript.tables, start=1)}
-    cells = dict.fromkeys((link.table, link.row, link.column) for link in manuscript.links)
-    return Numbering(
-        tables=tables,
-        figures={drawing.key: number for number, drawing in enumerate(manuscript.drawings, start=1)},
-        references={key: number for number, key in enumerate(manuscript.references, start=1)},
-        cells={(key, row, column): f"cell_{tables[key]}_{row + 1}_{column + 1}" for key, row, column in cells},
-    )
 
 
 def write_manuscript(
@@ -218,10 +172,11 @@ def _format_html_table(table: Table, numbering: Numbering) -> Markup:
         rows.append(Markup("<tr>{}</tr>").format(Markup("").join(cells)))
     number = numbering.tables[table.key]
     return Markup(
-        '<div class="wide"><table id="table_{}"><caption>{}</caption><thead>{}</thead><tbody>{}</tbody></table></div>'
-        '<p class="notes">{}</p>'
+        '<div class="wide"><table id="table_{}" data-table="{}"><caption>{}</caption>'
+        '<thead>{}</thead><tbody>{}</tbody></table></div><p class="notes">{}</p>'
     ).format(
         number,
+        table.key,
         _format_table_caption(table, number),
         Markup("").join(heads),
         Markup("").join(rows),
@@ -286,7 +241,8 @@ def _format_latex_block(block: Block, numbering: Numbering) -> str:
         lines += [rf"\caption{{{escape_latex(caption)}}}\label{{fig:{block.key}}}", r"\end{figure}"]
         return "\n".join(lines)
     targets = {(row, column): name for (key, row, column), name in numbering.cells.items() if key == block.key}
-    return format_latex(block, targets=targets)
+    # Across, the width of a line is that of the page.
+    return format_latex(block, targets=targets).replace(r"\textwidth", r"\linewidth")
 
 
 def _format_latex_spans(spans: Spans, numbering: Numbering) -> str:
@@ -534,13 +490,16 @@ class _DocxWriter:
         """Give each column its longest word, and share the rest of the page by the length of the texts."""
         from docx.shared import Inches
 
-        words, lengths = [], []
-        for index in range(len(table.columns)):
+        words: list[float] = []
+        lengths: list[int] = []
+        spanned = {over: count for over, count in table.spans if over}
+        for index, column in enumerate(table.columns):
             texts = [_format_column_title(table, index), *(_format_stacked(row.cells[index]) for row in table.rows)]
-            words.append(max(len(word) for text in texts for word in (text.split() or [""])))
+            over = max([len(word) for word in column.heading.split()], default=0) / spanned.get(column.heading, 1)
+            words.append(max(over, *(len(word) for text in texts for word in (text.split() or [""]))))
             lines = [line for text in texts[1:] for line in text.split("\n")]
             lengths.append(min(MAX_LINE, max([len(line) for line in lines], default=1)))
-        letter, padding = 0.6 * size / 72, 0.18
+        letter, padding = 0.68 * size / 72, 0.18
         least = [letter * word + padding for word in words]
         wanted = [max(low, letter * length + padding) for low, length in zip(least, lengths, strict=True)]
         spare, missing = self.width - sum(least), sum(wanted) - sum(least)

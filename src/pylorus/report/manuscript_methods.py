@@ -116,10 +116,10 @@ CITED_METHODS = {
 GUIDELINES = {
     "quaide": "Antonelli G, Libanio D, De Groof AJ, et al. QUAIDE - Quality assessment of AI preclinical studies in "
     "diagnostic endoscopy. Gut 2025;74:153-161.",
-    "stard": "Sounderajah V, Guni A, Liu X, et al. The STARD-AI reporting guideline for diagnostic accuracy studies using "
-    "artificial intelligence. Nat Med 2025;31:3283-3289. doi:10.1038/s41591-025-03953-8.",
-    "claim": "Tejani AS, Klontzas ME, Gatti AA, et al. Checklist for Artificial Intelligence in Medical Imaging (CLAIM): "
-    "2024 update. Radiol Artif Intell 2024;6:e240300. doi:10.1148/ryai.240300.",
+    "stard": "Sounderajah V, Guni A, Liu X, et al. The STARD-AI reporting guideline for diagnostic accuracy studies "
+    "using artificial intelligence. Nat Med 2025;31:3283-3289. doi:10.1038/s41591-025-03953-8.",
+    "claim": "Tejani AS, Klontzas ME, Gatti AA, et al. Checklist for Artificial Intelligence in Medical Imaging "
+    "(CLAIM): 2024 update. Radiol Artif Intell 2024;6:e240300. doi:10.1148/ryai.240300.",
     "tripod": "Collins GS, Moons KGM, Dhiman P, et al. TRIPOD+AI statement: updated guidance for reporting clinical "
     "prediction models that use regression or machine learning methods. BMJ 2024;385:e078378. "
     "doi:10.1136/bmj-2023-078378.",
@@ -184,8 +184,8 @@ SOFTWARE = {
     "pytorch-lightning": "Falcon W, The PyTorch Lightning team. PyTorch Lightning. 2019. doi:10.5281/zenodo.3828935.",
     "numpy": "Harris CR, Millman KJ, van der Walt SJ, et al. Array programming with NumPy. Nature 2020;585:357-362.",
     "opencv-python-headless": "Bradski G. The OpenCV library. Dr Dobb's J Softw Tools 2000.",
-    "albumentations": "Buslaev A, Iglovikov VI, Khvedchenya E, Parinov A, Druzhinin M, Kalinin AA. Albumentations: fast "
-    "and flexible image augmentations. Information 2020;11:125.",
+    "albumentations": "Buslaev A, Iglovikov VI, Khvedchenya E, Parinov A, Druzhinin M, Kalinin AA. Albumentations: "
+    "fast and flexible image augmentations. Information 2020;11:125.",
     "torchmetrics": "Detlefsen NS, Borovec J, Schock J, et al. TorchMetrics - measuring reproducibility in PyTorch. "
     "J Open Source Softw 2022;7:4101.",
     "hydra-core": "Yadan O. Hydra - a framework for elegantly configuring complex applications. 2019.",
