@@ -198,8 +198,13 @@ def _format_figure_caption(drawing: Drawing, number: int) -> str:
 
 
 LATEX_PREAMBLE = r"""\documentclass[11pt]{article}
+\usepackage{iftex}
+\ifPDFTeX
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
+\else
+\usepackage{fontspec}
+\fi
 \usepackage[a4paper,margin=25mm]{geometry}
 \usepackage{booktabs,longtable,graphicx,array,pdflscape}
 \usepackage[colorlinks=true,allcolors=blue]{hyperref}
