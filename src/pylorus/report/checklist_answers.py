@@ -142,14 +142,14 @@ def report_thresholds(evidence: Evidence) -> str:
     points = [point for result in results for point in result.operating]
     met = sum(point.fixed.is_guaranteed for point in points)
     guarantee = {
-        0: "no threshold guarantees because there are too few patients",
-        len(points): "the threshold guarantees" if len(points) == 1 else "each threshold guarantees",
-    }.get(met, f"{met} of {len(points)} thresholds guarantee")
+        0: "no threshold guarantees this, because there are too few patients",
+        len(points): "the threshold guarantees this" if len(points) == 1 else "each threshold guarantees this",
+    }.get(met, f"{met} of {len(points)} thresholds guarantee this")
     return (
         f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true "
         f"sensitivity of at least {format_percent(evidence.target.sensitivity, digits=None)} % with "
         f"{format_percent(evidence.target.confidence, digits=None)} % "
-        f"confidence (one-sided tolerance bound by patient), which {guarantee}{applied}. "
+        f"confidence (one-sided tolerance bound by patient){applied}; {guarantee}. "
         "Otherwise, the class with the highest probability is predicted."
     )
 

@@ -87,7 +87,7 @@ def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscr
     text: list[Block] = [
         *_build_head(evidence),
         Heading("Methods"),
-        *iter_method_blocks(evidence, runs, finder),
+        *iter_method_blocks(evidence, sections, runs, finder),
         Heading("Results"),
         *_build_results(evidence, flows, finder),
         Heading("Discussion"),

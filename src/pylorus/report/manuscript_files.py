@@ -40,6 +40,8 @@ MARGIN = 1.0
 SMALL, NARROW = 8.0, 7.0
 """Font sizes of tables in points: usual, and with many columns."""
 MANY_COLUMNS = 9
+MAX_ROWS_ACROSS = 16
+"""A wide table with more rows than this stays upright in LaTeX: across, it would be higher than the page."""
 MAX_LINE = 110
 """A column of a table in Word need not be wider than this many characters."""
 
@@ -220,7 +222,6 @@ def format_latex_document(manuscript: Manuscript) -> str:
     lines = [LATEX_PREAMBLE, rf"\title{{{title}}}", r"\author{}", r"\date{}", r"\begin{document}", r"\maketitle", ""]
     for block in manuscript.blocks:
         lines += [_format_latex_block(block, numbering), ""]
-    lines += [r"\end{landscape}"] if Heading("Tables") in manuscript.blocks else []
     lines += [r"\clearpage", r"\begin{thebibliography}{99}"]
     lines += [
         rf"\bibitem{{{_make_latex_key(key)}}} {escape_latex(text)}" for key, text in manuscript.references.items()
@@ -231,9 +232,7 @@ def format_latex_document(manuscript: Manuscript) -> str:
 def _format_latex_block(block: Block, numbering: Numbering) -> str:
     if isinstance(block, Heading):
         kind = "section" if block.level == 1 else "subsection"
-        start = {"Tables": "\\begin{landscape}\n", "Figures": "\\clearpage\n", "Checklists": "\\clearpage\n"}.get(
-            block.text, ""
-        )
+        start = "\\clearpage\n" if block.text in ("Figures", "Tables", "Checklists") else ""
         return rf"{start}\{kind}*{{{escape_latex(block.text)}}}"
     if isinstance(block, Paragraph):
         return _format_latex_spans(block.spans, numbering)
@@ -246,8 +245,12 @@ def _format_latex_block(block: Block, numbering: Numbering) -> str:
         lines += [rf"\caption{{{escape_latex(caption)}}}\label{{fig:{block.key}}}", r"\end{figure}"]
         return "\n".join(lines)
     targets = {(row, column): name for (key, row, column), name in numbering.cells.items() if key == block.key}
-    # Across, the width of a line is that of the page.
-    return format_latex(block, targets=targets).replace(r"\textwidth", r"\linewidth")
+    table = format_latex(block, targets=targets)
+    if r"\resizebox" not in table or len(block.rows) > MAX_ROWS_ACROSS:
+        return table
+    # Across, the width of a line is that of the page; a table is made smaller, but not larger.
+    width = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}"
+    return "\n".join([r"\begin{landscape}", table.replace(r"\resizebox{\textwidth}", width), r"\end{landscape}"])
 
 
 def _format_latex_spans(spans: Spans, numbering: Numbering) -> str:

@@ -34,14 +34,16 @@ from pylorus.report.manuscript_blocks import (
     fill,
     join_clauses,
 )
-from pylorus.report.mistakes import Sentences
-from pylorus.report.record_sections import CALIBRATION_NOTE, METHODS, PRECISION_NOTE, build_method_section
+from pylorus.report.mistakes import Section, Sentences
 from pylorus.report.results import CONFIDENCE, LEVEL
 from pylorus.runs.folder import KEY, LAST
 from pylorus.runs.reading import SavedRun, SavedStage
 
 MAX_DESCRIBED_RUNS = 6
 """Training of more configurations than this is only described by its table."""
+
+ABOUT_FILES = ("This report was computed", ".parquet", "pylorus predict")
+"""Words of sentences of the report that are about its files and not for a paper."""
 
 CITED_METHODS = {
     "wilson": (
@@ -263,11 +265,14 @@ def _format_weights_reference(run: SavedRun) -> str:
     return f"{run.model}: pretrained weights [data], {where}{digest}. {terms}"
 
 
-def iter_method_blocks(evidence: Evidence, runs: Sequence[SavedRun], finder: CellFinder) -> Iterator[Block]:
+def iter_method_blocks(
+    evidence: Evidence, sections: Sequence[Section], runs: Sequence[SavedRun], finder: CellFinder
+) -> Iterator[Block]:
     """Yield the blocks of the methods: patients, networks and training, selection, statistics and software.
 
     Args:
         evidence: The results.
+        sections: The sections of the report, of which that on methods is used.
         runs: One run per configuration.
         finder: Finds numbers in the tables.
     """
@@ -289,7 +294,7 @@ def iter_method_blocks(evidence: Evidence, runs: Sequence[SavedRun], finder: Cel
     yield Heading("Selection, calibration and threshold", 2)
     yield Paragraph(_describe_selection(evidence))
     yield Heading("Statistical analysis", 2)
-    yield Paragraph(_describe_statistics(evidence))
+    yield from map(Paragraph, _describe_statistics(sections))
     yield Heading("Software", 2)
     yield Paragraph(_describe_software(evidence.runs))
 
@@ -404,21 +409,17 @@ def _describe_winner_choice(winner: Winner) -> str:
     return f"The reported model, {winner.preferred.label}, was selected by its accuracy on the validation images."
 
 
-def _describe_statistics(evidence: Evidence) -> Spans:
-    """Return the sentences on statistical methods, each with citations of the methods that it names."""
-    spans: list[Span] = [
+def _describe_statistics(sections: Sequence[Section]) -> Iterator[Spans]:
+    """Yield the report's sentences on statistical methods, each with citations of the methods that it names."""
+    yield (
         f"Intervals are {format_percent(CONFIDENCE, digits=None)} % confidence intervals; a difference counts as shown "
-        f"if its p-value, corrected where several tests answer one question, is below {LEVEL:g}. "
-    ]
-    for item in build_method_section(evidence).items:
-        if not isinstance(item, Sentences):
-            continue
-        for text in item.texts:
-            if text in (METHODS[0], CALIBRATION_NOTE, PRECISION_NOTE):
-                continue
+        f"if its p-value, corrected where several tests answer one question, is below {LEVEL:g}.",
+    )
+    items = [item for section in sections if section.key == "methods" for item in section.items]
+    for text in (text for item in items if isinstance(item, Sentences) for text in item.texts):
+        if not any(words in text for words in ABOUT_FILES):
             keys = tuple(find_method_citations(text))
-            spans += [text.removesuffix("."), Citation(keys), ". "] if keys else [f"{text} "]
-    return tuple(spans)
+            yield (text.removesuffix("."), Citation(keys), ".") if keys else (text,)
 
 
 def _describe_software(runs: Sequence[SavedRun]) -> Spans:
