@@ -101,7 +101,7 @@ def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscr
     blocks += [Heading("Tables"), *shown] if shown else []
     blocks.append(Heading("Checklists"))
     blocks += [_mark_gaps(build_guideline_table(guideline, evidence)) for guideline in GUIDELINES]
-    return Manuscript(_build_title(evidence), tuple(blocks), _order_references(text, evidence.runs))
+    return Manuscript(_build_title(runs), tuple(blocks), _order_references(text, evidence.runs))
 
 
 def _select_runs(evidence: Evidence) -> tuple[SavedRun, ...]:
@@ -157,9 +157,9 @@ def _order_references(text: Sequence[Block], runs: Sequence[SavedRun]) -> dict[s
     return {key: references[key] for key in dict.fromkeys(keys)}
 
 
-def _build_title(evidence: Evidence) -> Spans:
-    names = list(dict.fromkeys(run.model.partition(".")[0] for run in evidence.runs))
-    classes = list(dict.fromkeys(name.replace("_", " ") for run in evidence.runs for name in run.class_names))
+def _build_title(runs: Sequence[SavedRun]) -> Spans:
+    names = list(dict.fromkeys(run.model.partition(".")[0] for run in runs))
+    classes = list(dict.fromkeys(name.replace("_", " ") for run in runs for name in run.class_names))
     networks = join_names(names, most=4)
     subject = f"Classification of {join_names(classes, most=6)} by deep learning with {networks}: " if classes else ""
     return (subject, Gap("title with population, diagnosis and kind of study")) if subject else (Gap("title"),)
@@ -230,7 +230,10 @@ def _describe_participants(run: SavedRun, finder: CellFinder, *, named: bool) ->
     spans: Spans = fill(
         f"{opening} {{}} image files, {{}} were included",
         *(finder.find(key, [step], "images") for step in ("image files", "included")),
-    ) or fill("{} images were included", finder.find(key, ["included"], "images"))
+    ) or fill(
+        f"{run.label}: {{}} images were included" if named else "{} images were included",
+        finder.find(key, ["included"], "images"),
+    )
     table = finder.tables[key]
     reasons = [row.cells[0] for row in table.rows if str(row.cells[0]).startswith("left out: ")]
     spans += (

@@ -40,7 +40,7 @@ MARGIN = 1.0
 SMALL, NARROW = 8.0, 7.0
 """Font sizes of tables in points: usual, and with many columns."""
 MANY_COLUMNS = 9
-MAX_ROWS_ACROSS = 16
+MAX_ROWS_ACROSS = 12
 """A wide table with more rows than this stays upright in LaTeX: across, it would be higher than the page."""
 MAX_LINE = 110
 """A column of a table in Word need not be wider than this many characters."""
