@@ -91,7 +91,7 @@ def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscr
         Heading("Results"),
         *_build_results(evidence, flows, finder),
         Heading("Discussion"),
-        Paragraph(fill("{}", Gap("principal findings, interpretation, other studies"))),
+        Paragraph(fill(Gap("principal findings, interpretation, other studies"))),
         Paragraph((f"Limitations. {checklist_answers.report_limitations(evidence)} ", Gap("further limitations"))),
         *_build_statements(evidence),
     ]
@@ -226,21 +226,22 @@ def _build_results(evidence: Evidence, flows: Sequence[SavedRun], finder: CellFi
 
 def _describe_participants(run: SavedRun, finder: CellFinder, *, named: bool) -> Spans:
     key = f"flow-{run.stem}"
-    opening = f"{run.label}: of" if named else "Of"
+    start = f"{run.label}: " if named else ""
+    opening = f"{start}of" if named else "Of"
     spans: Spans = fill(
-        f"{opening} {{}} image files, {{}} were included",
-        *(finder.find(key, [step], "images") for step in ("image files", "included")),
-    ) or fill(
-        f"{run.label}: {{}} images were included" if named else "{} images were included",
+        f"{opening} ",
+        finder.find(key, ["image files"], "images"),
+        " image files, ",
         finder.find(key, ["included"], "images"),
-    )
+        " were included",
+    ) or fill(start, finder.find(key, ["included"], "images"), " images were included")
     table = finder.tables[key]
     reasons = [row.cells[0] for row in table.rows if str(row.cells[0]).startswith("left out: ")]
     spans += (
         "; " if reasons else "",
         *join_clauses(
             [
-                fill(f"{{}} {str(reason).removeprefix('left out: ')}", finder.find(key, [str(reason)], "images"))
+                fill(finder.find(key, [str(reason)], "images"), f" {str(reason).removeprefix('left out: ')}")
                 for reason in reasons
             ]
         ),
@@ -248,11 +249,13 @@ def _describe_participants(run: SavedRun, finder: CellFinder, *, named: bool) ->
     parts = join_clauses(
         [
             fill(
-                f"the {part} part had {{}} images of {{}} patients",
+                f"the {part} part had ",
                 finder.find(key, [part], "images"),
+                " images of ",
                 finder.find(key, [part], "patients"),
+                " patients",
             )
-            or fill(f"the {part} part had {{}} images", finder.find(key, [part], "images"))
+            or fill(f"the {part} part had ", finder.find(key, [part], "images"), " images")
             for part in ("training", "validation", "test")
         ]
     )
@@ -273,11 +276,12 @@ def _describe_characteristics(run: SavedRun, finder: CellFinder) -> Spans:
     for name in dict.fromkeys(str(row.cells[0]) for row in table.rows if row.cells[1] == "median"):
         medians = [
             fill(
-                f"{{}} in the {part} part (quartiles {{}} and {{}})",
-                *(
-                    finder.find(key, [name, value], "number", heading=part)
-                    for value in ("median", "lower quartile", "upper quartile")
-                ),
+                finder.find(key, [name, "median"], "number", heading=part),
+                f" in the {part} part (quartiles ",
+                finder.find(key, [name, "lower quartile"], "number", heading=part),
+                " and ",
+                finder.find(key, [name, "upper quartile"], "number", heading=part),
+                ")",
             )
             for part in parts
         ]
@@ -304,8 +308,8 @@ def _describe_overall(result: Result, finder: CellFinder) -> Spans:
         (key for key in finder.tables if key.startswith("flow-")), flow
     )
     images, patients = finder.find(own, ["test"], "images"), finder.find(own, ["test"], "patients")
-    spans = fill(f"On {{}} test images of {{}} patients, {result.label} had ", images, patients) or fill(
-        f"On {{}} test images, {result.label} had ", images
+    spans = fill("On ", images, " test images of ", patients, f" patients, {result.label} had ") or fill(
+        "On ", images, f" test images, {result.label} had "
     )
     metrics = [
         ("accuracy", "an accuracy of"),
@@ -316,19 +320,19 @@ def _describe_overall(result: Result, finder: CellFinder) -> Spans:
         ("MCC", "an MCC of"),
     ]
     spans += join_clauses(
-        [fill(f"{words} {{}}", finder.find("overall", [run.label, stage], title)) for title, words in metrics]
+        [fill(f"{words} ", finder.find("overall", [run.label, stage], title)) for title, words in metrics]
     )
     spans += (" (", TableReference("overall"), "). ")
     validation = finder.find("accuracy", [run.label, stage], "validation")
     if validation is not None:
         spans += (
-            *fill("Its accuracy on the validation images was {} (", validation),
+            *fill("Its accuracy on the validation images was ", validation, " ("),
             TableReference("accuracy"),
             "). ",
         )
     if result.patients is not None:
         clauses = [
-            fill(f"{title} {{}}", finder.find("overall-patients", [run.label, stage], title))
+            fill(f"{title} ", finder.find("overall-patients", [run.label, stage], title))
             for title in ("accuracy", "macro F1", "macro AUROC")
         ]
         spans += ("By patient, from the mean probability of the images: ", *join_clauses(clauses), " (")
@@ -342,7 +346,7 @@ def _describe_class(result: Result, class_name: str | None, finder: CellFinder) 
     spans: Spans = ()
     if class_name in names:
         titles = ("sensitivity", "specificity", "precision", "NPV", "AUROC", "average precision")
-        clauses = [fill(f"{title} {{}}", finder.find(key, [stage, str(class_name)], title)) for title in titles]
+        clauses = [fill(f"{title} ", finder.find(key, [stage, str(class_name)], title)) for title in titles]
         spans += (
             f"For {class_name} against the other classes: ",
             *join_clauses(clauses),
@@ -352,7 +356,7 @@ def _describe_class(result: Result, class_name: str | None, finder: CellFinder) 
         )
     others = [name for name in names if name != class_name]
     if len(names) <= MAX_CLASSES:
-        clauses = [fill(f"{{}} for {name}", finder.find(key, [stage, name], "sensitivity")) for name in others]
+        clauses = [fill(finder.find(key, [stage, name], "sensitivity"), f" for {name}") for name in others]
         spans += ("Sensitivity was ", *join_clauses(clauses), ". ") if any(clauses) else ()
     return spans
 
@@ -362,7 +366,7 @@ def _describe_decision(result: Result, finder: CellFinder) -> Spans:
     spans: Spans = ()
     if result.calibration is not None:
         clauses = [
-            fill(f"{words} {{}}", finder.find("calibration", [*head, "temperature*"], title))
+            fill(f"{words} ", finder.find("calibration", [*head, "temperature*"], title))
             for title, words in (
                 ("ECE", "an expected calibration error of"),
                 ("Brier", "a Brier score of"),
@@ -381,11 +385,11 @@ def _describe_decision(result: Result, finder: CellFinder) -> Spans:
         key = "threshold-patients" if point.level == PATIENTS else "threshold"
         unit = "patients" if point.level == PATIENTS else "images"
         clauses = [
-            fill(f"{title} {{}}", finder.find(key, head, title, heading="test"))
+            fill(f"{title} ", finder.find(key, head, title, heading="test"))
             for title in ("sensitivity", "specificity", "precision", "NPV")
         ]
         start = fill(
-            f"At the threshold of {{}} for {point.class_name}, test {unit} gave ", finder.find(key, head, "threshold")
+            "At the threshold of ", finder.find(key, head, "threshold"), f" for {point.class_name}, test {unit} gave "
         )
         if not start or not any(clauses):
             continue
@@ -411,19 +415,21 @@ def _describe_replicates(candidate: Candidate, finder: CellFinder) -> Spans:
     ):
         key = has_row[0]
         clauses = [
-            fill(f"{title} {{}}", finder.find(key, head, title))
+            fill(f"{title} ", finder.find(key, head, title))
             for title in ("accuracy", "balanced accuracy", "macro F1", "Cohen's κ", "MCC")
         ]
         spans += fill(
-            f"Pooled over the folds, {{}} images were tested by {candidate.label}: ", finder.find(key, head, "images")
+            "Pooled over the folds, ", finder.find(key, head, "images"), f" images were tested by {candidate.label}: "
         )
         spans += (*join_clauses(clauses), " (", TableReference(key), "). ")
     rows = [*head, candidate.replicate_text]
     clauses = [
         fill(
-            f"{index.removesuffix(', %')} {{}} (standard deviation {{}})",
+            f"{index.removesuffix(', %')} ",
             finder.find("replicates", [*rows, index], "mean"),
+            " (standard deviation ",
             finder.find("replicates", [*rows, index], "SD"),
+            ")",
         )
         for index in ("accuracy, %", "balanced accuracy, %", "macro F1, %", "macro AUROC")
     ]
@@ -457,7 +463,7 @@ def _describe_comparisons(winner: Winner, finder: CellFinder) -> Spans:
             else f"No difference in accuracy between {each.first.label} and {each.second.label} was shown"
         )
         corrected = "corrected p" if each.family > 1 else "p"
-        spans += fill(f"{words}: first minus second {{}}, {corrected} {equal}{{}}. ", points, p_value)
+        spans += fill(f"{words}: first minus second ", points, f", {corrected} {equal}", p_value, ". ")
     if not spans:
         return ()
     left_out = " has the other pairs" if len(winner.comparisons) > MAX_PAIRS else " has all indices"
@@ -476,7 +482,7 @@ def _describe_subgroups(winner: Winner, finder: CellFinder) -> Spans:
         number = finder.find(key, [index, column], "p, corrected")
         if number is not None and isinstance(corrected, Number):
             equal = "" if number.text.startswith("<") else "= "
-            clause = fill(f"{column} (corrected p {equal}{{}})", number)
+            clause = fill(f"{column} (corrected p {equal}", number, ")")
             by_answer.setdefault((index, corrected.value < LEVEL), []).append(clause)
     spans: Spans = ()
     for (index, differs), clauses in by_answer.items():

@@ -176,13 +176,14 @@ def format_linked_cell(cell: Cell, unit: str) -> str:
     return f"{value} (95 % CI {interval})" if interval != DASH else f"{value} (no confidence interval)"
 
 
-def fill(template: str, *spans: Span | None) -> Spans:
-    """Return a sentence whose `{}` are replaced by spans, in order; empty if one of them is None."""
-    if any(span is None for span in spans):
-        return ()
-    texts = template.split("{}")
-    pairs = zip(texts, [*spans, ""], strict=True)
-    return tuple(span for pair in pairs for span in pair if span is not None and span != "")
+def fill(*spans: Span | None) -> Spans:
+    """Return the spans of a clause, or none of them if one is None: a clause without its number is not written.
+
+    Example:
+        >>> fill("an accuracy of ", None, " was reached")
+        ()
+    """
+    return tuple(span for span in spans if span) if None not in spans else ()
 
 
 def join_clauses(clauses: Sequence[Spans]) -> Spans:
