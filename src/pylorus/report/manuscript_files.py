@@ -419,7 +419,7 @@ class _DocxWriter:
         shape = paragraph.add_run().add_picture(io.BytesIO(self.pictures[drawing.key]), width=Inches(width))
         shape._inline.docPr.set("descr", drawing.alt)
         caption = self.document.add_paragraph()
-        self._add_bookmark(caption, f"figure_{number}", f"Figure {number}. ")
+        self._add_bookmark(caption, f"figure_{number}", f"Figure {number}. ", 9)
         caption.runs[0].bold = True
         rest = _format_figure_caption(drawing, number).removeprefix(f"Figure {number}. ")
         caption.add_run(rest).font.size = Pt(9)
@@ -431,7 +431,7 @@ class _DocxWriter:
         caption = self.document.add_paragraph()
         caption.paragraph_format.keep_with_next = True
         caption.paragraph_format.space_before = Pt(14)
-        self._add_bookmark(caption, f"table_{number}", f"Table {number}. ")
+        self._add_bookmark(caption, f"table_{number}", f"Table {number}. ", 9)
         caption.runs[0].bold = True
         caption.add_run(_format_table_caption(table, number).removeprefix(f"Table {number}. ")).font.size = Pt(9)
         has_spans = any(column.heading for column in table.columns)
@@ -443,9 +443,11 @@ class _DocxWriter:
         for index in range(len(table.columns)):
             self._fill_cell(grid.rows[-1].cells[index], _format_column_title(table, index), size, bold=True)
         for row in grid.rows:
-            self._repeat_row(row)
+            self._set_row_property(row, "w:tblHeader")  # repeated on each page that the table goes on to
         for row_index, row in enumerate(table.rows):
-            cells = grid.add_row().cells
+            added = grid.add_row()
+            self._set_row_property(added, "w:cantSplit")
+            cells = added.cells
             for index, cell in enumerate(row.cells):
                 name = self.numbering.cells.get((table.key, row_index, index), "")
                 self._fill_cell(
@@ -485,12 +487,12 @@ class _DocxWriter:
         for run in paragraph.runs:
             run.bold = bold or None
 
-    def _repeat_row(self, row: Any) -> None:
-        """Repeat a row at the head of each page that the table goes on to."""
+    def _set_row_property(self, row: Any, name: str) -> None:
+        """Set a property of a row that is true or absent."""
         from docx.oxml import OxmlElement
         from docx.oxml.ns import qn
 
-        element = OxmlElement("w:tblHeader")
+        element = OxmlElement(name)
         element.set(qn("w:val"), "true")
         row._tr.get_or_add_trPr().append(element)
 
@@ -507,7 +509,7 @@ class _DocxWriter:
             words.append(max(over, *(len(word) for text in texts for word in (text.split() or [""]))))
             lines = [line for text in texts[1:] for line in text.split("\n")]
             lengths.append(min(MAX_LINE, max([len(line) for line in lines], default=1)))
-        letter, padding = 0.68 * size / 72, 0.18
+        letter, padding = 0.7 * size / 72, 0.2
         least = [letter * word + padding for word in words]
         wanted = [max(low, letter * length + padding) for low, length in zip(least, lengths, strict=True)]
         spare, missing = self.width - sum(least), sum(wanted) - sum(least)
