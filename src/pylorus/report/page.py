@@ -25,16 +25,15 @@ from pylorus.report import captions
 from pylorus.report.captions import format_validation_images
 from pylorus.report.comparison import AUROC, MACRO_F1, Comparison, IndexComparison
 from pylorus.report.curve_figures import (
-    collect_curves,
-    plot_class_metric_curves,
+    build_training_section,
     plot_net_benefit,
     plot_risk_coverage,
-    plot_training_curves,
 )
 from pylorus.report.evidence import Evidence, collect_evidence
 from pylorus.report.figure_style import Drawing, render_png, render_svg
 from pylorus.report.headline import format_answered_images
 from pylorus.report.manuscript import build_manuscript
+from pylorus.report.manuscript_blocks import Manuscript
 from pylorus.report.manuscript_files import MANUSCRIPT_FILES, check_docx, write_manuscript
 from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
 from pylorus.report.network_figure import build_network_section
@@ -69,7 +68,7 @@ from pylorus.report.result_tables import (
     build_threshold_table,
     build_unadjusted_table,
 )
-from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result, make_file_stems
+from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result
 from pylorus.report.study_tables import (
     STUDY,
     build_accuracy_table,
@@ -197,13 +196,37 @@ def write_report(
     folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     scope = resolve_scope(folders, None if output is None else Path(output))
     evidence = collect_evidence(scope.folders, options)
-    sections = build_sections(evidence)
-    manuscript = build_manuscript(evidence, sections) if options.docx or options.latex else None
-    tables = {table.key: table for table in [*_iter_tables(sections), *(manuscript.tables if manuscript else [])]}
-    written = [scope.output / name for name in _write_tables(scope.output, tables.values())]
-    drawings = list(
-        {each.key: each for each in [*_iter_drawings(sections), *(manuscript.drawings if manuscript else [])]}.values()
-    )
+    summary, sections = build_summary(evidence, kind=scope.kind), build_sections(evidence)
+    draft = build_manuscript(evidence, sections) if options.docx or options.latex else None
+    return write_page(scope.output, summary, sections, draft=draft, options=options, parallel=parallel)
+
+
+def write_page(
+    output: Path,
+    summary: Summary,
+    sections: Sequence[Section],
+    *,
+    draft: Manuscript | None = None,
+    options: ReportOptions | None = None,
+    parallel: bool = False,
+) -> Path:
+    """Write a report's tables, figures and page, and delete those of an earlier report in the same folder.
+
+    Args:
+        output: Folder to write to.
+        summary: Head of the page.
+        sections: Sections in the order of the page.
+        draft: Draft of a manuscript to write beside the page, in the formats that the options ask for.
+        options: Options of the report; only those formats are read.
+        parallel: Whether to render the figures in forked processes, on all cores.
+
+    Returns:
+        Path of the HTML page.
+    """
+    tables = {each.key: each for each in (*_iter_tables(sections), *(draft.tables if draft else ()))}
+    written = [output / name for name in _write_tables(output, tables.values())]
+    by_key = {each.key: each for each in (*_iter_drawings(sections), *(draft.drawings if draft else ()))}
+    drawings = list(by_key.values())
 
     def render_drawing(index: int) -> tuple[bytes, bytes]:
         return render_svg(drawings[index]), render_png(drawings[index])
@@ -214,15 +237,15 @@ def write_report(
     for drawing, (svg, png) in zip(drawings, rendered, strict=True):
         pictures[drawing.key] = svg
         for kind, content in (("svg", svg), ("png", png)):
-            written.append(scope.output / "figures" / f"{drawing.key}.{kind}")
+            written.append(output / "figures" / f"{drawing.key}.{kind}")
             with write_atomically(written[-1]) as temporary:
                 temporary.write_bytes(content)
-    if manuscript is not None:
+    if draft is not None and options is not None:
         images = {drawing.key: png for drawing, (_, png) in zip(drawings, rendered, strict=True)}
-        written += write_manuscript(manuscript, scope.output, images, docx=options.docx, latex=options.latex)
-    page = scope.output / PAGE
-    write_text(page, render_page(build_summary(evidence, kind=scope.kind), sections, pictures))
-    _delete_stale_files(scope.output, [*written, page])
+        written += write_manuscript(draft, output, images, docx=options.docx, latex=options.latex)
+    page = output / PAGE
+    write_text(page, render_page(summary, sections, pictures))
+    _delete_stale_files(output, [*written, page])
     return page
 
 
@@ -500,26 +523,6 @@ def _group_by_classes(results: Sequence[Result]) -> list[list[Result]]:
     for result in results:
         groups.setdefault(result.images.predictions.class_names, []).append(result)
     return list(groups.values())
-
-
-def build_training_section(evidence: Evidence) -> Section:
-    """Build the section of training curves: all models in one plot per stage, then the classes of each model."""
-    curves = collect_curves(evidence.runs)
-    labels = {run: label for label, runs in evidence.replicates.items() for run in runs}
-    stages = dict.fromkeys(each.stage.name for each in curves)
-    items: list[Item] = [
-        plot_training_curves([each for each in curves if each.stage.name == stage], labels=labels) for stage in stages
-    ]
-    stems = make_file_stems(list(evidence.replicates))
-    for stem, (label, runs) in zip(stems, evidence.replicates.items(), strict=True):
-        for stage in stages:
-            own = [each for each in curves if each.stage.name == stage and each.run in runs]
-            if own:
-                items.append(plot_class_metric_curves(own, own[0].run.short_names, label=label, stem=stem))
-    without = [f"{run.label} {stage.name}" for run in evidence.runs for stage in run.stages if stage.curves is None]
-    if without:
-        items.append(Sentences((f"No training curves, because metrics.csv is missing: {'; '.join(without)}.",)))
-    return Section("training", "Training", tuple(items))
 
 
 def build_test_figure_section(evidence: Evidence) -> Section:
