@@ -98,6 +98,8 @@ class ReportOptions:
             `sensitivity=135/150` or `published`.
         thumbnails: Whether to show the worst mistakes as small images.
         names: Whether to show file names, groups, folders and error messages, which may name patients.
+        docx: Whether to write a draft of a manuscript as a Word file.
+        latex: Whether to write a draft of a manuscript as LaTeX.
         resamples: Number of random exchanges of two models' predictions in tests of macro F1 and similar indices, >= 1.
         seed: Random seed of these exchanges and of permutation tests: the same seed gives the same report.
 
@@ -114,6 +116,8 @@ class ReportOptions:
     against: tuple[str, ...] = ()
     thumbnails: bool = False
     names: bool = False
+    docx: bool = False
+    latex: bool = False
     resamples: int = RESAMPLES
     seed: int = 0
 
