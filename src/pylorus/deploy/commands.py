@@ -6,6 +6,7 @@ The command line imports this module, which therefore imports what computes only
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +166,15 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _run_validate(arguments: argparse.Namespace) -> None:
     _check_prevalence(arguments.prevalence)
-    unequal = [word for word in arguments.names if "=" not in word or word.startswith("=")]
+    unequal = [word for word in arguments.names if not word.rpartition("=")[0]]
     if unequal:
         raise PylorusError(
             f'--map: found "{unequal[0]}", expected NAME=CLASS, or NAME= to leave the images of NAME out.'
         )
+    pairs = [(name, new) for name, _, new in (word.rpartition("=") for word in arguments.names)]
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise PylorusError(f'--map: "{repeated[0]}" is given twice. Name one class for it.')
     _use_passive_waiting()
     from pylorus.deploy.external import ValidateOptions, validate_bundle
     from pylorus.deploy.predict import PredictOptions
@@ -178,7 +183,7 @@ def _run_validate(arguments: argparse.Namespace) -> None:
     options = ValidateOptions(
         root=arguments.root,
         group=arguments.group,
-        names=dict(word.rsplit("=", 1) for word in arguments.names),
+        names=dict(pairs),
         class_name=arguments.class_name,
         prevalence=arguments.prevalence,
         show_names=arguments.show_names,
