@@ -3,7 +3,8 @@
 The part is one that shows no tissue, such as the border of the frame. If it says nothing about the class, the classes of
 patients can be exchanged without a difference, so the test permutes them: it is exact whatever the scores are. Images of
 a patient and a class count once, with their mean scores. Patients of one class exchange their classes with each other;
-a patient with images of several classes exchanges them within itself only.
+a patient with images of several classes exchanges them within itself only. The statistic is the highest AUROC of a
+class, since a mark often tells one class from all others.
 """
 
 import math
@@ -27,16 +28,18 @@ class ChanceTest:
     """Whether scores separate the classes better than chance.
 
     Attributes:
-        area: Mean one-vs-rest AUROC of the classes, each patient and class counting once; 0.5 is chance. NaN if there
-            is only one class.
-        p_value: One-sided p that the mean AUROC is above chance, in (0, 1]; NaN if the area is.
-        limit: Mean AUROC that chance exceeds in 1 of 1,000 permutations: only larger ones can be found.
+        area: Highest one-vs-rest AUROC of a class, each patient and class counting once; 0.5 is chance for a class that
+            is chosen beforehand. NaN if there is only one class.
+        label: Index of that class; -1 if there is only one.
+        p_value: One-sided p that the highest AUROC is above what chance gives, in (0, 1]; NaN if the area is.
+        limit: Highest AUROC that chance exceeds in 1 of 1,000 permutations: only larger ones can be found.
         units: Number of patients, or of their classes if a patient has several.
         images: Number of images.
         smallest_p: The smallest p that these patients allow.
     """
 
     area: float
+    label: int
     p_value: float
     limit: float
     units: int
@@ -85,31 +88,33 @@ def chance_test(
     means = np.round(sums / np.bincount(unit.ravel())[:, None], 9)
     present = np.unique(label)
     if len(present) < 2:
-        return ChanceTest(math.nan, math.nan, math.nan, len(units), len(labels), 1.0)
+        return ChanceTest(math.nan, -1, math.nan, math.nan, len(units), len(labels), 1.0)
     ranks = np.stack([rankdata(means[:, column]) for column in present], axis=1)
 
     def compute_areas(assignments: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the mean AUROC of assignments of shape (m, units)."""
+        """Return the AUROC of each class, of shape (classes, m), for assignments of shape (m, units)."""
         areas = []
         for column, name in enumerate(present):
             positives = int((label == name).sum())
             rank_sums = (assignments == name) @ ranks[:, column]
             areas.append((rank_sums - positives * (positives + 1) / 2) / (positives * (len(label) - positives)))
-        return np.mean(areas, axis=0)
+        return np.stack(areas)
 
     blocks = _find_exchangeable_units(patient)
     generator = np.random.default_rng(seed)
     size = max(1, BATCH_NUMBERS // len(label))
     chance = np.concatenate(
         [
-            compute_areas(_permute_labels(label, blocks, generator, min(size, permutations - start)))
+            compute_areas(_permute_labels(label, blocks, generator, min(size, permutations - start))).max(axis=0)
             for start in range(0, permutations, size)
         ]
     )
-    area = float(compute_areas(label[None])[0])
+    observed = compute_areas(label[None])[:, 0]
+    area = float(observed.max())
     reached = int((chance >= area - 1e-12).sum())
     return ChanceTest(
         area,
+        int(present[observed.argmax()]),
         (reached + 1) / (permutations + 1),  # the observed assignment is one of them (Phipson and Smyth 2010)
         float(np.quantile(chance, 0.999)),
         len(units),
