@@ -23,9 +23,10 @@ from torch import nn
 
 from pylorus.data.input_format import InputFormat
 from pylorus.data.synthetic import CLASSES, generate_frame
-from pylorus.deploy.stress import REGION_VARIANTS, WHOLE, compute_variants, evaluate_regions
+from pylorus.deploy.stress import evaluate_regions
+from pylorus.deploy.variants import REGION_VARIANTS, WHOLE, compute_variants
 from pylorus.model.inference import NetworkOutput
-from pylorus.report.stress import RegionResult
+from pylorus.report.stress_text import RegionResult
 
 FRAME, INPUT = 96, 64
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -53,7 +54,9 @@ def draw_images(run: int, *, patients: int, views: int, is_test: bool) -> Images
     return Images(np.stack(frames), np.array(true), np.array(names))
 
 
-def plant_mark(images: Images, probability: np.ndarray, *, side: float, corner: int, random: np.random.Generator) -> None:
+def plant_mark(
+    images: Images, probability: np.ndarray, *, side: float, corner: int, random: np.random.Generator
+) -> None:
     """Draw a square into a corner of each frame with a probability that depends on its class."""
     length, gap = max(1, round(side / 100 * FRAME)), 1
     left = gap if corner % 2 == 0 else FRAME - gap - length
@@ -100,7 +103,9 @@ def run_once(run: int, options: argparse.Namespace, *, planted: bool) -> tuple[l
     marked = None
     if planted or run % 2:
         chosen, strength = int(random.integers(len(CLASSES))), options.association
-        probability = np.where(np.arange(len(CLASSES)) == chosen, strength, 1 - strength) if planted else np.full(3, 0.5)
+        probability = (
+            np.where(np.arange(len(CLASSES)) == chosen, strength, 1 - strength) if planted else np.full(3, 0.5)
+        )
         for part in parts:
             plant_mark(part, probability, side=options.side, corner=corner, random=random)
         marked = corner

@@ -2,9 +2,9 @@
 
 A grade is a physical quantity, such as the radius of the blur in thousandths of the field's diameter. Lengths are
 relative to the diameter of the field of view, so that a grade means the same on a frame of 400 and of 1,400 pixels.
-Light is changed in linear light (a display gamma of 2.2) and only inside the field; what surrounds the field stays as it
-is. A degraded frame is a pure function of the frame's content, the kind, the grade and the seed; the grades of a kind
-share their random numbers, so that a higher grade is the same accident, only worse.
+Light is changed in linear light (a display gamma of 2.2) and only inside the field; what surrounds the field stays as
+it is. A degraded frame is a pure function of the frame's content, the kind, the grade and the seed; the grades of a
+kind share their random numbers, so that a higher grade is the same accident, only worse.
 """
 
 import hashlib
@@ -73,6 +73,11 @@ class Degradation:
     quantity: str
     amounts: tuple[float, float, float, float, float]
     apply: Callable[[Scene, float], RGB]
+
+    @property
+    def label(self) -> str:
+        """The title within a sentence."""
+        return self.title if self.title.isupper() else self.title.lower()
 
     def format_amount(self, grade: int) -> str:
         """Return the quantity of a grade as text."""
@@ -300,7 +305,7 @@ DEGRADATIONS = {kind.name: kind for kind in _KINDS}
 # --- what surrounds the tissue ---
 
 MARGIN = 0.02
-"""The field is widened by this fraction of its diameter before what lies outside is cut out: no tissue is left in it."""
+"""The field is widened by this fraction of its diameter, so that its surroundings hold no tissue."""
 MIN_BORDER = 0.01
 """Fraction of the frame that must lie outside the widened field; else the frame has no border."""
 
@@ -373,7 +378,7 @@ def isolate_region(image: RGB, surroundings: Surroundings, region: str, fill: ND
 
 
 def hide_region(image: RGB, surroundings: Surroundings, region: str) -> RGB:
-    """Return a frame without a region of `REGIONS`: in the colour around the field, text in that of its surroundings."""
+    """Return a frame whose region of `REGIONS` has the colour around the field; text has that of its surroundings."""
     if region == "overlays":
         image = cover_overlays(image, surroundings.overlays)
     mask = surroundings.get_mask(region) & ~surroundings.inside

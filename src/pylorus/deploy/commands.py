@@ -133,9 +133,9 @@ def _add_stress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command = commands.add_parser(
         "stress",
         help="measure what degraded images cost, and look for shortcuts outside the tissue",
-        description="Run a model on blurred, dark, discoloured, compressed and overwritten versions of labelled images, "
-        "and on what surrounds the tissue alone: if that tells it the class, the model may use a shortcut. Writes one "
-        "HTML page, tables and figures.",
+        description="Run a model on blurred, dark, discoloured, compressed and overwritten versions of labelled "
+        "images, and on what surrounds the tissue alone: if that tells it the class, the model may use a shortcut. "
+        "Writes one HTML page, tables and figures.",
     )
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
     command.add_argument(

@@ -1,76 +1,52 @@
-"""`pylorus stress`: run a model on degraded images, and on what surrounds the tissue alone, and write a page on it.
-
-Each image is decoded once. All its variants are one batch, so that variants that do not differ give the same numbers to
-the last bit, whatever the other images are.
-"""
+"""`pylorus stress`: run a model on degraded images, and on what surrounds the tissue alone, and write a page on it."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pylorus.core.distributed import compute_seed, map_items
-from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion, normalize_name
-from pylorus.core.formatting import format_count, join_names, open_progress_bar
+from pylorus.core.distributed import compute_seed
+from pylorus.core.errors import PylorusError, format_path, format_suggestion, normalize_name
+from pylorus.core.formatting import format_count, join_names
 from pylorus.core.io import check_new_folder
-from pylorus.data.decode import read_image
 from pylorus.data.degradation import (
-    DEGRADATIONS,
-    GRADES,
     REGIONS,
-    compute_content_hash,
-    degrade_image,
-    draw_field_mask,
-    find_surroundings,
-    hide_region,
-    isolate_region,
 )
-from pylorus.data.field_of_view import find_field
-from pylorus.data.files import RGB
-from pylorus.data.input_format import InputFormat
 from pylorus.data.sources import list_folder_files, list_manifest_files
 from pylorus.deploy.description import Description
 from pylorus.deploy.model import InferenceModel
 from pylorus.deploy.parity import TrialImages, find_run_images
 from pylorus.deploy.predict import load_model
+from pylorus.deploy.variants import (
+    ALONE,
+    DEGRADED_VARIANTS,
+    HIDDEN,
+    REGION_VARIANTS,
+    WHOLE,
+    VariantOutputs,
+    compute_variants,
+)
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.comparison import difference_of_paired, holm
 from pylorus.evaluation.index_intervals import clustered_wilson
 from pylorus.evaluation.intervals import Estimate, create_undefined_estimate
 from pylorus.evaluation.shortcuts import chance_test
 from pylorus.model.inference import NetworkOutput
-from pylorus.report.stress import (
-    FOLDER,
-    LEVEL,
-    RECORD,
-    GradeResult,
-    RegionResult,
-    StressResult,
-    build_findings,
-    write_stress_page,
-)
+from pylorus.report.stress import FOLDER, RECORD, write_stress_page
+from pylorus.report.stress_text import LEVEL, GradeResult, RegionResult, StressResult, build_findings
 
 log = logging.getLogger(__name__)
 
-WHOLE = "whole"
-ALONE, HIDDEN = "alone", "hidden"
-FILL_IMAGES = 48
-"""Images whose fields give the fill colour."""
 MIN_IMAGES = 10
 """Images that must have a region for it to be tested."""
 LOGIT_DIGITS = 3
 """Logits that differ by less are equal in the tests against chance."""
-
-DEGRADED_VARIANTS = tuple(f"{name}/{grade}" for name in DEGRADATIONS for grade in range(1, GRADES + 1))
-REGION_VARIANTS = tuple(f"{how}/{region}" for how in (ALONE, HIDDEN) for region in REGIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,42 +74,6 @@ class StressOptions:
     device: str = "auto"
     network: Callable[..., Any] | None = None
     trust: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class VariantOutputs:
-    """What the network says about n images in several variants.
-
-    Attributes:
-        variants: Names of the variants: whole, KIND/GRADE, alone/REGION, hidden/REGION.
-        logits: float64 of shape (variants, n, classes).
-        unlikeness: float64 of shape (variants, n).
-        has_border: Whether a border surrounds the field of view, of shape (n,).
-        has_overlays: Whether text or plates were detected, of shape (n,).
-        rows: Which of the images could be read, indices of shape (n,).
-        problems: Why each other image could not be read.
-    """
-
-    variants: tuple[str, ...]
-    logits: NDArray[np.float64]
-    unlikeness: NDArray[np.float64]
-    has_border: NDArray[np.bool_]
-    has_overlays: NDArray[np.bool_]
-    rows: NDArray[np.int64]
-    problems: tuple[str, ...] = ()
-
-    def get_logits(self, variant: str) -> NDArray[np.float64]:
-        """Return the logits of a variant, of shape (n, classes)."""
-        return np.asarray(self.logits[self.variants.index(variant)])
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """The variants of an image as the network's input, uint8 of shape (variants, size, size, 3)."""
-
-    images: NDArray[np.uint8]
-    has_border: bool
-    has_overlays: bool
 
 
 def stress(folder: Path, source: Path | None, output: Path | None, options: StressOptions) -> None:
@@ -173,7 +113,8 @@ def stress(folder: Path, source: Path | None, output: Path | None, options: Stre
     if outputs.problems:
         count = format_count(len(outputs.problems), "file")
         unused.append(f"{count} could not be read; the first: {outputs.problems[0]}")
-    result = _evaluate(bundle, chosen.select_files(outputs.rows), outputs, deciding, unused, options)
+    has_patients = len(set(images.groups)) < len(images)
+    result = _evaluate(bundle, chosen.select_files(outputs.rows), outputs, deciding, unused, options, has_patients)
     page = write_stress_page(result, target)
     print(f"{format_count(result.images, 'image')}, {result.source}\n")
     print("\n".join(f"- {sentence}" for sentence in (*build_findings(result), *result.unused)))
@@ -289,110 +230,6 @@ def select_images(images: TrialImages, limit: int) -> TrialImages:
     return images.select_files(np.array(rows, dtype=np.int64))
 
 
-# --- variants ---
-
-
-def compute_variants(
-    sources: Sequence[Path | RGB],
-    form: InputFormat,
-    run_network: Callable[[NDArray[np.uint8]], NetworkOutput],
-    variants: Sequence[str],
-    *,
-    seed: int = 0,
-    batch: int = 32,
-    progress: bool = True,
-) -> VariantOutputs:
-    """Run the network on all variants of images.
-
-    Args:
-        sources: Files; or decoded images, uint8 RGB of shape (height, width, 3).
-        form: How an image is prepared for the network.
-        run_network: Function of uint8 RGB images of shape (n, size, size, 3), such as `InferenceModel.run_network`.
-        variants: Names of variants; see `VariantOutputs`.
-        seed: Seed of the degradations.
-        batch: Batch size of the network, in images.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        PylorusError: If no image can be read.
-    """
-    cv2.setNumThreads(0)
-    fill = _compute_fill(sources, form)
-
-    def prepare(source: Path | RGB) -> _Prepared | str:
-        try:
-            image = read_image(source, policy=form.policy) if isinstance(source, Path) else source
-        except UnreadableImageError as error:
-            return str(error)
-        return _prepare_variants(image, form, fill, variants, seed)
-
-    logits, unlikeness, flags, rows, problems = [], [], [], [], []
-    in_threads = bool(sources) and not isinstance(sources[0], Path)
-    results: Any = map_items(prepare, sources, in_threads=in_threads, name=lambda source: str(source)[:200])
-    bar = open_progress_bar("stressing images", len(sources), shown=progress)
-    with bar, closing(results):
-        for row, prepared in enumerate(results):
-            bar.update(1)
-            if isinstance(prepared, str):
-                problems.append(prepared)
-                continue
-            outputs = [run_network(part) for part in _split_into_batches(prepared.images, batch)]
-            logits.append(torch.cat([each.logits for each in outputs]).double().numpy())
-            unlikeness.append(torch.cat([each.unlikeness for each in outputs]).double().numpy())
-            flags.append((prepared.has_border, prepared.has_overlays))
-            rows.append(row)
-    if not rows:
-        raise PylorusError(f"None of the {format_count(len(sources), 'image')} can be read: {problems[0]}")
-    border, overlays = np.array(flags, dtype=bool).T
-    return VariantOutputs(
-        tuple(variants),
-        np.stack(logits, axis=1),
-        np.stack(unlikeness, axis=1),
-        border,
-        overlays,
-        np.array(rows, dtype=np.int64),
-        tuple(problems),
-    )
-
-
-def _split_into_batches(images: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
-
-
-def _compute_fill(sources: Sequence[Path | RGB], form: InputFormat) -> NDArray[np.uint8]:
-    """Compute the mean colour inside the fields of view of some images, the same for all of them."""
-    colours = []
-    for index in np.unique(np.linspace(0, len(sources) - 1, min(FILL_IMAGES, len(sources))).astype(int)):
-        source = sources[index]
-        try:
-            image = read_image(source, policy=form.policy) if isinstance(source, Path) else source
-        except UnreadableImageError:
-            continue
-        colours.append(image[draw_field_mask(find_field(image), image.shape)].mean(axis=0))
-    return np.rint(np.mean(colours, axis=0) if colours else np.full(3, 128)).astype(np.uint8)
-
-
-def _prepare_variants(
-    image: RGB, form: InputFormat, fill: NDArray[np.uint8], variants: Sequence[str], seed: int
-) -> _Prepared:
-    field, content = find_field(image), compute_content_hash(image)
-    surroundings = find_surroundings(image, field)
-
-    def build_variant(variant: str) -> RGB:
-        name, _, detail = variant.partition("/")
-        if name == WHOLE:
-            return image
-        if name == ALONE:
-            return isolate_region(image, surroundings, detail, fill)
-        if name == HIDDEN:
-            return hide_region(image, surroundings, detail)
-        return degrade_image(image, name, int(detail), seed=seed, field=field, content=content)
-
-    images = np.stack([form.prepare_image(build_variant(variant), field=field) for variant in variants])
-    return _Prepared(images, surroundings.has_border, bool(surroundings.overlays))
-
-
 # --- evaluation ---
 
 
@@ -403,10 +240,10 @@ def _evaluate(
     deciding: str,
     unused: list[str],
     options: StressOptions,
+    has_patients: bool,
 ) -> StressResult:
     description = bundle.description
-    names, patients = description.short_names, len(set(images.groups))
-    groups = images.groups if patients < len(images) else None
+    names, groups = description.short_names, images.groups if has_patients else None
     is_finite = bool(np.isfinite(outputs.logits).all() and np.isfinite(outputs.unlikeness).all())
     if not is_finite:
         raise PylorusError("the network's output is NaN or infinite for some images, so nothing can be concluded.")
@@ -423,7 +260,7 @@ def _evaluate(
         identity=bundle.identity,
         source=images.source,
         images=len(images),
-        patients=patients if groups is not None else None,
+        patients=len(set(images.groups)) if has_patients else None,
         counts={name: int(count) for name, count in zip(names, counts, strict=True)},
         unused=tuple(unused),
         deciding=deciding,
@@ -525,9 +362,9 @@ def evaluate_regions(
         # Text in one class only is a shortcut, so images without text take part in its test.
         rows = np.flatnonzero(has_region if region != "overlays" else np.ones(len(true), dtype=bool))
         part = None if groups is None else groups[rows]
-        problem = "" if images >= MIN_IMAGES else f"not tested, since {_explain_absence(region, images)}"
+        problem = "" if images >= MIN_IMAGES else _explain_absence(region, images)
         if not problem and len(np.unique(true[rows])) < 2:
-            problem = "not tested, since all images that have it are of one class"
+            problem = "all images that have it are of one class"
         if problem:
             results.append(RegionResult(region, images, problem))
             continue
@@ -535,9 +372,7 @@ def evaluate_regions(
         scores = np.round(alone - _compute_log_sum(alone), LOGIT_DIGITS)
         test = chance_test(scores, true[rows], part, seed=compute_seed(seed, region) % 2**32)
         if test.smallest_p * len(REGIONS) > LEVEL:
-            problem = (
-                f"not tested: {format_count(test.units, 'patient')} are too few to show anything at the level {LEVEL:g}"
-            )
+            problem = f"{format_count(test.units, 'patient')} are too few to show anything at the level {LEVEL:g}"
             results.append(RegionResult(region, images, problem))
             continue
         hidden = probabilities_of_logits(outputs.get_logits(f"{HIDDEN}/{region}")[rows], temperature=temperature)

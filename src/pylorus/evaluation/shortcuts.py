@@ -1,10 +1,10 @@
 """Test whether the scores that a network gives to a part of its images are better than chance, with whole patients.
 
-The part is one that shows no tissue, such as the border of the frame. If it says nothing about the class, the classes of
-patients can be exchanged without a difference, so the test permutes them: it is exact whatever the scores are. Images of
-a patient and a class count once, with their mean scores. Patients of one class exchange their classes with each other;
-a patient with images of several classes exchanges them within itself only. The statistic is the highest AUROC of a
-class, since a mark often tells one class from all others.
+The part is one that shows no tissue, such as the border of the frame. If it says nothing about the class, the classes
+of patients can be exchanged without a difference, so the test permutes them: it is exact whatever the scores are.
+Images of a patient and a class count once, with their mean scores. Patients of one class exchange their classes with
+each other; a patient with images of several classes exchanges them within itself only. The statistic is the highest
+AUROC of a class, since a mark often tells one class from all others.
 """
 
 import math

@@ -4,8 +4,6 @@
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,10 @@ import cv2
 import numpy as np
 from matplotlib.lines import Line2D
 
-from pylorus.core.formatting import format_count, format_number, format_p_value, format_percent, join_names
+from pylorus.core.formatting import format_count, format_percent
 from pylorus.core.io import read_json, write_atomically, write_json, write_text
 from pylorus.data.degradation import DEGRADATIONS, GRADES, REGIONS, degrade_image
 from pylorus.data.synthetic import generate_frame
-from pylorus.evaluation.intervals import Estimate
-from pylorus.evaluation.shortcuts import ChanceTest
 from pylorus.report.evidence import Evidence
 from pylorus.report.figure_style import (
     Drawing,
@@ -32,6 +28,14 @@ from pylorus.report.figure_style import (
 from pylorus.report.headline import KeyFigure
 from pylorus.report.mistakes import Item, Section, Sentences
 from pylorus.report.page import render_page
+from pylorus.report.stress_text import (
+    LEVEL,
+    MIN_CHANGE,
+    StressResult,
+    build_degradation_sentences,
+    build_findings,
+    build_region_sentences,
+)
 from pylorus.report.summary import Summary
 from pylorus.report.table import (
     Cell,
@@ -48,234 +52,6 @@ from pylorus.report.table import (
 PAGE, RECORD, FOLDER = "stress.html", "stress.json", "stress"
 """The page, its record, and the folder of both in a run."""
 SUMS = "SHA256SUMS"
-LEVEL = 0.001
-"""Family-wise level at which a region counts as better than chance: one false alarm in a thousand models."""
-MIN_CHANGE = 0.01
-"""Mean change of the probabilities, in [0, 1], from which hiding a region counts as a change at all."""
-TESTED_LEVEL = "patients"
-
-
-@dataclass(frozen=True)
-class GradeResult:
-    """A model on images that are degraded in one kind and grade, beside the same images as they are.
-
-    Attributes:
-        name: Name of the kind in `DEGRADATIONS`; empty for the images as they are.
-        grade: 1 to 5; 0 for the images as they are.
-        accuracy: Proportion of correctly classified images.
-        sensitivity: Of the class of interest at its stored threshold.
-        specificity: Likewise.
-        answered: Proportion of images on which the model does not abstain.
-        unlike: Proportion of images that it calls unlike the training images.
-        accuracy_change: Accuracy minus that on the images as they are, paired.
-        sensitivity_change: Likewise.
-        specificity_change: Likewise.
-        newly_wrong: Images that were classified correctly as they are and are not any more.
-        caught: Those among them on which the model abstains.
-    """
-
-    name: str
-    grade: int
-    accuracy: Estimate
-    sensitivity: Estimate
-    specificity: Estimate
-    answered: Estimate
-    unlike: Estimate
-    accuracy_change: Estimate
-    sensitivity_change: Estimate
-    specificity_change: Estimate
-    newly_wrong: int
-    caught: int
-
-
-@dataclass(frozen=True)
-class RegionResult:
-    """What a region without tissue tells the network.
-
-    Attributes:
-        region: Name in `REGIONS`.
-        images: Number of images that have it.
-        problem: Why it can't be tested, as text; empty if it was.
-        test: The network on the region alone, against chance; None if it can't be tested.
-        corrected_p: p of the test, corrected for the number of regions (Holm).
-        changed: Proportion of images whose most probable class changes if the region is hidden.
-        shift: Mean change of the probabilities if it is hidden: half of the sum over classes, in [0, 1].
-        accuracy_change: Accuracy with the region hidden minus that of the images as they are, paired.
-    """
-
-    region: str
-    images: int
-    problem: str = ""
-    test: ChanceTest | None = None
-    corrected_p: float = float("nan")
-    changed: float = float("nan")
-    shift: float = float("nan")
-    accuracy_change: Estimate | None = None
-
-    @property
-    def is_shortcut(self) -> bool:
-        """Whether the region alone is better than chance, and hiding it changes what the model says."""
-        return self.test is not None and self.corrected_p <= LEVEL and self.shift >= MIN_CHANGE
-
-
-@dataclass(frozen=True)
-class StressResult:
-    """All results of a stress test.
-
-    Attributes:
-        architecture: Name of the network.
-        identity: SHA-256 of the bundle's list of file hashes.
-        source: Where the images are from, as text.
-        images: Number of images.
-        patients: Number of patients; None if they are not known.
-        counts: Number of images of each class.
-        unused: Sentences on images that were left out.
-        deciding: Short name of the class of interest.
-        threshold: Its stored threshold; None if it has none.
-        margin: Loss of accuracy that counts, in (0, 1).
-        seed: Seed of the degradations.
-        baseline: The images as they are.
-        grades: The degraded images.
-        regions: The regions without tissue.
-        prepared: What the bundle's preparation does to what surrounds the tissue, as a sentence; may be empty.
-    """
-
-    architecture: str
-    identity: str
-    source: str
-    images: int
-    patients: int | None
-    counts: Mapping[str, int]
-    unused: tuple[str, ...]
-    deciding: str
-    threshold: float | None
-    margin: float
-    seed: int
-    baseline: GradeResult
-    grades: tuple[GradeResult, ...]
-    regions: tuple[RegionResult, ...]
-    prepared: str = ""
-
-    @property
-    def basis(self) -> str:
-        """The images that all figures are based on."""
-        patients = "" if self.patients is None else f" of {format_count(self.patients, 'patient')}"
-        return f"{format_count(self.images, 'image')}{patients}, {self.source}."
-
-    def get_grades(self, name: str) -> list[GradeResult]:
-        """Return the results of a kind of degradation, grade by grade."""
-        return [each for each in self.grades if each.name == name]
-
-
-# --- sentences ---
-
-
-def _format_points(change: Estimate) -> str:
-    value, low, high = (format_number(100 * end, 1, signed=True) for end in (change.value, change.low, change.high))
-    return f"{value} points, {low} to {high}"
-
-
-def find_first_loss(grades: Sequence[GradeResult], margin: float) -> GradeResult | None:
-    """Return the first grade from which on all grades are shown to cost more accuracy than the margin; None if none."""
-    first = None
-    for result in reversed(grades):
-        if not result.accuracy_change.high < -margin:
-            break
-        first = result
-    return first
-
-
-def format_degradation_sentence(grades: Sequence[GradeResult], margin: float) -> str:
-    """State from which grade on a kind of degradation costs accuracy, and whether abstention catches it."""
-    kind = DEGRADATIONS[grades[0].name]
-    points = f"{format_percent(margin, digits=None)} points"
-    first = find_first_loss(grades, margin)
-    if first is None:
-        last = grades[-1]
-        possible = last.accuracy_change.low < -margin
-        doubt = ", but these images do not rule it out" if possible else ""
-        return (
-            f"{kind.title}: no grade is shown to cost more than {points} of accuracy{doubt} "
-            f"(grade {last.grade}: {_format_points(last.accuracy_change)})."
-        )
-    begin = f"from grade {first.grade} on" if first.grade < GRADES else f"at grade {first.grade}"
-    caught = _format_caught(first)
-    return (
-        f"{kind.title}: {begin} ({kind.format_amount(first.grade)} {kind.quantity}) accuracy is shown to fall by more "
-        f"than {points} ({_format_points(first.accuracy_change)}). {caught}"
-    )
-
-
-def _format_caught(result: GradeResult) -> str:
-    if not result.newly_wrong:
-        return ""
-    fraction = result.caught / result.newly_wrong
-    word = "catches" if fraction >= 0.9 else "catches most of" if fraction > 0.5 else "does not catch"
-    return (
-        f"Abstention {word} this: the model abstains on {result.caught} of the "
-        f"{format_count(result.newly_wrong, 'image')} that it classified correctly before and no longer does."
-    )
-
-
-def format_region_sentence(result: RegionResult) -> str:
-    """State whether a region is a possible shortcut, with the figures on which that rests."""
-    name = "The frame's border" if result.region == "border" else "The overlays" if result.region == "overlays" else ""
-    name = name or f"The corner at the {result.region.replace(' ', ' ')}"
-    if result.test is None or result.accuracy_change is None:
-        return f"{name}: {result.problem}."
-    test, verb = result.test, "tell" if result.region == "overlays" else "tells"
-    figures = (
-        f"mean AUROC of the network on it alone {format_number(test.area, 3)}, chance 0.5, "
-        f"corrected {format_p_value(result.corrected_p)}"
-    )
-    hidden = (
-        f"With it hidden, the most probable class changes in {format_percent(result.changed)} % of the images, and "
-        f"accuracy by {_format_points(result.accuracy_change)}."
-    )
-    if result.is_shortcut:
-        return f"{name} alone {verb} the network the class: a possible shortcut ({figures}). {hidden}"
-    if result.corrected_p <= LEVEL:
-        return (
-            f"{name} alone {verb} the network the class ({figures}), but the network hardly uses it: hiding it changes "
-            f"the probabilities by {format_percent(result.shift, digits=2)} points on average."
-        )
-    return f"{name}: not shown to be better than chance ({figures}). {hidden}"
-
-
-def build_findings(result: StressResult) -> list[str]:
-    """Return the sentences at the head of the page: shortcuts first, then what degradation costs."""
-    shortcuts = [each for each in result.regions if each.is_shortcut]
-    tested = [each for each in result.regions if each.test is not None]
-    sentences = []
-    if shortcuts:
-        names = join_names([each.region for each in shortcuts])
-        sentences.append(
-            f"POSSIBLE SHORTCUT: the network tells the classes apart by what is not tissue ({names}). Its results hold "
-            "only where images carry the same marks."
-        )
-        sentences += [format_region_sentence(each) for each in shortcuts[:1]]
-    elif tested:
-        sentences.append(
-            f"No shortcut was found in {join_names([each.region for each in tested])}: alone, none is better than "
-            "chance, or hiding it changes next to nothing."
-        )
-    else:
-        sentences.append("No region without tissue could be tested for shortcuts; the section below says why.")
-    losses = [(kind, find_first_loss(result.get_grades(kind), result.margin)) for kind in DEGRADATIONS]
-    known = [(kind, first) for kind, first in losses if first is not None]
-    points = format_percent(result.margin, digits=None)
-    if not known:
-        sentences.append(f"No kind of degradation is shown to cost more than {points} points of accuracy.")
-        return sentences
-    parts = [f"{DEGRADATIONS[kind].title.lower()} from grade {first.grade}" for kind, first in known]
-    parts = [part.replace("jpeg", "JPEG") for part in parts]
-    sentences.append(f"Accuracy is shown to fall by more than {points} points under {join_names(parts)}.")
-    newly_wrong, caught = sum(each.newly_wrong for _, each in known), sum(each.caught for _, each in known)
-    sentences.append(
-        f"At these grades the model abstains on {format_percent(caught / max(1, newly_wrong))} % of the images that it "
-        f"classified correctly before and no longer does ({caught:,} of {newly_wrong:,})."
-    )
-    return sentences
 
 
 # --- tables and figures ---
@@ -334,7 +110,7 @@ def build_region_table(result: StressResult) -> Table:
     for each in result.regions:
         meaning = f"{each.region}: {REGIONS[each.region]}"
         if each.test is None or each.accuracy_change is None:
-            rows.append([meaning, each.images, *5 * [""], each.problem])
+            rows.append([meaning, each.images, *6 * [""], f"not tested: {each.problem}"])
             continue
         verdict = "possible shortcut" if each.is_shortcut else "hardly used" if each.corrected_p <= LEVEL else "–"
         rows.append(
@@ -342,6 +118,7 @@ def build_region_table(result: StressResult) -> Table:
                 meaning,
                 each.images,
                 Number(each.test.area, 3),
+                list(result.counts)[each.test.label],
                 Number(each.test.limit, 3),
                 convert_to_p_value_cell(each.corrected_p),
                 Number(100 * each.changed, 1),
@@ -356,7 +133,8 @@ def build_region_table(result: StressResult) -> Table:
         columns=(
             Column("region", text=True),
             Column("images with it"),
-            Column("mean AUROC", "region alone"),
+            Column("AUROC", "region alone"),
+            Column("for", "region alone", text=True),
             Column("chance, at most", "region alone"),
             Column("p", "region alone"),
             Column("other class", "region hidden", "%"),
@@ -365,9 +143,9 @@ def build_region_table(result: StressResult) -> Table:
         ),
         rows=create_rows(rows),
         notes=(
-            "Alone: everything else in the mean colour of the fields. The mean one-vs-rest AUROC counts each patient "
-            "and class once; 0.5 is chance, which exceeds the second number in 1 of 1,000 random assignments of the "
-            "classes to patients: a weaker use of the region can't be found with these images.",
+            "Alone: everything else in the mean colour of the fields. AUROC: the highest of a class against the others, each "
+            " patient and class counting once. Chance gives at most the second number in 999 of 1,000 random "
+            "assignments of the classes to patients: a weaker use of the region can't be found with these images.",
             "p: one-sided permutation test with whole patients, corrected for the number of regions (Holm). A region "
             f"is a possible shortcut if p ≤ {LEVEL:g} and hiding it changes the probabilities by "
             f"{format_percent(MIN_CHANGE, digits=None)} point or more on average.",
@@ -392,7 +170,7 @@ def plot_degradation(result: StressResult) -> Drawing:
     with report_style():
         rows = -(-len(DEGRADATIONS) // COLUMNS)
         figure = create_figure(1.75 * rows, legend=labels)
-        panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+        panels = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False)
         for panel, kind in zip(panels.flat, DEGRADATIONS.values(), strict=False):
             grades = [result.baseline, *result.get_grades(kind.name)]
             x = np.array([each.grade for each in grades]) * 1.0
@@ -406,7 +184,6 @@ def plot_degradation(result: StressResult) -> Drawing:
                 panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
             panel.set_title(kind.title)
             panel.set_xticks(x, ["as is", *(kind.format_amount(grade) for grade in range(1, GRADES + 1))], fontsize=7)
-            panel.tick_params(labelbottom=True)
             panel.set_xlabel(kind.quantity, fontsize=6.5)
             panel.set_ylim(-2, 102)
         for row in panels:
@@ -420,7 +197,7 @@ def plot_degradation(result: StressResult) -> Drawing:
         "Accuracy, sensitivity and answered images by grade of degradation",
         f"{result.basis} Bands: 95 % confidence intervals.",
         f"Curves for {len(DEGRADATIONS)} kinds of degradation. The lowest accuracy is "
-        f"{format_percent(worst.accuracy.value)} %, under {DEGRADATIONS[worst.name].title.lower()} at grade {worst.grade}.",
+        f"{format_percent(worst.accuracy.value)} %, under {DEGRADATIONS[worst.name].label} at grade {worst.grade}.",
         figure,
     )
 
@@ -458,30 +235,30 @@ def plot_examples() -> Drawing:
 
 METHODS = (
     "Each image is decoded once, degraded at its own resolution, and prepared as the bundle prepares it. A grade is "
-    "determined by the image's content, the kind and the seed, so that a repetition gives the same numbers. Lengths are "
-    "in thousandths of the field's diameter: 10 ‰ are 10 pixels on a field of 1,000 pixels. Light is changed in linear "
+    "determined by the image's content, the kind and the seed, so a repetition gives the same numbers. Lengths are in "
+    "thousandths of the field's diameter: 10 ‰ are 10 pixels on a field of 1,000 pixels. Light is changed in linear "
     "light (gamma 2.2) and inside the field only.",
     "The model answers with its stored temperature, thresholds and limits of abstention. Proportions have Wilson "
     "intervals at the effective number of images; changes have paired intervals with whole patients (MOVER).",
     "The field of view is widened by 2 % of its diameter before its surroundings are cut out, and all images get the "
-    "same fill colour, so that no tissue can tell the class. Images in which no field is found, or whose field fills the "
-    "frame, have no border and are left out of its tests.",
+    "same fill colour, so that no tissue can tell the class. Images in which no field is found, or whose field fills "
+    "the frame, have no border and are left out of its tests.",
     "The test says what this network does with these images. It can't find a mark that these images do not carry, one "
     "over the tissue that is not detected as text or as a plate, or a shortcut in the tissue itself, such as the colour "
-    "of one hospital's lamp. Where the field fills the frame, corners show tissue, which may tell the class rightly. A "
-    "field of another shape in one class counts as a shortcut of the border: it often tells the device.",
+    "of one hospital's lamp. A field of another shape in one class counts as a shortcut of the border: it often tells "
+    "the device.",
 )
 
 
 def build_stress_sections(result: StressResult) -> tuple[Section, ...]:
     """Build the sections of the page."""
     shortcuts: list[Item] = [
-        Sentences(tuple(map(format_region_sentence, result.regions)), is_list=True),
+        Sentences(tuple(build_region_sentences(result)), is_list=True),
         build_region_table(result),
     ]
     if result.prepared:
         shortcuts.insert(0, Sentences((result.prepared,)))
-    sentences = tuple(format_degradation_sentence(result.get_grades(kind), result.margin) for kind in DEGRADATIONS)
+    sentences = tuple(build_degradation_sentences(result))
     return (
         Section("shortcuts", "Shortcuts: what is not tissue", tuple(shortcuts), is_appendix=False),
         Section(
