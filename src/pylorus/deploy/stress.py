@@ -38,8 +38,8 @@ from pylorus.evaluation.index_intervals import clustered_wilson
 from pylorus.evaluation.intervals import Estimate, create_undefined_estimate
 from pylorus.evaluation.shortcuts import chance_test
 from pylorus.model.inference import NetworkOutput
-from pylorus.report.stress import FOLDER, RECORD, write_stress_page
-from pylorus.report.stress_text import LEVEL, GradeResult, RegionResult, StressResult, build_findings
+from pylorus.report.stress import write_stress_page
+from pylorus.report.stress_text import FOLDER, LEVEL, RECORD, GradeResult, RegionResult, StressResult, build_findings
 
 log = logging.getLogger(__name__)
 

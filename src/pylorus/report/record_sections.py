@@ -5,11 +5,13 @@ numbers are those of STARD 2015 (30 items) and CLAIM 2020 (42 items); STARD-AI (
 additions are marked `AI`. The wording is ours: authors submit the published checklists.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pylorus.core.formatting import format_count
+from pylorus.core.io import read_json
 from pylorus.core.privacy import format_redacted_yaml
 from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report import checklist_answers as answers
@@ -30,6 +32,7 @@ from pylorus.report.mistakes import (
 from pylorus.report.result_tables import explain_comparisons
 from pylorus.report.results import Result
 from pylorus.report.run_tables import build_run_table, build_split_table, format_command_lines, format_split_sentences
+from pylorus.report.stress_text import FOLDER, PAGE, RECORD, SUMS
 from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.folder import read_shipped
@@ -461,3 +464,22 @@ def build_finding_table(run: SavedRun, *, number: int) -> Table:
             for each in run.audit["findings"]
         ),
     )
+
+
+def build_stress_section(evidence: Evidence) -> Section:
+    """Build the section of what `pylorus stress` found with a run's own bundle, in the short report if a shortcut."""
+    sentences: list[str] = []
+    has_shortcut = False
+    for run in evidence.runs:
+        record: Any = read_json(run.folder / FOLDER / RECORD)
+        sums = run.folder / "model" / SUMS
+        if not isinstance(record, dict) or not sums.is_file():
+            continue
+        if record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
+            continue
+        has_shortcut |= bool(record.get("shortcuts"))
+        label = f"{run.label}: " if len(evidence.runs) > 1 else ""
+        sentences.append(f"{label}{format_count(int(record['images']), 'image')}, {record['source']}.")
+        sentences += [*map(str, record["findings"]), f"Figures and tables: {FOLDER}/{PAGE} in the run."]
+    items = (Sentences(tuple(sentences)),) if sentences else ()
+    return Section("stress", "Degraded images and shortcuts", items, is_appendix=not has_shortcut)

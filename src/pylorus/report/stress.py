@@ -3,19 +3,16 @@
 `pylorus stress` measures and writes the page; a run's own report shows the sentences if they are of its own bundle.
 """
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib.lines import Line2D
 
-from pylorus.core.formatting import format_count, format_percent
-from pylorus.core.io import read_json, write_atomically, write_json, write_text
+from pylorus.core.formatting import format_percent
+from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.data.degradation import DEGRADATIONS, GRADES, REGIONS, degrade_image
 from pylorus.data.synthetic import generate_frame
-from pylorus.report.evidence import Evidence
 from pylorus.report.figure_style import (
     Drawing,
     add_legend_above,
@@ -31,6 +28,9 @@ from pylorus.report.page import render_page
 from pylorus.report.stress_text import (
     LEVEL,
     MIN_CHANGE,
+    PAGE,
+    RECORD,
+    SUMS,
     StressResult,
     build_degradation_sentences,
     build_findings,
@@ -48,10 +48,6 @@ from pylorus.report.table import (
     create_text_columns,
     format_csv,
 )
-
-PAGE, RECORD, FOLDER = "stress.html", "stress.json", "stress"
-"""The page, its record, and the folder of both in a run."""
-SUMS = "SHA256SUMS"
 
 
 # --- tables and figures ---
@@ -143,8 +139,8 @@ def build_region_table(result: StressResult) -> Table:
         ),
         rows=create_rows(rows),
         notes=(
-            "Alone: everything else in the mean colour of the fields. AUROC: the highest of a class against the others, each "
-            " patient and class counting once. Chance gives at most the second number in 999 of 1,000 random "
+            "Alone: everything else in the mean colour of the fields. AUROC: the highest of a class against the rest, "
+            "each  patient and class counting once. Chance gives at most the second number in 999 of 1,000 random "
             "assignments of the classes to patients: a weaker use of the region can't be found with these images.",
             "p: one-sided permutation test with whole patients, corrected for the number of regions (Holm). A region "
             f"is a possible shortcut if p ≤ {LEVEL:g} and hiding it changes the probabilities by "
@@ -244,8 +240,8 @@ METHODS = (
     "same fill colour, so that no tissue can tell the class. Images in which no field is found, or whose field fills "
     "the frame, have no border and are left out of its tests.",
     "The test says what this network does with these images. It can't find a mark that these images do not carry, one "
-    "over the tissue that is not detected as text or as a plate, or a shortcut in the tissue itself, such as the colour "
-    "of one hospital's lamp. A field of another shape in one class counts as a shortcut of the border: it often tells "
+    "over the tissue that is not detected as text or as a plate, or a shortcut in the tissue itself, such as "
+    "the colour of one hospital's lamp. A field of another shape in one class counts as a shortcut of the border: it often tells "
     "the device.",
 )
 
@@ -318,21 +314,3 @@ def write_stress_page(result: StressResult, output: Path) -> Path:
         },
     )
     return page
-
-
-def build_stress_section(evidence: Evidence) -> Section:
-    """Build the section of a run's report that repeats the findings of the stress test of its own bundle."""
-    sentences: list[str] = []
-    for run in evidence.runs:
-        record: Any = read_json(run.folder / FOLDER / RECORD)
-        sums = run.folder / "model" / SUMS
-        if not isinstance(record, dict) or not sums.is_file():
-            continue
-        if record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
-            continue
-        where = f"{format_count(int(record['images']), 'image')}, {record['source']}"
-        label = f"{run.label}, " if len(evidence.runs) > 1 else ""
-        sentences += [f"{label}{where}:", *map(str, record["findings"])]
-    if sentences:
-        sentences.append(f"The whole result is in {FOLDER}/{PAGE} of the run.")
-    return Section("stress", "Degraded images and shortcuts", (Sentences(tuple(sentences)),) if sentences else ())

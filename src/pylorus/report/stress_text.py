@@ -8,6 +8,10 @@ from pylorus.data.degradation import DEGRADATIONS
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.shortcuts import ChanceTest
 
+PAGE, RECORD, FOLDER = "stress.html", "stress.json", "stress"
+"""The page, its record, and the folder of both in a run."""
+SUMS = "SHA256SUMS"
+"""Key of the record that holds the bundle's identity, and the bundle's list of file hashes."""
 LEVEL = 0.001
 """Family-wise level at which a region counts as better than chance: one false alarm in a thousand models."""
 MIN_CHANGE = 0.01
@@ -206,7 +210,8 @@ def format_region_sentence(result: RegionResult, names: Sequence[str]) -> str:
         return f"The network tells the class by {name} alone ({figures}), but hiding it changes {shift}: hardly used."
     return (
         f"The network tells the class by {name} alone ({figures}). Hiding it changes {shift}, the most probable class "
-        f"of {format_percent(result.changed)} % of the images, and accuracy by {_format_points(result.accuracy_change)}."
+        f"of {format_percent(result.changed)} % of the images, and accuracy by "
+        f"{_format_points(result.accuracy_change)}."
     )
 
 
@@ -253,7 +258,12 @@ def build_findings(result: StressResult) -> list[str]:
     losses = [(kind, find_first_loss(result.get_grades(kind), result.margin)) for kind in DEGRADATIONS]
     known = [(DEGRADATIONS[kind].label, first) for kind, first in losses if first is not None]
     if not known:
-        sentences.append(f"No kind of degradation is shown to cost more than {points} points of accuracy.")
+        kinds = [result.get_grades(kind) for kind in DEGRADATIONS]
+        open_kinds = sum(min(each.accuracy_change.low for each in grades) < -result.margin for grades in kinds)
+        sentences.append(
+            f"No kind of degradation is shown to cost more than {points} points of accuracy; these "
+            f"{format_count(result.images, 'image')} do not rule it out for {open_kinds} of {len(kinds)} kinds."
+        )
     else:
         parts = [f"{label} from grade {first.grade}" for label, first in known]
         newly_wrong, caught = sum(each.newly_wrong for _, each in known), sum(each.caught for _, each in known)
