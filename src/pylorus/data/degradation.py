@@ -233,7 +233,7 @@ def _add_highlights(scene: Scene, amount: float) -> RGB:
 
 def _compress(scene: Scene, quality: float) -> RGB:
     encoded = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), dtype=np.uint8)
     return np.ascontiguousarray(decoded[..., ::-1])
 
 

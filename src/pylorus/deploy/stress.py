@@ -93,8 +93,9 @@ def stress(folder: Path, source: Path | None, output: Path | None, options: Stre
         raise PylorusError("--output: expected a folder for the result, such as --output stress.")
     bundle = load_model(folder, options.device, network=options.network, trust=options.trust)
     deciding = _resolve_class(bundle.description, options.class_name)
+    unused: list[str] = []
     if source is None:
-        images, unused = _find_test_images(folder, bundle.description), []
+        images = _find_test_images(folder, bundle.description)
     else:
         images, unused = find_labelled_images(source, bundle.description, group=options.group)
     target = folder.absolute().parent / FOLDER if output is None else output

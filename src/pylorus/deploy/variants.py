@@ -156,7 +156,7 @@ def _compute_fill(sources: Sequence[Path | RGB], form: InputFormat) -> NDArray[n
         except UnreadableImageError:
             continue
         colours.append(image[draw_field_mask(find_field(image), image.shape)].mean(axis=0))
-    return np.rint(np.mean(colours, axis=0) if colours else np.full(3, 128)).astype(np.uint8)
+    return np.asarray(np.rint(np.mean(colours, axis=0) if colours else np.full(3, 128)), dtype=np.uint8)
 
 
 def _prepare_variants(

@@ -49,7 +49,6 @@ from pylorus.report.table import (
     format_csv,
 )
 
-
 # --- tables and figures ---
 
 
@@ -155,7 +154,7 @@ COLUMNS = 3
 
 def plot_degradation(result: StressResult) -> Drawing:
     """Plot accuracy, sensitivity of the class of interest and answered images against the grade, kind by kind."""
-    lines = (
+    lines: tuple[tuple[str, str], ...] = (
         ("accuracy", "accuracy"),
         ("sensitivity", f"sensitivity of {result.deciding}"),
         ("answered", "answered"),
@@ -212,7 +211,7 @@ def plot_examples() -> Drawing:
         for panel, kind in zip(panels.flat, DEGRADATIONS.values(), strict=False):
             images = [frame, *(degrade_image(frame, kind.name, grade) for grade in range(1, GRADES + 1))]
             strip = [
-                cv2.resize(image, 2 * (EXAMPLE_SIDE,), interpolation=cv2.INTER_AREA)  # type: ignore[arg-type]
+                cv2.resize(image, 2 * (EXAMPLE_SIDE,), interpolation=cv2.INTER_AREA)
                 for image in images
             ]
             panel.imshow(np.concatenate(strip, axis=1))
@@ -241,8 +240,8 @@ METHODS = (
     "the frame, have no border and are left out of its tests.",
     "The test says what this network does with these images. It can't find a mark that these images do not carry, one "
     "over the tissue that is not detected as text or as a plate, or a shortcut in the tissue itself, such as "
-    "the colour of one hospital's lamp. A field of another shape in one class counts as a shortcut of the border: it often tells "
-    "the device.",
+    "the colour of one hospital's lamp. A field of another shape in one class counts as a shortcut of the border: it "
+    "often tells the device.",
 )
 
 
