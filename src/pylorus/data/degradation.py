@@ -353,7 +353,7 @@ class Surroundings:
 
 def find_surroundings(image: RGB, field: FieldOfView) -> Surroundings:
     """Find what a frame shows besides tissue."""
-    inside = draw_field_mask(field, image.shape)
+    inside = draw_field_mask(field, image.shape)  # everything if no field was found
     has_border = field.shape != "full"
     if has_border:
         reach = max(1, math.ceil(MARGIN * 2 * math.sqrt(field.measure_area() / math.pi)))
@@ -365,7 +365,7 @@ def find_surroundings(image: RGB, field: FieldOfView) -> Surroundings:
 
 
 def isolate_region(image: RGB, surroundings: Surroundings, region: str, fill: NDArray[np.uint8]) -> RGB:
-    """Return a frame of one colour that shows only a region of `REGIONS`.
+    """Return a frame of one colour that shows only a region of `REGIONS`; around text, the border keeps its colour.
 
     Args:
         image: RGB, uint8 of shape (height, width, 3).
@@ -374,7 +374,9 @@ def isolate_region(image: RGB, surroundings: Surroundings, region: str, fill: ND
         fill: The colour, the same for all images of a set: an image's own mean colour could tell its class.
     """
     mask = surroundings.get_mask(region)
-    return np.asarray(np.where(mask[..., None], image, fill), dtype=np.uint8)
+    # Letters in their black boxes would be dark on a bright canvas: the opposite of what the network knows.
+    canvas = np.where(surroundings.inside[..., None], fill, surroundings.ground) if region == "overlays" else fill
+    return np.asarray(np.where(mask[..., None], image, canvas), dtype=np.uint8)
 
 
 def hide_region(image: RGB, surroundings: Surroundings, region: str) -> RGB:

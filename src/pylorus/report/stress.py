@@ -210,10 +210,7 @@ def plot_examples() -> Drawing:
         panels = figure.subplots(rows, columns, squeeze=False)
         for panel, kind in zip(panels.flat, DEGRADATIONS.values(), strict=False):
             images = [frame, *(degrade_image(frame, kind.name, grade) for grade in range(1, GRADES + 1))]
-            strip = [
-                cv2.resize(image, 2 * (EXAMPLE_SIDE,), interpolation=cv2.INTER_AREA)
-                for image in images
-            ]
+            strip = [cv2.resize(image, 2 * (EXAMPLE_SIDE,), interpolation=cv2.INTER_AREA) for image in images]
             panel.imshow(np.concatenate(strip, axis=1))
             panel.set_title(kind.title, fontsize=8)
             panel.set_axis_off()
