@@ -129,7 +129,7 @@ def test_the_test_images_of_the_run_are_stressed_and_page_tables_and_record_writ
     record = json.loads((stressed_run / "stress" / "stress.json").read_text())
     assert (record["images"], record["patients"]) == (len(test), test["group"].nunique())
     assert len(pd.read_csv(stressed_run / "stress" / "tables" / "degradation.csv")) == 1 + 12 * 5
-    page = (stressed_run / "stress" / "stress.html").read_text()
+    page = (stressed_run / "stress" / "report.html").read_text()
     assert "<script" not in page
     assert "http://" not in page
 

@@ -225,11 +225,11 @@ def _merge_exact_copies(copies: Copies) -> dict[tuple[int, ...], str]:
 
 def _find_crossed_boundaries(images: ImageSet, files: Sequence[int]) -> list[str]:
     """Return the boundaries that copies cross, the most severe first; never empty."""
-    splits, classes, groups = (images.get_values(name, files) for name in ("split", "class", "group"))
+    splits, classes, groups = (set(images.get_values(name, files)) for name in ("split", "class", "group"))
     crossed = [
-        (SPLITS, images.has_split and len(set(splits)) > 1),
-        (CLASSES, len(set(classes)) > 1),
-        (GROUPS, images.grouped and len(set(groups)) > 1),
+        (SPLITS, images.has_split and len(splits) > 1),
+        (CLASSES, len(classes) > 1),
+        (GROUPS, images.grouped and len(groups) > 1),
         # Without patients and splits, an image and its copy may end up in different splits.
         (FREE, not images.grouped and not images.has_split),
     ]
@@ -240,6 +240,8 @@ def _select_worst_pair(
     images: ImageSet, copy: NearCopy, identical_files: dict[int, tuple[int, ...]]
 ) -> tuple[tuple[int, int], list[str]]:
     """Choose the pair to report for a near copy: of identical files, the one across the most severe boundary."""
+    if copy.first not in identical_files and copy.second not in identical_files:
+        return (copy.first, copy.second), _find_crossed_boundaries(images, (copy.first, copy.second))
     # Of identical files, one of each split and class is enough: comparing all pairs could take very long.
     first, second = (
         _select_representatives(images, identical_files.get(index, (index,))) for index in (copy.first, copy.second)
@@ -258,9 +260,11 @@ def _select_representatives(images: ImageSet, files: tuple[int, ...]) -> list[in
     return list(first.values())
 
 
+_CROSSED = {SPLITS: "in two splits", CLASSES: "of two classes", GROUPS: "of two groups"}
+
+
 def _format_copy_detail(similarity: str, boundaries: list[str]) -> str:
-    names = {SPLITS: "in two splits", CLASSES: "of two classes", GROUPS: "of two groups"}
-    crossed = ", ".join(names[boundary] for boundary in boundaries if boundary in names)
+    crossed = ", ".join([_CROSSED[boundary] for boundary in boundaries if boundary in _CROSSED])
     return f"{similarity}; {crossed}" if crossed else similarity
 
 

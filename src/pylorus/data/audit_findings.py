@@ -14,7 +14,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -153,9 +152,9 @@ class ImageSet:
         return bool((self.table["split"] != "").any())
 
     @cached_property
-    def _columns(self) -> dict[str, NDArray[np.object_]]:
+    def _columns(self) -> dict[str, list[str]]:
         # Rows of a DataFrame, selected one after another, would take most of an audit's time.
-        return {name: self.table[name].to_numpy(dtype=object) for name in ("path", "class", "split", "group")}
+        return {name: self.table[name].to_numpy(dtype=object).tolist() for name in ("path", "class", "split", "group")}
 
     def get_values(self, name: str, files: Sequence[int]) -> list[str]:
         """Return the path, class, split or group of some files."""

@@ -102,11 +102,12 @@ def _hash_pixels(image: RGB, grey: NDArray[np.uint8]) -> str:
     """Hash an image's size and pixels.
 
     SHA-256 covers the reduced image, and a multilinear hash modulo 2^64 all pixels (Carter and Wegman 1979): SHA-256 of
-    all pixels takes eight times as long, half as long as decoding them.
+    all pixels takes eight times as long, half as long as decoding them. `einsum` has a faster loop for integers than
+    `dot`.
     """
     pixels = np.ascontiguousarray(image).reshape(-1)
     words = pixels[: len(pixels) // 8 * 8].view(np.uint64)
-    checksum = int(np.dot(words, _generate_weights(len(words))))
+    checksum = int(np.einsum("i,i", words, _generate_weights(len(words))))
     digest = hashlib.sha256(f"{image.shape[:2]} {checksum} ".encode())
     digest.update(pixels[len(words) * 8 :].data)
     digest.update(grey.data)
@@ -193,8 +194,7 @@ class _Reader:
             content = read_image_bytes(self.root / self.paths[index])
         except UnreadableImageError as error:
             return Facts("", problem=str(error)), None
-        digest = hashlib.sha256(content)
-        if digest.digest() in self.cached:
+        if self.cached and (digest := hashlib.sha256(content)).digest() in self.cached:
             return digest.hexdigest(), None
         facts, image = analyze_content(content)
         if self.images is None or image is None:

@@ -32,7 +32,7 @@ from pylorus.report.mistakes import (
 from pylorus.report.result_tables import explain_comparisons
 from pylorus.report.results import Result
 from pylorus.report.run_tables import build_run_table, build_split_table, format_command_lines, format_split_sentences
-from pylorus.report.stress_text import FOLDER, PAGE, RECORD, SUMS
+from pylorus.report.stress_text import FOLDER, RECORD, SUMS
 from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.folder import read_shipped
@@ -480,6 +480,6 @@ def build_stress_section(evidence: Evidence) -> Section:
         has_shortcut |= bool(record.get("shortcuts"))
         label = f"{run.label}: " if len(evidence.runs) > 1 else ""
         sentences.append(f"{label}{format_count(int(record['images']), 'image')}, {record['source']}.")
-        sentences += [*map(str, record["findings"]), f"Figures and tables: {FOLDER}/{PAGE} in the run."]
+        sentences += [*map(str, record["findings"]), f"Figures and tables: {FOLDER}/ in the run."]
     items = (Sentences(tuple(sentences)),) if sentences else ()
     return Section("stress", "Degraded images and shortcuts", items, is_appendix=not has_shortcut)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from pylorus.core.formatting import format_percent
-from pylorus.core.io import write_atomically, write_json, write_text
+from pylorus.core.io import write_json
 from pylorus.data.degradation import DEGRADATIONS, GRADES, REGIONS, degrade_image
 from pylorus.data.synthetic import generate_frame
 from pylorus.report.figure_style import (
@@ -18,17 +18,14 @@ from pylorus.report.figure_style import (
     add_legend_above,
     create_figure,
     get_line_style,
-    render_png,
-    render_svg,
     report_style,
 )
 from pylorus.report.headline import KeyFigure
 from pylorus.report.mistakes import Item, Section, Sentences
-from pylorus.report.page import render_page
+from pylorus.report.page import write_page
 from pylorus.report.stress_text import (
     LEVEL,
     MIN_CHANGE,
-    PAGE,
     RECORD,
     SUMS,
     StressResult,
@@ -46,7 +43,6 @@ from pylorus.report.table import (
     convert_to_percent_cell,
     create_rows,
     create_text_columns,
-    format_csv,
 )
 
 # --- tables and figures ---
@@ -267,15 +263,6 @@ def build_stress_sections(result: StressResult) -> tuple[Section, ...]:
 
 def write_stress_page(result: StressResult, output: Path) -> Path:
     """Write the page, its tables, figures and record, and return the path of the page."""
-    sections = build_stress_sections(result)
-    pictures: dict[str, bytes] = {}
-    for item in (item for section in sections for item in section.items):
-        if isinstance(item, Table):
-            write_text(output / "tables" / f"{item.key}.csv", format_csv(item))
-        if isinstance(item, Drawing):
-            pictures[item.key] = render_svg(item)
-            with write_atomically(output / "figures" / f"{item.key}.png") as temporary:
-                temporary.write_bytes(render_png(item))
     counts = ", ".join(f"{name} {count:,}" for name, count in result.counts.items())
     patients = "each image counts as a patient" if result.patients is None else f"{result.patients:,} patients"
     threshold = "no stored threshold" if result.threshold is None else f"stored threshold {result.threshold:.3g}"
@@ -294,8 +281,7 @@ def write_stress_page(result: StressResult, output: Path) -> Path:
             KeyFigure("Class of interest", result.deciding, threshold),
         ),
     )
-    page = output / PAGE
-    write_text(page, render_page(summary, sections, pictures))
+    page = write_page(output, summary, build_stress_sections(result))
     write_json(
         output / RECORD,
         {

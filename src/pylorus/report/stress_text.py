@@ -8,8 +8,8 @@ from pylorus.data.degradation import DEGRADATIONS
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.shortcuts import ChanceTest
 
-PAGE, RECORD, FOLDER = "stress.html", "stress.json", "stress"
-"""The page, its record, and the folder of both in a run."""
+RECORD, FOLDER = "stress.json", "stress"
+"""The record of a stress test, and its folder in a run."""
 SUMS = "SHA256SUMS"
 """Key of the record that holds the bundle's identity, and the bundle's list of file hashes."""
 LEVEL = 0.001
