@@ -42,11 +42,18 @@ def test_the_class_that_is_told_apart_is_named():
     assert test.p_value < 0.001
 
 
+def test_scores_that_say_the_opposite_are_no_chance_either():
+    true = np.arange(40) % 2
+    test = chance_test(1 - np.eye(2)[true], true)
+    assert test.area == 0
+    assert test.p_value < 0.001
+
+
 def test_a_patient_with_two_classes_exchanges_them_with_no_other_patient():
     patients, true = np.repeat(np.arange(3), 2), np.tile([0, 1], 3)
     test = chance_test(np.eye(2)[true], true, patients)
-    assert test.smallest_p == pytest.approx(1 / 8)
-    assert test.p_value == pytest.approx(1 / 8, abs=0.01)
+    assert test.smallest_p == pytest.approx(2 / 8)  # all three patients as they are, or all three the other way round
+    assert test.p_value == pytest.approx(2 / 8, abs=0.01)
 
 
 def test_one_class_has_no_test():

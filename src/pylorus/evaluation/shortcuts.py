@@ -3,8 +3,9 @@
 The part is one that shows no tissue, such as the border of the frame. If it says nothing about the class, the classes
 of patients can be exchanged without a difference, so the test permutes them: it is exact whatever the scores are.
 Images of a patient and a class count once, with their mean scores. Patients of one class exchange their classes with
-each other; a patient with images of several classes exchanges them within itself only. The statistic is the highest
-AUROC of a class, since a mark often tells one class from all others.
+each other; a patient with images of several classes exchanges them within itself only. The statistic is the AUROC of a
+class that is furthest from 0.5, since a mark often tells one class from all others, in either direction: a network that
+sees the part on an unusual background may answer the opposite of what it learned.
 """
 
 import math
@@ -28,11 +29,12 @@ class ChanceTest:
     """Whether scores separate the classes better than chance.
 
     Attributes:
-        area: Highest one-vs-rest AUROC of a class, each patient and class counting once; 0.5 is chance for a class that
-            is chosen beforehand. NaN if there is only one class.
+        area: One-vs-rest AUROC of the class whose AUROC is furthest from 0.5, each patient and class counting once; 0.5
+            is chance for a class that is chosen beforehand. NaN if there is only one class.
         label: Index of that class; -1 if there is only one.
-        p_value: One-sided p that the highest AUROC is above what chance gives, in (0, 1]; NaN if the area is.
-        limit: Highest AUROC that chance exceeds in 1 of 1,000 permutations: only larger ones can be found.
+        p_value: p that it is further from 0.5 than chance gives, in (0, 1]; NaN if the area is.
+        limit: AUROC above 0.5 beyond which, or beyond whose mirror image, chance lies in 1 of 1,000 permutations: only
+            those further from 0.5 can be found.
         units: Number of patients, or of their classes if a patient has several.
         images: Number of images.
         smallest_p: The smallest p that these patients allow.
@@ -55,7 +57,7 @@ def chance_test(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> ChanceTest:
-    """Test whether scores separate the classes better than chance (a permutation test with whole patients).
+    """Test whether scores separate the classes better than chance, by permutations of whole patients.
 
     Args:
         scores: A score of each class for each image, of shape (n, classes): more speaks for the class. Scores that
@@ -105,18 +107,20 @@ def chance_test(
     size = max(1, BATCH_NUMBERS // len(label))
     chance = np.concatenate(
         [
-            compute_areas(_permute_labels(label, blocks, generator, min(size, permutations - start))).max(axis=0)
+            np.abs(compute_areas(_permute_labels(label, blocks, generator, min(size, permutations - start))) - 0.5).max(
+                axis=0
+            )
             for start in range(0, permutations, size)
         ]
     )
     observed = compute_areas(label[None])[:, 0]
-    area = float(observed.max())
-    reached = int((chance >= area - 1e-12).sum())
+    furthest = int(np.abs(observed - 0.5).argmax())
+    reached = int((chance >= abs(observed[furthest] - 0.5) - 1e-12).sum())
     return ChanceTest(
-        area,
-        int(present[observed.argmax()]),
+        float(observed[furthest]),
+        int(present[furthest]),
         (reached + 1) / (permutations + 1),  # the observed assignment is one of them (Phipson and Smyth 2010)
-        float(np.quantile(chance, 0.999)),
+        0.5 + float(np.quantile(chance, 0.999)),
         len(units),
         len(labels),
         max(1 / (permutations + 1), _compute_smallest_p(label, blocks)),
@@ -142,9 +146,9 @@ def _permute_labels(
 
 
 def _compute_smallest_p(label: NDArray[np.int64], blocks: list[NDArray[np.int64]]) -> float:
-    """Return one over the number of different assignments: the p of the best of them."""
+    """Return two over the number of different assignments: the best one and its opposite."""
     logarithm = 0.0
     for block in blocks:
         counts = np.unique(label[block], return_counts=True)[1]
         logarithm += gammaln(len(block) + 1) - gammaln(counts + 1).sum()
-    return float(math.exp(-min(logarithm, 700.0)))
+    return float(min(1.0, 2 * math.exp(-min(logarithm, 700.0))))

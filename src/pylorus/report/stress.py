@@ -134,10 +134,11 @@ def build_region_table(result: StressResult) -> Table:
         ),
         rows=create_rows(rows),
         notes=(
-            "Alone: everything else in the mean colour of the fields. AUROC: the highest of a class against the rest, "
-            "each  patient and class counting once. Chance gives at most the second number in 999 of 1,000 random "
+            "Alone: everything else in the mean colour of the fields. AUROC: that of the class that is furthest from 0.5 "
+            "(each patient and class counts once). It is below 0.5 if the network answers the opposite where there is "
+            "no tissue. Chance gives at most the second number, or at least its mirror image, in 999 of 1,000 random "
             "assignments of the classes to patients: a weaker use of the region can't be found with these images.",
-            "p: one-sided permutation test with whole patients, corrected for the number of regions (Holm). A region "
+            "p: permutation test with whole patients, corrected for the number of regions (Holm). A region "
             f"is a possible shortcut if p ≤ {LEVEL:g} and hiding it changes the probabilities by "
             f"{format_percent(MIN_CHANGE, digits=None)} point or more on average.",
             "Hidden: in the colour around the field, text in the colour of its surroundings.",

@@ -204,7 +204,9 @@ def format_region_sentence(result: RegionResult, names: Sequence[str]) -> str:
     assert result.test is not None
     assert result.accuracy_change is not None
     name, test = _name_region(result.region), result.test
+    reverse = "" if test.area > 0.5 else "; below 0.5, as without tissue it answers the opposite"
     figures = f"AUROC {format_number(test.area, 3)} for {names[test.label]}, {format_p_value(result.corrected_p)}"
+    figures += reverse
     shift = f"the probabilities by {format_number(100 * result.shift, 1)} points on average"
     if not result.is_shortcut:
         return f"The network tells the class by {name} alone ({figures}), but hiding it changes {shift}: hardly used."
@@ -225,7 +227,7 @@ def build_region_sentences(result: StressResult) -> list[str]:
         limit = max(each.test.limit for each in chance if each.test is not None)
         sentences.append(
             f"Not shown to be better than chance: {join_names([_name_region(each.region) for each in chance])}. "
-            f"An AUROC above {format_number(limit, 2)} would have been found."
+            f"An AUROC above {format_number(limit, 2)} or below {format_number(1 - limit, 2)} would have been found."
         )
     by_problem: dict[str, list[str]] = {}
     for each in result.regions:
