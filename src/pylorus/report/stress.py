@@ -136,7 +136,7 @@ def build_region_table(result: StressResult) -> Table:
         notes=(
             "Alone: everything else in the mean colour of the fields. AUROC: that of the class that is furthest from "
             "0.5 (each patient and class counts once). It is below 0.5 if the network answers the opposite where there "
-            "is no tissue. Chance gives at most the second number, or at least its mirror image, in 999 of 1,000 random "
+            "is no tissue. Chance lies between the second number and its mirror image in 999 of 1,000 random "
             "assignments of the classes to patients: a weaker use of the region can't be found with these images.",
             "p: permutation test with whole patients, corrected for the number of regions (Holm). A region "
             f"is a possible shortcut if p ≤ {LEVEL:g} and hiding it changes the probabilities by "
