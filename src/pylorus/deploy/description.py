@@ -10,6 +10,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.data.input_format import InputFormat
 from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pylorus.evaluation.decisions import SensitivityThreshold, SetLimits
+from pylorus.evaluation.drift import RateReference, ScoreReference
 from pylorus.runs.folder import ShippedStage
 
 
@@ -388,6 +389,25 @@ class ClassificationMetrics:
     auroc: dict[str, IntervalEstimate]
 
 
+@dataclass(frozen=True)
+class UsageReference:
+    """What the model answers on the reference images, and how they look, for `pylorus monitor`.
+
+    Attributes:
+        split: The images: test (the run's), or recalibration (those of `pylorus recalibrate`).
+        images: Number of images.
+        groups: Number of groups (patients).
+        rates: Proportions of images, by the names of `pylorus.deploy.thresholds.Answers`.
+        scores: Distributions of scores, by their names.
+    """
+
+    split: str
+    images: Count
+    groups: Count
+    rates: dict[str, RateReference]
+    scores: dict[str, ScoreReference]
+
+
 @with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True)
 class Description:
@@ -405,6 +425,7 @@ class Description:
         versions: Versions of the packages used for training.
         network: The user's own class or function that built the network, as a dotted path: for messages, never
             imported. Null for a model of timm.
+        reference: What the model answers on the run's test images; null in an older bundle.
     """
 
     format_version: int
@@ -424,3 +445,4 @@ class Description:
     intended_use: str
     versions: dict[str, str]
     network: str | None = None
+    reference: UsageReference | None = None
