@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `predict`, `explain`, `export`, `serve` and `sign`.
+"""The commands that use a trained model: `predict`, `monitor`, `explain`, `export`, `serve` and `sign`.
 
 The command line imports this module, which therefore imports what computes only when it is needed.
 """
@@ -15,8 +15,9 @@ from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `predict`, `explain`, `export`, `serve` and `sign` to the command line."""
+    """Add `predict`, `monitor`, `explain`, `export`, `serve` and `sign` to the command line."""
     _add_predict(commands)
+    _add_monitor(commands)
     _add_explain(commands)
     _add_export(commands)
     _add_serve(commands)
@@ -126,6 +127,66 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         **_get_model_options(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
+
+
+def _add_monitor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "monitor",
+        help="follow a model in use: has what it sees or answers changed?",
+        description="Compare what a model answered in use, in the files that `pylorus predict` wrote, with its answers "
+        "on the run's test images: proportions of classes, abstentions, unlikeness and the look of the images, by "
+        "period, with control limits. The exit code is 3 if something is beyond a limit, otherwise 0.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle or export that made the predictions")
+    command.add_argument(
+        "predictions", nargs="+", type=Path, metavar="PREDICTIONS", help="files that predict wrote, in order of time"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("monitor"), metavar="DIR", help="folder to write to (default: monitor)"
+    )
+    command.add_argument(
+        "--by",
+        metavar="PERIOD",
+        help="day, week, month or a number of images (default: week if the time is known, otherwise each file)",
+    )
+    command.add_argument("--time", metavar="COLUMN", help="column of the predictions with the time of each image")
+    command.add_argument("--date", metavar="REGEX", help="regular expression that finds the date in a path")
+    command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
+    command.add_argument(
+        "--baseline",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PREDICTIONS",
+        help="predictions of a period in which the model was accepted, to compare with instead of the test images",
+    )
+    command.add_argument(
+        "--false-alarms",
+        type=float,
+        default=0.01,
+        metavar="P",
+        help="probability that a period without drift is beyond any limit (default: 0.01)",
+    )
+    command.set_defaults(act=_run_monitor)
+
+
+def _run_monitor(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.false_alarms <= 0.5:
+        raise PylorusError(
+            f"--false-alarms: found {arguments.false_alarms:g}, expected a probability above 0 and at most 0.5."
+        )
+    from pylorus.deploy.monitor import MonitorOptions, monitor
+
+    options = MonitorOptions(
+        output=arguments.output,
+        by=arguments.by,
+        time=arguments.time,
+        date=arguments.date,
+        group=arguments.group,
+        baseline=tuple(arguments.baseline),
+        false_alarms=arguments.false_alarms,
+    )
+    sys.exit(monitor(arguments.bundle, arguments.predictions, options))
 
 
 def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -8,11 +8,12 @@ the correlation within the reference's patients (Eldridge, Ashby and Kerry, Int 
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from pylorus.evaluation.predictions import encode_groups
 from pylorus.evaluation.sample_size import measure_patient_design
@@ -118,7 +119,8 @@ def build_score_reference(scores: NDArray[np.float64], groups: NDArray[np.generi
     bins = max(2, min(MAX_BINS, len(scores) // IMAGES_PER_BIN))
     cuts = np.unique(np.quantile(scores, np.arange(1, bins) / bins))
     codes = np.searchsorted(cuts, scores, side="left")
-    ranks = stats.rankdata(codes) / len(scores)
+    shares = np.bincount(codes) / len(scores)
+    ranks = (np.cumsum(shares) - shares / 2)[codes]
     correlation, effect = _measure_correlation(ranks, groups)
     return ScoreReference(
         tuple(map(float, cuts)),
@@ -157,17 +159,13 @@ def compare_rate(
     size = max(1, int(_count_effective(len(flags), reference.correlation, groups) + 1e-9))
     reference_size = max(1, int(reference.effective + 1e-9))
     known = round(reference.value * reference_size)
-    counts = np.arange(size + 1)
-    # For each possible count of the period: where it lies in its distribution, given the total of both samples.
-    total = counts + known
-    point = stats.hypergeom.pmf(counts, reference_size + size, total, size)
-    above = stats.hypergeom.sf(counts, reference_size + size, total, size) + point / 2
-    below = stats.hypergeom.cdf(counts, reference_size + size, total, size) - point / 2
-    inside = counts[(above > false_alarms / 2) & (below > false_alarms / 2)]
-    low, high = (int(inside.min()), int(inside.max())) if len(inside) else (0, size)
+    tails = _ConditionalTails(known, reference_size, size)
+    # Both tails are monotonic in the count, so that the limits are found by bisection.
+    high = bisect_left(range(size + 1), True, key=lambda count: tails.compute_above(count) <= false_alarms / 2) - 1
+    low = bisect_left(range(size + 1), True, key=lambda count: tails.compute_below(count) > false_alarms / 2)
     count = value * size
     upper, lower = min(size, math.ceil(count - 1e-9)), max(0, math.floor(count + 1e-9))
-    p = min(1.0, 2 * min(float(above[upper]), float(below[lower])))
+    p = min(1.0, 2 * min(tails.compute_above(upper), tails.compute_below(lower)))
     is_beyond = count > high + 1e-9 or count < low - 1e-9
     return Drift(value, reference.value, low / size, high / size, p, is_beyond)
 
@@ -201,9 +199,35 @@ def compare_score(
     pooled = (size * own + other * theirs) / (size + other)
     variance = (size + other + 1) / (12 * size * other) * max(0.0, 1 - float((pooled**3).sum()))
     error = math.sqrt(variance)
-    reach = float(stats.norm.isf(false_alarms / 2)) * error
-    p = 1.0 if error == 0 else float(2 * stats.norm.sf(abs(value - 0.5) / error))
+    reach = -float(special.ndtri(false_alarms / 2)) * error
+    p = 1.0 if error == 0 else float(2 * special.ndtr(-abs(value - 0.5) / error))
     return Drift(value, 0.5, max(0.0, 0.5 - reach), min(1.0, 0.5 + reach), p, abs(value - 0.5) > reach)
+
+
+@dataclass(frozen=True)
+class _ConditionalTails:
+    """Where a period's count lies in its distribution, given the total of both samples.
+
+    Attributes:
+        known: Images with the property in the reference.
+        reference: Number of images of the reference.
+        period: Number of images of the period.
+    """
+
+    known: int
+    reference: int
+    period: int
+
+    def compute_above(self, count: int) -> float:
+        """Return the probability of a larger count, plus half of that of this one."""
+        from scipy.stats import hypergeom  # slow to import, and whoever loads a bundle imports this module
+
+        parameters = (self.reference + self.period, count + self.known, self.period)
+        return float(hypergeom.sf(count, *parameters) + hypergeom.pmf(count, *parameters) / 2)
+
+    def compute_below(self, count: int) -> float:
+        """Return the probability of a smaller count, plus half of that of this one."""
+        return 1 - self.compute_above(count)
 
 
 def _measure_correlation(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> tuple[float, float]:
