@@ -1,9 +1,10 @@
 """`pylorus monitor`: follow what a model answers in use, and find what is beyond what chance explains.
 
-Periods of the files that `pylorus predict` writes are compared with the reference in the bundle, the answers on the run's
-test images, or with predictions of a period in which the model was accepted.
+Periods of the files that `pylorus predict` writes are compared with the reference in the bundle, the answers on the
+run's test images, or with predictions of a period in which the model was accepted.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -13,50 +14,37 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_path, normalize_name
-from pylorus.core.formatting import format_count, format_number, format_percent, join_names
+from pylorus.core.formatting import format_count, join_names
 from pylorus.core.io import read_json, write_atomically, write_text
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import Description, UsageReference
 from pylorus.deploy.inputs import RECORD_SUFFIX
-from pylorus.deploy.signature import build_manifest_check
+from pylorus.deploy.monitor_page import (
+    ALL,
+    Comparison,
+    format_alarm,
+    format_chance,
+    format_reference,
+    render_monitor_page,
+    sort_alarms,
+)
 from pylorus.deploy.thresholds import Answers, build_usage_reference, collect_answers
-from pylorus.deploy.verified_files import DESCRIPTION, SUMS, open_verified_folder
-from pylorus.evaluation.drift import Drift, compare_rate, compare_score
-from pylorus.report.figure_style import COLOURS, FAINT, Drawing, create_figure, render_svg, report_style
-from pylorus.report.headline import KeyFigure
-from pylorus.report.mistakes import Item, Section, Sentences
-from pylorus.report.page import render_page
-from pylorus.report.summary import Summary
-from pylorus.report.table import Column, Number, Row, Table, convert_to_p_value_cell, create_text_columns
+from pylorus.deploy.verified_files import DESCRIPTION, EXPORT_FILES, FILES, SUMS, is_export, open_verified_folder
+from pylorus.evaluation.drift import compare_rate, compare_score
 
 PAGE, TABLE = "monitor.html", "monitor.csv"
 BEYOND_LIMITS = 3
 """Exit code if something is beyond a limit; 1 and 2 mean that the command itself failed."""
 CALENDAR = {"day": "D", "week": "W-SUN", "month": "M"}
 """Periods of the calendar, and what pandas calls them; weeks begin on Monday."""
-ALL = "all periods"
 PRINTED_ALARMS = 12
-MAX_TICKS = 8
 FEW_IMAGES = 20
 """A period with fewer images shows hardly any drift."""
-
-LABELS = {
-    "abstained": "abstained",
-    "unlike": "abstained: unlike the training images",
-    "unsure": "abstained: unsure",
-    "confidence": "confidence",
-    "unlikeness": "unlikeness",
-    "brightness": "brightness",
-    "redness": "redness",
-    "sharpness": "sharpness",
-    "field": "field of view",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,32 +83,6 @@ class Period:
     rows: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A measure of a period compared with the reference.
-
-    Attributes:
-        period: Name of the period.
-        measure: Name of the measure; see `Answers`.
-        images: Number of images of the period.
-        patients: Number of its patients.
-        drift: The comparison.
-        median: Median of a score in the period; NaN for a proportion.
-    """
-
-    period: str
-    measure: str
-    images: int
-    patients: int
-    drift: Drift
-    median: float
-
-    @property
-    def is_score(self) -> bool:
-        """Whether the measure is a score, not a proportion."""
-        return not math.isnan(self.median)
-
-
 def monitor(folder: Path, files: Sequence[Path], options: MonitorOptions) -> int:
     """Compare predictions with the reference, write the page and the table, and print what is beyond a limit.
 
@@ -156,7 +118,9 @@ def monitor(folder: Path, files: Sequence[Path], options: MonitorOptions) -> int
     comparisons = compare_periods(answers, reference, periods, false_alarms=options.false_alarms)
     notes = tuple(_list_notes(table, reference, periods, options, unreadable))
     _write_table(comparisons, reference, options.output / TABLE)
-    write_text(options.output / PAGE, _render(description, comparisons, reference, periods, notes, options))
+    sizes = {period.name: len(period.rows) for period in periods}
+    page = render_monitor_page(description, comparisons, reference, sizes, notes, false_alarms=options.false_alarms)
+    write_text(options.output / PAGE, page)
     _print_result(comparisons, reference, periods, notes, options)
     return BEYOND_LIMITS if any(each.drift.is_beyond for each in comparisons) else 0
 
@@ -196,9 +160,8 @@ def compare_periods(
 
 def _read_bundle(folder: Path) -> tuple[Description, str]:
     """Return the description of a bundle or export and the hash that its predictions record."""
-    import hashlib
-
-    with open_verified_folder(folder, check_manifest=build_manifest_check(())) as files:
+    required = EXPORT_FILES if is_export(folder) else FILES
+    with open_verified_folder(folder, required) as files:
         description = read_description(files.contents[DESCRIPTION], where=str(folder / DESCRIPTION))
         return description, hashlib.sha256(files.contents[SUMS]).hexdigest()
 
@@ -372,47 +335,6 @@ def _list_notes(
         yield f"{format_count(unreadable, 'file')} could not be read and {'is' if unreadable == 1 else 'are'} left out."
 
 
-def _get_label(measure: str) -> str:
-    kind, _, name = measure.partition("/")
-    return {"predicted": f"predicted as {name}", "positive": f"called {name} at the threshold"}.get(kind) or LABELS[
-        kind
-    ]
-
-
-def _format_alarm(each: Comparison, reference: UsageReference) -> str:
-    drift, images = each.drift, format_count(each.images, "image")
-    if each.is_score:
-        direction = "higher" if drift.value > 0.5 else "lower"
-        share = max(drift.value, 1 - drift.value)
-        return (
-            f"{_get_label(each.measure)} is {direction}: median {format_number(each.median, 3)} of {images}, reference "
-            f"{format_number(reference.scores[each.measure].median, 3)} ({direction} in {format_percent(share, digits=0)} % "
-            "of comparisons with a reference image)"
-        )
-    return (
-        f"{_get_label(each.measure)}: {format_percent(drift.value)} % of {images}; limits {format_percent(drift.low)} to "
-        f"{format_percent(drift.high)} %, reference {format_percent(drift.reference)} %"
-    )
-
-
-def _format_reference(reference: UsageReference) -> str:
-    names = {
-        "test": "the run's test images",
-        "recalibration": "the images of the recalibration",
-        "baseline": "the baseline",
-    }
-    patients = f" of {format_count(reference.groups, 'patient')}" if reference.groups < reference.images else ""
-    return f"{names.get(reference.split, reference.split)} ({format_count(reference.images, 'image')}{patients})"
-
-
-def _format_chance(periods: int, options: MonitorOptions) -> str:
-    expected = options.false_alarms * periods
-    return (
-        f"Without any drift, a period has a probability of {format_percent(options.false_alarms)} % to be beyond a limit "
-        f"of any measure: of {format_count(periods, 'period')}, {format_number(expected, 2)} by chance."
-    )
-
-
 def _print_result(
     comparisons: Sequence[Comparison],
     reference: UsageReference,
@@ -423,25 +345,18 @@ def _print_result(
     images = sum(len(period.rows) for period in periods)
     print(
         f"{format_count(images, 'image')} in {format_count(len(periods), 'period')}, compared with "
-        f"{_format_reference(reference)}"
+        f"{format_reference(reference)}"
     )
     for note in notes:
         print(f"note: {note}")
-    alarms = _sort_alarms(comparisons)
+    alarms = sort_alarms(comparisons)
     print("\nbeyond limits:" if alarms else "\nnothing is beyond its limits")
     for each in alarms[:PRINTED_ALARMS]:
-        print(f"  {each.period}: {_format_alarm(each, reference)}")
+        print(f"  {each.period}: {format_alarm(each, reference)}")
     if len(alarms) > PRINTED_ALARMS:
         print(f"  and {len(alarms) - PRINTED_ALARMS} more: see {TABLE}")
-    print(_format_chance(len(periods), options))
+    print(format_chance(len(periods), options.false_alarms))
     print(f"\n{options.output / PAGE}\n{options.output / TABLE}")
-
-
-def _sort_alarms(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Return what is beyond a limit: all periods together first, then the newest periods."""
-    names = list(dict.fromkeys(each.period for each in comparisons))
-    alarms = [each for each in comparisons if each.drift.is_beyond]
-    return sorted(alarms, key=lambda each: -names.index(each.period))
 
 
 def _write_table(comparisons: Sequence[Comparison], reference: UsageReference, path: Path) -> None:
@@ -464,207 +379,3 @@ def _write_table(comparisons: Sequence[Comparison], reference: UsageReference, p
     ]
     with write_atomically(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
-
-
-def _render(
-    description: Description,
-    comparisons: Sequence[Comparison],
-    reference: UsageReference,
-    periods: Sequence[Period],
-    notes: Sequence[str],
-    options: MonitorOptions,
-) -> str:
-    alarms = _sort_alarms(comparisons)
-    images = sum(len(period.rows) for period in periods)
-    rates = [each for each in comparisons if not each.is_score]
-    scores = [each for each in comparisons if each.is_score]
-    drawings = [
-        _plot_charts(rates, key="rates", title="Proportions of images by period", reference=reference),
-        _plot_charts(scores, key="scores", title="Scores by period", reference=reference),
-    ]
-    concerned = [name for name in dict.fromkeys(each.period for each in alarms) if name != ALL]
-    verdict = (
-        f"{format_count(len(concerned), 'period')} of {len(periods)} {'is' if len(concerned) == 1 else 'are'} beyond a "
-        "limit" + (f": {join_names(concerned[::-1], most=5)}." if concerned else ".")
-    )
-    if ALL in {each.period for each in alarms}:
-        verdict += " All periods together are beyond a limit."
-    items: tuple[Item, ...] = (_build_alarm_table(alarms, reference),) if alarms else (Sentences((verdict,)),)
-    sections = (
-        Section("beyond", "Beyond limits", items, is_appendix=False),
-        Section("charts", "Control charts", tuple(drawings), is_appendix=False),
-        Section("figures", "All figures", (_build_rate_table(rates), _build_score_table(scores)), is_appendix=True),
-        Section("method", "How to read this", (Sentences(METHODS),), is_appendix=False),
-    )
-    summary = Summary(
-        title=f"Monitoring of {description.architecture}: {join_names(description.short_names, most=6)}",
-        subtitle=f"{periods[0].name} to {periods[-1].name}" if len(periods) > 1 else periods[0].name,
-        marks=(),
-        headline=None,
-        findings=(verdict, _format_chance(len(periods), options)),
-        warnings=tuple(notes),
-        facts=(
-            KeyFigure("Periods", f"{len(periods):,}", f"{len(concerned)} beyond a limit"),
-            KeyFigure("Images", f"{images:,}", "that could be read"),
-            KeyFigure("Reference", f"{reference.images:,}", f"images: {_format_reference(reference).split(' (')[0]}"),
-        ),
-    )
-    return render_page(summary, sections, {drawing.key: render_svg(drawing) for drawing in drawings})
-
-
-METHODS = (
-    "A proportion is compared with the reference by the conditional test of two proportions (hypergeometric, mid-p), a "
-    "score by Wilcoxon's rank-sum test on classes of the reference's histogram. The limits know how uncertain the "
-    "reference itself is: with few reference images they are wide.",
-    "The false-alarm probability of a period is shared equally by the measures (Bonferroni). The reference is the same "
-    "for all periods: if it happened to be unusual, several periods are beyond a limit together. The row of all periods "
-    "finds a small change that lasts.",
-    "Images of a patient resemble each other. Where patients are known, images count as fewer independent ones, by the "
-    "correlation within the patients of the reference.",
-    "An alarm does not say that the model is wrong: it says that images or answers are other than in the reference. "
-    "Look at the images of that period; if labels can be had, evaluate (pylorus predict --evaluate). A clinic that sees "
-    "the classes in other proportions than the test images needs a baseline of its own (--baseline).",
-    "Brightness, redness, sharpness and field of view are measured in the pixels that the network sees, without black: "
-    "mean luma; red's part of the color; differences of neighboring pixels relative to those at a quarter of the size, "
-    "which blur lowers; and the proportion of pixels that are not black.",
-)
-
-
-def _build_alarm_table(alarms: Sequence[Comparison], reference: UsageReference) -> Table:
-    columns = (
-        *create_text_columns("period", "measure"),
-        Column("images"),
-        Column("value"),
-        Column("reference"),
-        Column("lower limit"),
-        Column("upper limit"),
-        Column("p"),
-    )
-    rows = []
-    for each in alarms:
-        drift, label = each.drift, _get_label(each.measure)
-        label += ": higher than a reference image, %" if each.is_score else ", %"
-        numbers = (Number(100 * value, 1) for value in (drift.value, drift.reference, drift.low, drift.high))
-        rows.append(Row((each.period, label, each.images, *numbers, convert_to_p_value_cell(drift.p))))
-    return Table(
-        key="beyond",
-        title="What is beyond its limits",
-        basis=f"Compared with {_format_reference(reference)}.",
-        columns=columns,
-        rows=tuple(rows),
-        notes=(
-            "A score is compared by the percentage of pairs of an image of the period and a reference image in which the "
-            "former is higher: 50 % without drift. p is of one comparison, not corrected for their number; the limits "
-            "are.",
-        ),
-    )
-
-
-def _build_rate_table(rates: Sequence[Comparison]) -> Table:
-    measures = list(dict.fromkeys(each.measure for each in rates))
-    values = {(each.period, each.measure): each for each in rates}
-    rows = []
-    for name in dict.fromkeys(each.period for each in rates):
-        first = values[name, measures[0]]
-        cells = (
-            Number(100 * drift.value, 1, words=f"{format_percent(drift.value)}{' !' if drift.is_beyond else ''}")
-            for drift in (values[name, measure].drift for measure in measures)
-        )
-        rows.append(Row((name, first.images, first.patients, *cells), strong=name == ALL))
-    return Table(
-        key="rates",
-        title="Proportions of images by period",
-        basis="In % of the readable images of the period.",
-        columns=(
-            *create_text_columns("period"),
-            Column("images"),
-            Column("patients"),
-            *(Column(_get_label(measure), unit="%") for measure in measures),
-        ),
-        rows=tuple(rows),
-        notes=("!: beyond a limit.",),
-    )
-
-
-def _build_score_table(scores: Sequence[Comparison]) -> Table:
-    measures = list(dict.fromkeys(each.measure for each in scores))
-    values = {(each.period, each.measure): each for each in scores}
-    rows = [
-        Row(
-            (
-                name,
-                *(
-                    Number(
-                        each.median, 3, words=f"{format_number(each.median, 3)}{' !' if each.drift.is_beyond else ''}"
-                    )
-                    for each in (values[name, measure] for measure in measures)
-                ),
-            ),
-            strong=name == ALL,
-        )
-        for name in dict.fromkeys(each.period for each in scores)
-    ]
-    return Table(
-        key="scores",
-        title="Medians of scores by period",
-        basis="Of the readable images of the period.",
-        columns=(*create_text_columns("period"), *(Column(_get_label(measure)) for measure in measures)),
-        rows=tuple(rows),
-        notes=("!: beyond a limit.",),
-    )
-
-
-def _plot_charts(comparisons: Sequence[Comparison], *, key: str, title: str, reference: UsageReference) -> Drawing:
-    """Plot a control chart for each measure: values by period, with reference and limits."""
-    measures = list(dict.fromkeys(each.measure for each in comparisons))
-    is_score = comparisons[0].is_score
-    columns, rows = 2, -(-len(measures) // 2)
-    with report_style():
-        figure = create_figure(1.75 * rows)
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
-        for panel, measure in zip(panels.flat, measures, strict=False):
-            series = [each for each in comparisons if each.measure == measure and each.period != ALL]
-            x = np.arange(len(series))
-            low, high, value = (
-                100 * np.array([getattr(each.drift, name) for each in series]) for name in ("low", "high", "value")
-            )
-            panel.fill_between(
-                np.append(x, len(x)) - 0.5, np.append(low, low[-1]), np.append(high, high[-1]), step="post",
-                color=COLOURS[0], alpha=0.15, linewidth=0,
-            )  # fmt: skip
-            panel.axhline(100 * series[0].drift.reference, color=FAINT, linestyle="--", linewidth=1)
-            panel.plot(x, value, color=COLOURS[0], marker="o")
-            beyond = np.array([each.drift.is_beyond for each in series])
-            panel.plot(x[beyond], value[beyond], color=COLOURS[1], marker="D", markersize=7, linestyle="")
-            panel.set_title(_get_label(measure))
-            panel.set_ylabel("higher, %" if is_score else "images, %")
-            panel.set_ylim(*((0, 100) if is_score else (0, max(5.0, 1.15 * max(value.max(), high.max())))))
-            panel.xaxis.set_major_locator(MaxNLocator(MAX_TICKS, integer=True))
-            names = [each.period for each in series]
-            panel.xaxis.set_major_formatter(lambda place, _, names=names: _get_tick(names, place))
-            panel.tick_params(axis="x", labelrotation=30)
-            panel.set_xlim(-0.5, len(series) - 0.5)
-        for panel in list(panels.flat)[len(measures) :]:
-            panel.set_visible(False)
-    beyond = sum(each.drift.is_beyond for each in comparisons if each.period != ALL)
-    meaning = (
-        "Percentage of pairs of an image of the period and a reference image in which the former's score is higher"
-        if is_score
-        else "Percentage of images"
-    )
-    return Drawing(
-        key=key,
-        title=title,
-        basis=f"{meaning}. Shaded: within the limits; dashed: reference; orange diamonds: beyond a limit.",
-        alt=f"{title}: {len(measures)} control charts, {beyond} points beyond a limit.",
-        figure=figure,
-    )
-
-
-def _get_tick(names: Sequence[str], place: float) -> str:
-    """Return the name of the period at a tick, shortened to fit."""
-    index = round(place)
-    if abs(place - index) > 1e-6 or not 0 <= index < len(names):
-        return ""
-    name = names[index].removeprefix("images ")
-    return name if len(name) <= 14 else f"{name[:13]}…"
