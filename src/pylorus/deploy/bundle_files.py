@@ -176,6 +176,11 @@ def _check_choices(description: Description, where: str) -> None:
 
 def _check_reference(description: Description, where: str) -> None:
     """Reject a reference of other classes, or whose numbers no images can have."""
+    if len(description.calibration.bias) not in (0, len(description.classes)):
+        raise PylorusError(
+            f"{where}: calibration.bias: found {len(description.calibration.bias)} numbers, expected one for each "
+            "class."
+        )
     reference = description.reference
     if reference is None:
         return

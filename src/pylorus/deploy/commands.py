@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `predict`, `monitor`, `explain`, `export`, `serve` and `sign`.
+"""The commands that use a trained model: `predict`, `monitor`, `recalibrate`, `explain`, `export`, `serve` and `sign`.
 
 The command line imports this module, which therefore imports what computes only when it is needed.
 """
@@ -15,9 +15,10 @@ from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `predict`, `monitor`, `explain`, `export`, `serve` and `sign` to the command line."""
+    """Add `predict`, `monitor`, `recalibrate`, `explain`, `export`, `serve` and `sign` to the command line."""
     _add_predict(commands)
     _add_monitor(commands)
+    _add_recalibrate(commands)
     _add_explain(commands)
     _add_export(commands)
     _add_serve(commands)
@@ -187,6 +188,50 @@ def _run_monitor(arguments: argparse.Namespace) -> None:
         false_alarms=arguments.false_alarms,
     )
     sys.exit(monitor(arguments.bundle, arguments.predictions, options))
+
+
+def _add_recalibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "recalibrate",
+        help="adapt a model's probabilities to a few labelled images of another clinic",
+        description="Fit one scale and one bias per class on a few labelled images of another clinic, and write a new "
+        "bundle with these probabilities. The network does not change, and BUNDLE stays as it is.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("source", type=Path, metavar="IMAGES", help="folder with class folders, or a manifest")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new bundle: a new folder")
+    command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
+    command.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="NAME=CLASS",
+        help="class of the bundle that a class of the images is; may be repeated",
+    )
+    command.add_argument("--root", type=Path, metavar="DIR", help="folder of a manifest's paths (default: its own)")
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch (default: 32)")
+    _add_device_option(command)
+    _add_network_option(command)
+    command.set_defaults(act=_run_recalibrate)
+
+
+def _run_recalibrate(arguments: argparse.Namespace) -> None:
+    for pair in arguments.map:
+        if "=" not in pair:
+            raise PylorusError(f"--map: found {pair}, expected NAME=CLASS, such as 'adenocarcinoma=gastric_cancer'.")
+    _use_passive_waiting()
+    from pylorus.deploy.recalibrate import RecalibrateOptions, recalibrate
+
+    options = RecalibrateOptions(
+        output=arguments.output,
+        group=arguments.group,
+        names=dict(pair.split("=", 1) for pair in arguments.map),
+        root=arguments.root,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    recalibrate(arguments.bundle, arguments.source, options)
 
 
 def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -197,6 +197,7 @@ class Calibration:
         images: Number of images on which it was fitted.
         ece_before: Expected calibration error on the test images without temperature scaling, in [0, 1].
         ece_after: Expected calibration error with temperature scaling.
+        bias: Added to the divided logits, one for each class; empty: nothing is added. See `pylorus recalibrate`.
     """
 
     temperature: float = field(metadata={"ge": MIN_TEMPERATURE, "le": MAX_TEMPERATURE})
@@ -204,6 +205,7 @@ class Calibration:
     images: Count
     ece_before: float
     ece_after: float
+    bias: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -390,6 +392,34 @@ class ClassificationMetrics:
 
 
 @dataclass(frozen=True)
+class RecalibrationRecord:
+    """How a bundle was recalibrated on images of another clinic; see `pylorus recalibrate`.
+
+    Attributes:
+        parent: Identity of the bundle that it was made from: the SHA-256 of that bundle's SHA256SUMS.
+        date: Day of the recalibration, such as 2026-11-27.
+        images: Number of images of each class, in the order of the classes.
+        groups: Number of groups (patients).
+        scale: By what the parent's calibrated logits were multiplied.
+        bias: What was then added for each class, by short name.
+        log_loss: Mean log loss of the parent's probabilities (before) and of the new ones by cross-validation (after).
+        brier: Brier scores of both.
+        observed_over_expected: Observed number of images of a class over the sum of its probabilities, of both, by
+            short name.
+    """
+
+    parent: str
+    date: str
+    images: tuple[Count, ...]
+    groups: Count
+    scale: IntervalEstimate
+    bias: dict[str, IntervalEstimate]
+    log_loss: dict[str, float]
+    brier: dict[str, float]
+    observed_over_expected: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
 class UsageReference:
     """What the model answers on the reference images, and how they look, for `pylorus monitor`.
 
@@ -426,6 +456,7 @@ class Description:
         network: The user's own class or function that built the network, as a dotted path: for messages, never
             imported. Null for a model of timm.
         reference: What the model answers on the run's test images; null in an older bundle.
+        recalibration: Null if the calibration is that of the run.
     """
 
     format_version: int
@@ -446,3 +477,4 @@ class Description:
     versions: dict[str, str]
     network: str | None = None
     reference: UsageReference | None = None
+    recalibration: RecalibrationRecord | None = None

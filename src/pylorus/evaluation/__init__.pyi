@@ -46,6 +46,9 @@ from .prevalence import estimate_prevalence as estimate_prevalence
 from .prevalence import predictive_values as predictive_values
 from .ranking import average_precision as average_precision
 from .ranking import ranking_of_predictions as ranking_of_predictions
+from .recalibration import Recalibration as Recalibration
+from .recalibration import fit_recalibration as fit_recalibration
+from .recalibration import study_recalibration as study_recalibration
 from .replicates import compare_replicates as compare_replicates
 from .replicates import corrected_resampled_t as corrected_resampled_t
 from .replicates import summarize_replicates as summarize_replicates
