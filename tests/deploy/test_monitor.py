@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -127,15 +128,15 @@ def test_predictions_of_another_bundle_are_refused(bundle_folder, edit_model_jso
 
 def test_quality_follows_light_color_blur_and_field():
     chance = np.random.default_rng(0)
-    image = chance.integers(60, 200, (64, 64, 3), dtype=np.uint8)
-    brighter, redder, blurred, cropped = (image.copy() for _ in range(4))
+    image = cv2.resize(chance.integers(60, 200, (22, 22, 3), dtype=np.uint8), (64, 64))
+    brighter, redder, cropped = (image.copy() for _ in range(3))
     brighter[:] = np.clip(image.astype(int) + 40, 0, 255)
     redder[..., 0] = np.clip(image[..., 0].astype(int) + 40, 0, 255)
-    blurred[1:-1, 1:-1] = ((image[1:-1, :-2].astype(int) + image[1:-1, 1:-1] + image[1:-1, 2:]) // 3).astype(np.uint8)
+    blurred = cv2.blur(image, (7, 7))
     cropped[:32] = 0
     plain, light, red, blur, half = measure_quality(np.stack([image, brighter, redder, blurred, cropped]))
     assert light[0] > plain[0] + 0.1
     assert red[1] > plain[1] + 0.03
-    assert blur[2] < plain[2] - 0.1
+    assert blur[2] < 0.8 * plain[2]
     assert half[3] == pytest.approx(0.5)
-    assert half[0] == pytest.approx(plain[0], abs=0.02)
+    assert half[0] == pytest.approx(plain[0], abs=0.05)

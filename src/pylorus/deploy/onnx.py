@@ -505,7 +505,7 @@ def format_outputs_description(description: Description) -> str:
     added = f" + ({', '.join(f'{value:.6g}' for value in bias)})" if bias else ""
     return (
         f"logits: float32 (n, {len(description.classes)}), classes in the order of pylorus.classes. probabilities: the "
-        f"same, calibrated: softmax(logits / {description.calibration.temperature:.6g}{added}). unlikeness: float32 (n,), "
-        f"0 to 2; above {description.abstention.unlike_above:.6g} the model abstains, and if the largest "
+        f"same, calibrated: softmax(logits / {description.calibration.temperature:.6g}{added}). unlikeness: float32 "
+        f"(n,), 0 to 2; above {description.abstention.unlike_above:.6g} the model abstains, and if the largest "
         f"probability is below {description.abstention.unsure_below:.6g}."
     )

@@ -28,7 +28,7 @@ from pylorus.deploy.inputs import Item
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import PredictOptions, iter_predicted_rows, resolve_device
 from pylorus.deploy.thresholds import build_usage_reference, collect_answers, convert_estimate
-from pylorus.deploy.verified_files import CARD, DESCRIPTION, LOOKS, SUMS, is_export
+from pylorus.deploy.verified_files import CARD, DESCRIPTION, SUMS, is_export
 from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, calibration_scores
 from pylorus.evaluation.decisions import ROUNDING
 from pylorus.evaluation.intervals import Estimate
@@ -275,9 +275,10 @@ def _format_card_section(description: Description) -> str:
         f"Probabilities were adapted to {format_count(sum(record.images), 'image')} of "
         f"{format_count(record.groups, 'patient')} of another clinic: softmax(logits / "
         f"{description.calibration.temperature:.4g} + bias). Log loss {record.log_loss['before']:.3f} before, "
-        f"{record.log_loss['after']:.3f} after (cross-validated). Thresholds were carried over so that every image that "
-        "reached one still does: guarantees stand, and specificity may be lower. **All figures below, of thresholds, "
-        "calibration and test images, are those of the parent before recalibration** (SHA-256 of its SHA256SUMS: "
+        f"{record.log_loss['after']:.3f} after (cross-validated). Thresholds were carried over so that every image "
+        "that reached one still does: guarantees stand, and specificity may be lower. **All figures below, of "
+        "thresholds, calibration and test images, are those of the parent before recalibration** (SHA-256 of its "
+        "SHA256SUMS: "
         f"`{record.parent}`).\n"
     )
 
@@ -320,9 +321,9 @@ def _format_result(old: Description, new: Description, study: RecalibrationStudy
         ]
         lines += [
             "",
-            f"threshold of {deciding}: {before:.4g} before, {after:.4g} after. It was carried over, not fitted on these "
-            "images: every image that reached it",
-            f"still does, so its guarantee stands; {shares[0]} % of these images were called {deciding} before, "
-            f"{shares[1]} % are now.",
+            f"threshold of {deciding}: {before:.4g} before, {after:.4g} after. It was carried over, not fitted on "
+            "these images: every image that",
+            f"reached it still does, so its guarantee stands; {shares[0]} % of these images were called {deciding} "
+            f"before, {shares[1]} % are now.",
         ]
     return lines
