@@ -73,7 +73,7 @@ def train(
     The same overrides on the same folder resume a run that was interrupted.
 
     Args:
-        overrides: As on the command line of `train.py`, such as `["data=folders", "data.root=images"]`.
+        overrides: As on the command line of `train.py`, such as `["data.root=images"]`.
         folder: The run's folder; None: a new one in outputs/.
         config_dir: Folder of your own configuration, as `--config-dir` on the command line; None: Pylorus's alone.
 

@@ -175,9 +175,7 @@ def _run_draw(arguments: argparse.Namespace) -> None:
         overlay=arguments.overlay,
     )
     print(f"Wrote {count} images to {arguments.folder}. To train on them:")
-    print(
-        f"  {TRAIN_COMMAND} data=folders {format_command([f'data.root={arguments.folder}'])} data.group='patient_\\d+'"
-    )
+    print(f"  {TRAIN_COMMAND} {format_command([f'data.root={arguments.folder}'])} data.group='patient_\\d+'")
 
 
 def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -81,7 +81,7 @@ def test_draw_writes_images_and_prints_how_to_train_on_them(train_for_real, tmp_
     found = train_for_real("draw", "drawn", "--images", "4", "--size", "32", program=program)
     assert found.returncode == 0, found.stderr
     assert len(list((tmp_path / "drawn").rglob("*.jpg"))) == 12
-    assert "python train.py data=folders data.root=drawn" in found.stdout
+    assert "python train.py data.root=drawn" in found.stdout
     again = train_for_real("draw", "drawn", program=program)
     assert again.returncode == 1
     assert again.stderr.startswith("error: drawn: already exists")

@@ -423,7 +423,7 @@ USAGE = f"""\
 Pylorus trains image classifiers for gastroscopy by transfer learning, stage by stage.
 
   {TRAIN_COMMAND}                                            a demo on synthetic images
-  {TRAIN_COMMAND} data=folders data.root=DIR model=resnet50  your own images, in class folders
+  {TRAIN_COMMAND} data.root=DIR model=resnet50               your own images, in class folders
   {TRAIN_COMMAND} -m model=vgg19,resnet50,inception_v3       a sweep: one run per value, and a comparison
   {TRAIN_COMMAND} experiment=paper data.root=DIR             the protocol of the study
   {TRAIN_COMMAND} resume=RUN                                 resume a run that was interrupted

@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pylorus.core.errors import PylorusError, format_path, format_suggestion, normalize_name
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent, join_names
 from pylorus.core.io import convert_to_plain, write_json, write_text
 from pylorus.data.input_format import QUALITY
-from pylorus.data.sources import ImageSet, list_folder_files, list_manifest_files
 from pylorus.deploy.bundle_files import build_description
 from pylorus.deploy.description import Description, RecalibrationRecord
-from pylorus.deploy.inputs import Item
+from pylorus.deploy.external import ValidateOptions, read_labelled_images
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import PredictOptions, iter_predicted_rows, resolve_device
 from pylorus.deploy.thresholds import build_usage_reference, collect_answers, convert_estimate
@@ -46,7 +45,7 @@ class RecalibrateOptions:
         output: Folder of the new bundle: a new or empty one.
         group: Regular expression that finds the patient in a path; None: each image is its own patient, unless a
             manifest has a column group.
-        names: Class of the bundle for each name that the images' classes have and the bundle does not know.
+        names: The bundle's class for each class of the images that has another name; "" to leave its images out.
         root: Folder that a manifest's paths are relative to; None: that of the manifest.
         batch: Batch size of the network.
         device: auto, cpu, cuda or mps.
@@ -81,7 +80,7 @@ def recalibrate(folder: Path, source: Path, options: RecalibrateOptions) -> None
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise PylorusError(f"--output: {options.output} exists already and is not an empty folder.")
     bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network, trust=options.trust)
-    table = _predict_labelled(bundle, _list_images(source, options), options)
+    table = _predict_labelled(bundle, source, options)
     description = bundle.description
     probabilities = table[[f"probability/{name}" for name in description.short_names]].to_numpy(dtype=np.float64)
     true, groups = table["label"].to_numpy(dtype=np.int64), table["group"].to_numpy(dtype=str)
@@ -100,53 +99,20 @@ def recalibrate(folder: Path, source: Path, options: RecalibrateOptions) -> None
     print(f"\nnew bundle: {options.output}")
 
 
-def _list_images(source: Path, options: RecalibrateOptions) -> ImageSet:
-    if source.is_dir():
-        return list_folder_files(source, group=options.group)
-    if not source.is_file():
-        raise PylorusError(f"{source}: there is no such folder or manifest.")
-    return list_manifest_files(source, options.root or source.parent, group=options.group)
-
-
-def _predict_labelled(bundle: Bundle, images: ImageSet, options: RecalibrateOptions) -> pd.DataFrame:
+def _predict_labelled(bundle: Bundle, source: Path, options: RecalibrateOptions) -> pd.DataFrame:
     """Predict labelled images, and return the rows of the readable ones with label and group."""
-    labels = _resolve_labels(images.table["class"], bundle.description, options.names)
-    groups = images.table["group"] if images.grouped else images.table["path"].map(format_path)
-    if (groups == "").any():
-        path = images.table["path"][groups == ""].iloc[0]
-        raise PylorusError(f"--group: no patient is found in {format_path(path)}.")
-    items = [Item(format_path(images.root / path), images.root / path) for path in images.table["path"]]
+    reading = ValidateOptions(root=options.root, group=options.group, names=options.names)
+    labelled = read_labelled_images(source, bundle.description, reading)
+    catalog = labelled.catalog
+    groups = catalog.table["group" if catalog.grouped else "path"].to_numpy(dtype=str)
+    items = list(labelled.iter_items())
     rows = pd.concat(iter_predicted_rows(bundle, items, PredictOptions(batch=options.batch)), ignore_index=True)
-    rows = rows.assign(label=labels, group=groups.astype(str).to_numpy())
+    rows = rows.assign(label=labelled.labels, group=groups)
     unreadable = rows[rows["error"] != ""]
     if len(unreadable):
         first = unreadable.iloc[0]
         print(f"note: {format_count(len(unreadable), 'file')} left out, the first: {first['path']}: {first['error']}")
     return rows[rows["error"] == ""].reset_index(drop=True)
-
-
-def _resolve_labels(classes: "pd.Series[str]", description: Description, names: Mapping[str, str]) -> NDArray[np.int64]:
-    """Return the index of each image's class in the bundle."""
-    known = {
-        normalize_name(name): label
-        for listed in (description.short_names, description.classes)
-        for label, name in enumerate(listed)
-    }
-    for name, target in names.items():
-        if normalize_name(target) not in known:
-            raise PylorusError(
-                f"--map: found {target}, expected a class of the bundle: {', '.join(description.short_names)}."
-                f"{format_suggestion(target, description.short_names)}"
-            )
-        known[normalize_name(name)] = known[normalize_name(target)]
-    unknown = sorted({str(name) for name in classes if normalize_name(str(name)) not in known})
-    if unknown:
-        raise PylorusError(
-            f"The bundle does not know the class {join_names(unknown, most=5)}; it knows "
-            f"{', '.join(description.classes)}. Say which one is meant, as in --map "
-            f"'{unknown[0]}={description.classes[0]}', or leave these images out."
-        )
-    return np.array([known[normalize_name(str(name))] for name in classes], dtype=np.int64)
 
 
 def _check_numbers(true: NDArray[np.int64], groups: NDArray[np.str_], description: Description) -> tuple[int, ...]:

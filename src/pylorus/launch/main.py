@@ -108,7 +108,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
     """Start or resume a run in this process, as the command line does.
 
     Args:
-        overrides: Overrides as on the command line, such as data=folders data.root=images.
+        overrides: Overrides as on the command line, such as data.root=images.
         folder: The run's folder; None: that of `hydra.run.dir`.
         config_dir: Folder of the user's own configuration; None for none.
 
