@@ -462,6 +462,13 @@ class DeployConfig:
         low=0.5,
         high=0.99,
     )
+    margin: float | None = key(
+        None,
+        "largest difference at which a model still counts as no worse than another, such as 0.05; the report tests "
+        "non-inferiority and equivalence with it, and says that it was stated before the test; null: no such test",
+        low=0.001,
+        high=0.5,
+    )
 
 
 @dataclass
