@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from pylorus.evaluation.influence import estimate_design_effect
 from pylorus.evaluation.predictions import encode_groups
-from pylorus.evaluation.sample_size import measure_patient_design
 
 MAX_BINS, IMAGES_PER_BIN = 20, 5
 """The most classes of a histogram of scores, and the fewest reference images in one of them."""
@@ -101,7 +101,7 @@ def build_rate_reference(flags: NDArray[np.bool_], groups: NDArray[np.generic] |
         >>> build_rate_reference(np.array([True, False, False, False])).value
         0.25
     """
-    correlation, effect = _measure_correlation(flags.astype(np.float64), groups)
+    correlation, effect = measure_correlation(flags.astype(np.float64), groups)
     return RateReference(len(flags), int(flags.sum()), max(1.0, len(flags) / effect), correlation)
 
 
@@ -121,7 +121,7 @@ def build_score_reference(scores: NDArray[np.float64], groups: NDArray[np.generi
     codes = np.searchsorted(cuts, scores, side="left")
     shares = np.bincount(codes) / len(scores)
     ranks = (np.cumsum(shares) - shares / 2)[codes]
-    correlation, effect = _measure_correlation(ranks, groups)
+    correlation, effect = measure_correlation(ranks, groups)
     return ScoreReference(
         tuple(map(float, cuts)),
         tuple(int(count) for count in np.bincount(codes, minlength=len(cuts) + 1)),
@@ -230,15 +230,29 @@ class _ConditionalTails:
         return 1 - self.compute_above(count)
 
 
-def _measure_correlation(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> tuple[float, float]:
-    """Return the correlation within patients, and by how much more images than independent ones there are."""
+def measure_correlation(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> tuple[float, float]:
+    """Measure by how much images of the same patients are fewer independent ones.
+
+    Args:
+        values: Value of each image, of shape (n,), finite.
+        groups: The patient of each image, of shape (n,); None if each image is its own.
+
+    Returns:
+        The correlation within patients, in [0, 1], by a one-way analysis of variance; 1 if the values do not vary, or
+        there is one patient, so that it is unknown. And the design effect, >= 1, that follows from it.
+    """
     codes = encode_groups(groups, length=len(values))
-    if len(np.unique(codes)) == len(codes):
+    sizes = np.bincount(codes).astype(np.float64)
+    typical = float((sizes**2).sum() / sizes.sum())
+    if typical == 1:
         return 0.0, 1.0
-    if len(np.unique(codes)) < 2:
-        return 1.0, float(len(values))
-    design = measure_patient_design(values, codes)
-    return design.correlation, design.effect
+    deviations = values - values.mean()
+    spread = float((deviations**2).sum())
+    correlation = 1.0
+    if len(sizes) > 1 and spread > 1e-12 * len(values):
+        effect = estimate_design_effect(np.bincount(codes, weights=deviations), sizes, spread)
+        correlation = min(1.0, max(0.0, (effect - 1) / (typical - 1)))
+    return correlation, 1 + (typical - 1) * correlation
 
 
 def _count_effective(images: int, correlation: float, groups: NDArray[np.generic] | None) -> float:

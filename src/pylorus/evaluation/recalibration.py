@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from pylorus.evaluation.drift import measure_correlation
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import check_labels, encode_groups
-from pylorus.evaluation.sample_size import measure_patient_design
 
 SCALE_SPREAD, BIAS_SPREAD = 0.5, 1.0
 """Standard deviations of the prior of the logarithm of the scale and of each bias."""
@@ -118,9 +118,7 @@ def fit_recalibration(
     truth = check_labels(true, classes)
     rows = np.arange(len(truth))
     codes = encode_groups(groups, length=len(truth))
-    effect = 1.0
-    if 1 < len(np.unique(codes)) < len(codes):
-        effect = max(1.0, measure_patient_design(-logs[rows, truth], codes).effect)
+    _, effect = measure_correlation(-logs[rows, truth], codes)
 
     def compute_loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         scale, bias = math.exp(values[0]), values[1:]
