@@ -85,6 +85,12 @@ def recalibrate(folder: Path, source: Path, options: RecalibrateOptions) -> None
     probabilities = table[[f"probability/{name}" for name in description.short_names]].to_numpy(dtype=np.float64)
     true, groups = table["label"].to_numpy(dtype=np.int64), table["group"].to_numpy(dtype=str)
     counts = _check_numbers(true, groups, description)
+    unlike = int((table["why"] == "unlike").sum())
+    if unlike > description.abstention.promised_false_alarms * len(table):
+        print(
+            f"note: {format_count(unlike, 'image')} of {len(table):,} are unlike the training images. Recalibration "
+            "does not change that: the model abstains on them."
+        )
     study = study_recalibration(probabilities, true, groups)
     if not study.change.value < 0:
         raise PylorusError(
