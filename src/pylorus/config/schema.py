@@ -462,6 +462,12 @@ class DeployConfig:
         low=0.5,
         high=0.99,
     )
+    fingerprints: bool = key(
+        False,
+        "put salted fingerprints of the training and validation images into the bundle, so that copies of them are "
+        "found among the images of an external validation; whoever has the bundle and an image can then find out "
+        "whether it was one of them (docs/fingerprints.md)",
+    )
 
 
 @dataclass

@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -22,14 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.distributed import count_free_cores, get_threads
-from pylorus.data.audit_findings import Thresholds
-from pylorus.data.fact_store import Facts
 from pylorus.data.image_measures import (
     ORIENTATIONS,
     THUMBNAIL_SIDE,
-    compute_contrast,
     fill_black,
-    reduce_thumbnails,
 )
 
 VERSION = 1
@@ -39,9 +35,9 @@ BITS = 256
 """Bits of a near code."""
 MARGIN = 0.1
 """What a copy may lack on each side, as a fraction of the image's side: the code is of what is inside the margins."""
-FREQUENCIES = 14
+FREQUENCIES = 18
 """Frequencies of the cosine transform on each side, with the constant."""
-LEAST_RADIUS = 2.5
+LEAST_RADIUS = 3.5
 """Frequencies below this radius are left out: images of different subjects share a bright center and a darker edge."""
 LEAST_CONTRAST = 0.25
 """Root mean square of the middle frequencies, in grey levels, below which an image has nothing to recognize."""
@@ -55,6 +51,8 @@ CUTS = (0.0, 0.05, 0.1)
 """What the other image may lack on a side, where the search starts."""
 STEPS = (0.025, 0.0125, 0.00625)
 """Steps in which the search goes on."""
+BLOCK = 1024
+"""Thumbnails that are processed at once."""
 
 Spectra: TypeAlias = NDArray[np.float32]
 Level: TypeAlias = Literal["file", "pixels", "near"]
@@ -124,45 +122,42 @@ class Fingerprints:
 
 
 def create_fingerprints(
-    facts: Sequence[Facts], thumbnails: NDArray[np.uint8], *, salt: bytes | None = None
+    files: Sequence[str], pixels: Sequence[str], thumbnails: NDArray[np.uint8], *, salt: bytes | None = None
 ) -> Fingerprints:
     """Compute the fingerprints of images.
 
     Args:
-        facts: Facts of the images, all of them readable.
-        thumbnails: Their thumbnails, of shape (images, side, side).
+        files: Hash of the bytes of each image's file.
+        pixels: Hash of each image's decoded pixels.
+        thumbnails: Of the images, of shape (images, side, side).
         salt: 32 bytes; None: they are drawn at random.
     """
     salt = secrets.token_bytes(SALT_BYTES) if salt is None else salt
-    fingerprints = Fingerprints(
-        salt,
-        _sort_rows(_hash_all(salt, "file", facts)),
-        _sort_rows(_hash_all(salt, "pixels", facts)),
-        np.zeros((0, BITS // 8), dtype=np.uint8),
-    )
-    blocks = [fingerprints.codes]
-    inside = _build_bases(np.array([[MARGIN, 1 - MARGIN]]))[0]
-    for start in range(0, len(facts), 1024):
-        block = thumbnails[start : start + 1024]
-        block = block[has_structure(block)]
-        spectra = (inside @ fill_black(block) @ inside.T)[:, _SELECTED] * _WEIGHTS
+    codes = np.zeros((0, BITS // 8), dtype=np.uint8)
+    exact = (_sort_rows(_hash_all(salt, level, each)) for level, each in (("file", files), ("pixels", pixels)))
+    fingerprints = Fingerprints(salt, *exact, codes)
+    blocks = [codes]
+    for start in range(0, len(thumbnails), BLOCK):
+        spectra = _compute_central_spectra(thumbnails[start : start + BLOCK])
+        spectra = spectra[_has_structure(spectra)] * _WEIGHTS
         blocks.append(np.packbits(spectra @ fingerprints.projections > 0, axis=1))
-    return Fingerprints(salt, fingerprints.files, fingerprints.pixels, _sort_rows(np.concatenate(blocks)))
+    return replace(fingerprints, codes=_sort_rows(np.concatenate(blocks)))
 
 
-def has_structure(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return whether thumbnails have anything to recognize: all blank or smooth images would be copies of each other."""
-    contrast = compute_contrast(reduce_thumbnails(thumbnails))
-    inside = _build_bases(np.array([[MARGIN, 1 - MARGIN]]))[0]
-    middle = (inside @ fill_black(thumbnails) @ inside.T)[:, _SELECTED]
-    power = np.sqrt((middle**2).sum(axis=1))
-    return np.asarray((contrast >= Thresholds().contrast) & (power >= LEAST_CONTRAST), dtype=np.bool_)
+def _compute_central_spectra(thumbnails: NDArray[np.uint8]) -> Spectra:
+    """Return the middle frequencies of the central part of thumbnails, in grey levels, of shape (images, LENGTH)."""
+    bases = _build_bases(np.array([[MARGIN, 1 - MARGIN]]))[0]
+    return (bases @ fill_black(thumbnails) @ bases.T)[:, _SELECTED]
 
 
-def _hash_all(salt: bytes, level: Level, facts: Sequence[Facts]) -> NDArray[np.uint8]:
-    """Return keyed hashes of the files or the pixels, of shape (images, 16)."""
-    values = (each.sha256 if level == "file" else each.pixels for each in facts)
-    digests = (hmac.digest(salt, f"{level} {value}".encode(), "sha256")[:DIGEST_BYTES] for value in values)
+def _has_structure(spectra: Spectra) -> NDArray[np.bool_]:
+    """Return whether there is anything to recognize: all blank or smooth images would be copies of each other."""
+    return np.asarray(np.linalg.norm(spectra, axis=1) >= LEAST_CONTRAST, dtype=np.bool_)
+
+
+def _hash_all(salt: bytes, level: str, hashes: Sequence[str]) -> NDArray[np.uint8]:
+    """Return keyed hashes of the hashes of files or pixels, of shape (images, 16)."""
+    digests = (hmac.digest(salt, f"{level} {value}".encode(), "sha256")[:DIGEST_BYTES] for value in hashes)
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 
@@ -219,29 +214,31 @@ def _normalize_projections(spectra: Spectra, projections: NDArray[np.float32]) -
 
 
 def find_matches(
-    fingerprints: Fingerprints, facts: Sequence[Facts], thumbnails: NDArray[np.uint8]
+    fingerprints: Fingerprints, files: Sequence[str], pixels: Sequence[str], thumbnails: NDArray[np.uint8]
 ) -> list[Match]:
     """Find copies of the images with fingerprints among others, each once, at the closest level.
 
     Args:
         fingerprints: Of the images that copies are searched of.
-        facts: Facts of the others, all of them readable.
-        thumbnails: Their thumbnails, of shape (images, side, side).
+        files: Hash of the bytes of each other image's file.
+        pixels: Hash of each one's decoded pixels.
+        thumbnails: Of the others, of shape (images, side, side).
     """
-    matches: list[Match | None] = [None] * len(facts)
-    for level, known in (("pixels", fingerprints.pixels), ("file", fingerprints.files)):
-        hashes = {row.tobytes() for row in known}
-        for index, row in enumerate(_hash_all(fingerprints.salt, level, facts)):  # type: ignore[arg-type]
-            if row.tobytes() in hashes:
-                matches[index] = Match(index, level)  # type: ignore[arg-type]
-    if len(fingerprints.codes) and len(facts):
-        searched = [index for index in np.flatnonzero(has_structure(thumbnails)).tolist() if matches[index] is None]
-        filled = (fill_black(thumbnails[index : index + 1])[0] for index in searched)
-        results = get_threads(count_free_cores()).map(lambda image: _match_image(fingerprints, image), filled)
-        for index, (agreement, position) in zip(searched, results, strict=True):
-            if agreement >= LEAST_AGREEMENT:
-                matches[index] = Match(index, "near", agreement, position)
-    return [match for match in matches if match is not None]
+    matches: dict[int, Match] = {}
+    levels: tuple[tuple[Level, Sequence[str], NDArray[np.uint8]], ...] = (
+        ("pixels", pixels, fingerprints.pixels),
+        ("file", files, fingerprints.files),  # last, as it is the closest
+    )
+    for level, hashes, known in levels:
+        keys = {row.tobytes() for row in known}
+        keyed = _hash_all(fingerprints.salt, level, hashes)
+        matches |= {index: Match(index, level) for index, row in enumerate(keyed) if row.tobytes() in keys}
+    searched = [index for index in range(len(thumbnails)) if index not in matches]
+    results = get_threads(count_free_cores()).map(lambda index: _match_image(fingerprints, thumbnails[index]), searched)
+    for index, (agreement, position) in zip(searched, results, strict=True):
+        if agreement >= LEAST_AGREEMENT:
+            matches[index] = Match(index, "near", agreement, position)
+    return [matches[index] for index in sorted(matches)]
 
 
 def measure_agreements(fingerprints: Fingerprints, thumbnail: NDArray[np.uint8]) -> dict[int, int]:
@@ -254,17 +251,19 @@ def measure_agreements(fingerprints: Fingerprints, thumbnail: NDArray[np.uint8])
     Returns:
         The bits of the best window by the index of the code; a code that is not similar at the start has no entry.
     """
-    image = fill_black(thumbnail[None])[0]
-    return {code: agreement for code, (agreement, _) in _search_windows(fingerprints, image).items()}
+    return {code: agreement for code, (agreement, _) in _search_windows(fingerprints, thumbnail).items()}
 
 
-def _match_image(fingerprints: Fingerprints, image: Spectra) -> tuple[int, int]:
+def _match_image(fingerprints: Fingerprints, thumbnail: NDArray[np.uint8]) -> tuple[int, int]:
     """Return the bits of the most similar code that agree, and the orientation; -1 if there is no candidate."""
-    return max(_search_windows(fingerprints, image).values(), default=(-1, 0))
+    return max(_search_windows(fingerprints, thumbnail).values(), default=(-1, 0))
 
 
-def _search_windows(fingerprints: Fingerprints, image: Spectra) -> dict[int, tuple[int, int]]:
+def _search_windows(fingerprints: Fingerprints, thumbnail: NDArray[np.uint8]) -> dict[int, tuple[int, int]]:
     """Search for the codes of other images in the windows of an image; return agreement and orientation by code."""
+    if not len(fingerprints.codes) or not _has_structure(_compute_central_spectra(thumbnail[None]))[0]:
+        return {}
+    image = fill_black(thumbnail[None])[0]
     oriented = [_orient_image(image, position) for position in range(len(ORIENTATIONS))]
     starts = np.concatenate(
         [
@@ -283,7 +282,10 @@ def _search_windows(fingerprints: Fingerprints, image: Spectra) -> dict[int, tup
     return {
         int(code): (
             _refine_window(
-                fingerprints, oriented[best[code] // windows], int(code), *divmod(best[code] % windows, len(_START_CUTS))
+                fingerprints,
+                oriented[best[code] // windows],
+                int(code),
+                *divmod(best[code] % windows, len(_START_CUTS)),
             ),
             int(best[code] // windows),
         )

@@ -366,6 +366,21 @@ class Abstention:
 
 
 @dataclass(frozen=True)
+class FingerprintSummary:
+    """What fingerprints of the training and validation images the bundle carries; see `pylorus.data.fingerprints`.
+
+    Attributes:
+        version: Version of the code that computed them.
+        images: Number of images.
+        compared: Number of images with enough structure that near copies are recognized.
+    """
+
+    version: Count
+    images: Count
+    compared: Count
+
+
+@dataclass(frozen=True)
 class ClassificationMetrics:
     """Performance of the model on some images, without abstentions.
 
@@ -405,6 +420,7 @@ class Description:
         versions: Versions of the packages used for training.
         network: The user's own class or function that built the network, as a dotted path: for messages, never
             imported. Null for a model of timm.
+        fingerprints: Fingerprints of the training and validation images; null, or no such entry, if there are none.
     """
 
     format_version: int
@@ -424,3 +440,4 @@ class Description:
     intended_use: str
     versions: dict[str, str]
     network: str | None = None
+    fingerprints: FingerprintSummary | None = None

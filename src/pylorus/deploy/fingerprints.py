@@ -1,0 +1,164 @@
+"""Fingerprints of the development images in a bundle, and copies of these images among others.
+
+Development images are those that the network was trained or validated on. What the fingerprints are, and what they
+reveal, is said in `pylorus.data.fingerprints` and `docs/fingerprints.md`.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pylorus.config.schema import CacheConfig
+from pylorus.core.errors import PylorusError
+from pylorus.core.formatting import format_count
+from pylorus.data.fact_store import FactTable
+from pylorus.data.fingerprints import (
+    BITS,
+    DIGEST_BYTES,
+    SALT_BYTES,
+    VERSION,
+    Fingerprints,
+    Match,
+    create_fingerprints,
+    find_matches,
+)
+from pylorus.data.image_facts import load_or_compute_facts
+from pylorus.data.split import RunImages
+from pylorus.deploy.description import FingerprintSummary
+from pylorus.deploy.verified_files import DESCRIPTION, FINGERPRINTS, TensorEntry, VerifiedFolder
+
+log = logging.getLogger(__name__)
+
+NOT_CARRIED = "not compared: the bundle carries no fingerprints (deploy.fingerprints=true when training)"
+NOT_EXPORTED = "not compared: an export carries no fingerprints; name the bundle itself"
+
+
+def build_fingerprints(images: RunImages, cache: CacheConfig) -> Fingerprints:
+    """Compute the fingerprints of a run's training and validation images, from cached facts where there are any."""
+    rows = images.table[images.table["split"].isin(["train", images.validation])]
+    facts = load_or_compute_facts(
+        images.catalog.root, list(rows["path"]), store=Path(cache.folder) / "facts", digests=list(rows["sha256"])
+    )
+    readable = np.flatnonzero(facts.get_column("problem") == "")
+    fingerprints = create_fingerprints(*_select_columns(facts, readable))
+    log.info(
+        "model    fingerprints of %s (%d bytes per image)",
+        format_count(len(readable), "image"),
+        2 * DIGEST_BYTES + BITS // 8,
+    )
+    return fingerprints
+
+
+def _select_columns(
+    facts: FactTable, rows: NDArray[np.integer[Any]]
+) -> tuple[Sequence[str], Sequence[str], NDArray[np.uint8]]:
+    """Return the hashes of files and pixels and the thumbnails of some images."""
+    return list(facts.get_column("sha256")[rows]), list(facts.get_column("pixels")[rows]), facts.thumbnails[rows]
+
+
+def summarize_fingerprints(fingerprints: Fingerprints) -> FingerprintSummary:
+    """Return what model.json says about fingerprints."""
+    return FingerprintSummary(VERSION, len(fingerprints.files), len(fingerprints.codes))
+
+
+def convert_fingerprints(fingerprints: Fingerprints) -> dict[str, Tensor]:
+    """Return fingerprints as the tensors of their file in a bundle."""
+    arrays = {"files": fingerprints.files, "pixels": fingerprints.pixels, "codes": fingerprints.codes}
+    salt = np.frombuffer(fingerprints.salt, dtype=np.uint8)
+    return {name: torch.from_numpy(array.copy()) for name, array in {"salt": salt, **arrays}.items()}
+
+
+def read_fingerprints(files: VerifiedFolder, summary: FingerprintSummary | None) -> Fingerprints | None:
+    """Read the fingerprints of a bundle; return None if it carries none.
+
+    Args:
+        files: The open files of the bundle.
+        summary: What its model.json says about them.
+
+    Raises:
+        PylorusError: If the file is missing, damaged, of a newer version, or does not fit model.json.
+    """
+    tensor_file = files.tensor_files.get(FINGERPRINTS)
+    if tensor_file is None or summary is None:
+        if tensor_file is None and summary is None:
+            return None
+        found, expected = (DESCRIPTION, FINGERPRINTS) if tensor_file is None else (FINGERPRINTS, DESCRIPTION)
+        raise PylorusError(
+            f"{files.folder}: {found} has fingerprints of the development images, {expected} does not. Copy the bundle "
+            "again from its original location."
+        )
+    if summary.version > VERSION:
+        raise PylorusError(
+            f"{files.folder / DESCRIPTION}: fingerprints.version: found {summary.version}, expected at most {VERSION}. "
+            "A newer bundle needs a newer Pylorus."
+        )
+    shapes = {
+        "salt": (SALT_BYTES,),
+        "files": (summary.images, DIGEST_BYTES),
+        "pixels": (summary.images, DIGEST_BYTES),
+        "codes": (summary.compared, BITS // 8),
+    }
+    entries = {name: TensorEntry(torch.uint8, shape) for name, shape in shapes.items()}
+    tensor_file.check_entries(entries, purpose=f"the {summary.images:,} fingerprints of {DESCRIPTION}")
+    arrays = {name: tensor.numpy() for name, tensor in tensor_file.read_tensors().items()}
+    return Fingerprints(arrays["salt"].tobytes(), arrays["files"], arrays["pixels"], arrays["codes"])
+
+
+@dataclass(frozen=True)
+class DevelopmentCopies:
+    """Copies of a bundle's development images among others.
+
+    Attributes:
+        compared: Number of images that were compared; 0 if the bundle has no fingerprints.
+        matches: The copies, by the index of the image.
+        reason: Why nothing was compared; "" if it was.
+    """
+
+    compared: int
+    matches: tuple[Match, ...]
+    reason: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One or two sentences for a report."""
+        if self.reason:
+            return f"{self.reason[0].upper()}{self.reason[1:]}."
+        if not self.matches:
+            return f"None of the {format_count(self.compared, 'image')} is a copy of a training or validation image."
+        counts = Counter(match.level for match in self.matches)
+        words = (("file", "identical files"), ("pixels", "identical pixels"), ("near", "near copies"))
+        kinds = ", ".join(f"{counts[level]:,} {word}" for level, word in words if counts[level])
+        verb = "is a copy" if len(self.matches) == 1 else "are copies"
+        return (
+            f"{len(self.matches):,} of the {format_count(self.compared, 'image')} {verb} of training or validation images "
+            f"({kinds}). The results on them are no evidence of performance elsewhere: remove these files and validate "
+            "again."
+        )
+
+
+def find_development_images(
+    fingerprints: Fingerprints | None, facts: FactTable, rows: Sequence[int] | NDArray[np.integer[Any]] | None = None
+) -> DevelopmentCopies:
+    """Find copies of a bundle's training and validation images.
+
+    Args:
+        fingerprints: Those of the bundle; None if it has none.
+        facts: Facts of the images to compare.
+        rows: Index into `facts` of each image, in the order of the matches' indices; None: all. Files that can't be
+            read are not compared.
+    """
+    if fingerprints is None:
+        return DevelopmentCopies(0, (), NOT_CARRIED)
+    selected = np.arange(len(facts)) if rows is None else np.asarray(rows, dtype=np.int64)
+    readable = np.flatnonzero(facts.get_column("problem")[selected] == "")
+    matches = find_matches(fingerprints, *_select_columns(facts, selected[readable]))
+    original = [Match(int(readable[each.index]), each.level, each.agreement, each.position) for each in matches]
+    return DevelopmentCopies(len(readable), tuple(original))
