@@ -37,11 +37,11 @@ MARGIN = 0.1
 """What a copy may lack on each side, as a fraction of the image's side: the code is of what is inside the margins."""
 FREQUENCIES = 18
 """Frequencies of the cosine transform on each side, with the constant."""
-LEAST_RADIUS = 3.5
+LEAST_RADIUS = 4.5
 """Frequencies below this radius are left out: images of different subjects share a bright center and a darker edge."""
 LEAST_CONTRAST = 0.25
 """Root mean square of the middle frequencies, in grey levels, below which an image has nothing to recognize."""
-LEAST_AGREEMENT = 228
+LEAST_AGREEMENT = 226
 """Bits of a near copy's code that agree. `benchmarks/fingerprints.py` measures what is found and what is not."""
 LEAST_CORRELATION = 0.5
 """Estimated correlation from which the search for the best window goes on."""
@@ -307,3 +307,39 @@ def _refine_window(fingerprints: Fingerprints, image: Spectra, code: int, vertic
         rows, columns = row_cuts[best // len(_NEIGHBORS)], column_cuts[best % len(_NEIGHBORS)]
         agreement = max(agreement, int(((projected[best] > 0) == (signs > 0)).sum()))
     return agreement
+
+
+def measure_reconstruction(
+    thumbnails: NDArray[np.uint8], *, salt: bytes
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Measure how much of images can be rebuilt linearly from their codes by someone who knows the salt.
+
+    Args:
+        thumbnails: Images with structure, of shape (images, side, side).
+        salt: The salt of the fingerprints.
+
+    Returns:
+        Correlation of what is rebuilt with the middle frequencies of the image's central part, and with that part of
+        the thumbnail itself; both of shape (images,).
+    """
+    projections = Fingerprints(salt, *([np.zeros((0, 1), dtype=np.uint8)] * 3)).projections
+    spectra = _compute_central_spectra(thumbnails) * _WEIGHTS
+    signs = np.where(spectra @ projections > 0, 1, -1).astype(np.float32)
+    gram = projections @ projections.T + BITS / 2 * np.eye(LENGTH, dtype=np.float32)
+    rebuilt = signs @ np.linalg.solve(gram, projections).T.astype(np.float32)
+    low, high = round(MARGIN * THUMBNAIL_SIDE), round((1 - MARGIN) * THUMBNAIL_SIDE)
+    central = fill_black(thumbnails)[:, low:high, low:high]
+    bases = _build_bases(np.array([[MARGIN, 1 - MARGIN]]))[0][:, low:high]
+    full = np.zeros((len(thumbnails), FREQUENCIES, FREQUENCIES), dtype=np.float32)
+    full[:, _SELECTED] = rebuilt / _WEIGHTS * np.where(np.outer(_frequency, _frequency)[_SELECTED] > 0, 4, 2)
+    pictures = bases.T @ full @ bases
+
+    def correlate(first: Spectra, second: Spectra) -> NDArray[np.float32]:
+        first, second = (
+            each.reshape(len(each), -1) - each.reshape(len(each), -1).mean(axis=1)[:, None] for each in (first, second)
+        )
+        norm = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        return np.asarray((first * second).sum(axis=1) / np.maximum(norm, 1e-9), dtype=np.float32)
+
+    cosine = (rebuilt * spectra).sum(axis=1) / (np.linalg.norm(rebuilt, axis=1) * np.linalg.norm(spectra, axis=1))
+    return np.asarray(cosine, dtype=np.float32), correlate(pictures, central)

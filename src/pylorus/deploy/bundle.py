@@ -164,8 +164,10 @@ def write_bundle(
     with timeline.measure("evaluation"):
         description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
     log.info("model    %s", format_answered_images(description.abstention))
-    fingerprints = build_fingerprints(images, config.cache) if config.deploy.fingerprints else None
-    if fingerprints is not None:
+    fingerprints = None
+    if config.deploy.fingerprints:
+        development = images.table[images.table["split"].isin(["train", images.validation])]
+        fingerprints = build_fingerprints(images.catalog.root, development, store=Path(config.cache.folder) / "facts")
         description = replace(description, fingerprints=summarize_fingerprints(fingerprints))
     content = convert_to_plain(description)
     if fingerprints is None:

@@ -90,10 +90,10 @@ def _format_fingerprints(description: Description) -> str:
     if summary is None:
         return ""
     return (
-        f"\n\nThe bundle carries salted fingerprints of the {summary.images:,} training and validation images, by which "
-        "copies of them are found in an external validation. **Whoever has the bundle and an image can find out whether "
-        "that image was one of them; the fingerprints also hold a coarse pattern of edges of each image.** "
-        "Delete none of the bundle's files: train with deploy.fingerprints=false for a bundle without them."
+        f"\n\nThe bundle carries salted fingerprints of the {summary.images:,} training and validation images, by "
+        "which copies of them are found in an external validation. **Whoever has the bundle and an image can find out "
+        "whether that image was one of them, and the fingerprints hold a rough pattern of the edges in each image.** A "
+        "bundle without them takes training with deploy.fingerprints=false."
     )
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pylorus.config.schema import CacheConfig
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count
 from pylorus.data.fact_store import FactTable
+from pylorus.data.files import Root
 from pylorus.data.fingerprints import (
     BITS,
     DIGEST_BYTES,
@@ -31,7 +32,6 @@ from pylorus.data.fingerprints import (
     find_matches,
 )
 from pylorus.data.image_facts import load_or_compute_facts
-from pylorus.data.split import RunImages
 from pylorus.deploy.description import FingerprintSummary
 from pylorus.deploy.verified_files import DESCRIPTION, FINGERPRINTS, TensorEntry, VerifiedFolder
 
@@ -41,19 +41,19 @@ NOT_CARRIED = "not compared: the bundle carries no fingerprints (deploy.fingerpr
 NOT_EXPORTED = "not compared: an export carries no fingerprints; name the bundle itself"
 
 
-def build_fingerprints(images: RunImages, cache: CacheConfig) -> Fingerprints:
-    """Compute the fingerprints of a run's training and validation images, from cached facts where there are any."""
-    rows = images.table[images.table["split"].isin(["train", images.validation])]
-    facts = load_or_compute_facts(
-        images.catalog.root, list(rows["path"]), store=Path(cache.folder) / "facts", digests=list(rows["sha256"])
-    )
+def build_fingerprints(root: Root, images: pd.DataFrame, *, store: Path) -> Fingerprints:
+    """Compute the fingerprints of a run's training and validation images.
+
+    Args:
+        root: What the paths are relative to.
+        images: The images, with their path and sha256.
+        store: Folder of the cache of facts: images whose facts are there are not read again.
+    """
+    facts = load_or_compute_facts(root, list(images["path"]), store=store, digests=list(images["sha256"]))
     readable = np.flatnonzero(facts.get_column("problem") == "")
     fingerprints = create_fingerprints(*_select_columns(facts, readable))
-    log.info(
-        "model    fingerprints of %s (%d bytes per image)",
-        format_count(len(readable), "image"),
-        2 * DIGEST_BYTES + BITS // 8,
-    )
+    size = 2 * DIGEST_BYTES + BITS // 8
+    log.info("model    fingerprints of %s, %d bytes each", format_count(len(readable), "image"), size)
     return fingerprints
 
 
@@ -138,8 +138,8 @@ class DevelopmentCopies:
         kinds = ", ".join(f"{counts[level]:,} {word}" for level, word in words if counts[level])
         verb = "is a copy" if len(self.matches) == 1 else "are copies"
         return (
-            f"{len(self.matches):,} of the {format_count(self.compared, 'image')} {verb} of training or validation images "
-            f"({kinds}). The results on them are no evidence of performance elsewhere: remove these files and validate "
+            f"{len(self.matches):,} of the {format_count(self.compared, 'image')} {verb} of training or validation "
+            f"images ({kinds}). The results on them are no evidence of performance elsewhere: remove these files and validate "
             "again."
         )
 

@@ -1,0 +1,116 @@
+"""Measure how many copies are found by their fingerprints, how many different images are accused, and what they reveal.
+
+`python benchmarks/fingerprints.py [DIR …] [--most N] [--copies N]`: the images below each DIR (or drawn frames if no DIR
+is given) are the development images. Copies of some of them are searched for, changed in several ways; then each image
+is searched for among all others, which are different images. Prints a table in Markdown. Pairs of different images that
+are accused are named on stderr: look at them, since a set may contain copies.
+
+What is revealed is measured by the best linear reconstruction of each thumbnail from its code with the known salt: its
+correlation with the middle frequencies from which the code was computed, and with the thumbnail itself.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+from near_copies import changed
+
+from pylorus.data.fingerprints import (
+    BITS,
+    LEAST_AGREEMENT,
+    create_fingerprints,
+    find_matches,
+    measure_agreements,
+    measure_reconstruction,
+)
+from pylorus.data.image_facts import compute_facts
+from pylorus.data.image_measures import THUMBNAIL_SIDE
+from pylorus.data.synthetic import generate_image_set
+
+PLANTED = (
+    "saved again, quality 60, 95 % of the size",
+    "half the size, quality 40",
+    "mirrored, quality 75",
+    "rotated by 90°",
+    "brightened by a fifth",
+    "2 % cropped from each side",
+    "5 % cropped from each side",
+    "5 % cropped from each side, brightened, quality 60",
+    "5 % cropped from each side, mirrored",
+    "8 % cropped from each side",
+    "10 % cropped from two sides",
+    "rotated by 1°",
+    "rotated by 3°",
+)
+
+
+def compute_columns(contents: list[bytes]) -> tuple[list[str], list[str], np.ndarray]:
+    """Return the hashes of bytes and pixels and the thumbnails of images."""
+    facts = [compute_facts(content) for content in contents]
+    side = THUMBNAIL_SIDE
+    thumbnails = np.stack([np.frombuffer(each.thumbnail, np.uint8).reshape(side, side) for each in facts])
+    return [each.sha256 for each in facts], [each.pixels for each in facts], thumbnails
+
+
+def measure(name: str, root: Path, *, most: int, copies: int) -> None:
+    """Measure one set of images and print its rows."""
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))[:most]
+    contents = [path.read_bytes() for path in paths]
+    files, pixels, thumbnails = compute_columns(contents)
+    fingerprints = create_fingerprints(files, pixels, thumbnails, salt=bytes(32))
+    chosen = np.random.default_rng(0).permutation(len(paths))[:copies]
+    for change in PLANTED:
+        columns = compute_columns([changed(contents[index], change) for index in chosen])
+        found = len(find_matches(fingerprints, *columns))
+        print(f"| {name} | found: {change} | {found} of {len(chosen)} |", flush=True)
+    accused, closest, begin = 0, 0, time.process_time()
+    for index in range(len(paths)):
+        own = create_fingerprints([files[index]], [pixels[index]], thumbnails[index : index + 1], salt=bytes(32))
+        is_own = (fingerprints.codes == own.codes[:1]).all(axis=1)
+        for code, agreement in measure_agreements(fingerprints, thumbnails[index]).items():
+            if is_own[code]:
+                continue
+            closest = max(closest, agreement)
+            if agreement >= LEAST_AGREEMENT:
+                accused += 1
+                print(f"{paths[index]}: {agreement} of {BITS} bits agree with another image", file=sys.stderr)
+    seconds = time.process_time() - begin
+    pairs = len(paths) * (len(paths) - 1)
+    print(f"| {name} | different images accused | {accused} of {pairs // 2:,} pairs, each compared both ways |")
+    print(
+        f"| {name} | most bits that agree in different images | {closest} of {BITS}; accused from {LEAST_AGREEMENT} |"
+    )
+    print(f"| {name} | CPU time per image, {len(paths):,} fingerprints | {1000 * seconds / len(paths):.0f} ms |")
+    middle, whole = measure_reconstruction(thumbnails, salt=bytes(32))
+    print(f"| {name} | correlation of a reconstruction with the middle frequencies, median | {np.median(middle):.2f} |")
+    print(f"| {name} | … with the thumbnail, median (90 % of the images below) | {np.median(whole):.2f} "
+          f"({np.quantile(whole, 0.9):.2f}) |", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    """Measure the sets that were named, or drawn frames."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("roots", nargs="*", type=Path, metavar="DIR")
+    parser.add_argument("--most", type=int, default=1_000_000, metavar="N", help="images of each DIR (default: all)")
+    parser.add_argument("--copies", type=int, default=100, metavar="N", help="copies of each kind (default: 100)")
+    arguments = parser.parse_args()
+    print("| images | measured | result |\n| --- | --- | --: |")
+    for root in arguments.roots:
+        measure(root.name, root, most=arguments.most, copies=arguments.copies)
+    if not arguments.roots:
+        with tempfile.TemporaryDirectory() as folder:
+            for seed, overlay in ((0, False), (1, True)):
+                root = Path(folder) / str(seed)
+                generate_image_set(root, images=150, size=256, images_per_patient=1, seed=seed, overlay=overlay)
+                name = f"drawn frames{', with text' if overlay else ''}"
+                measure(name, root, most=arguments.most, copies=arguments.copies)
+
+
+if __name__ == "__main__":
+    main()
