@@ -5,9 +5,10 @@ reveal, is said in `pylorus.data.fingerprints` and `docs/fingerprints.md`.
 """
 
 import logging
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_path
 from pylorus.core.formatting import format_count
 from pylorus.data.fact_store import FactTable
 from pylorus.data.files import Root
@@ -38,7 +39,9 @@ from pylorus.deploy.verified_files import DESCRIPTION, FINGERPRINTS, TensorEntry
 log = logging.getLogger(__name__)
 
 NOT_CARRIED = "not compared: the bundle carries no fingerprints (deploy.fingerprints=true when training)"
-NOT_EXPORTED = "not compared: an export carries no fingerprints; name the bundle itself"
+NOT_EXPORTED = "not compared: an export carries no fingerprints, only the bundle itself can"
+MOST_SHOWN = 10
+"""Copies that are listed in a terminal."""
 
 
 def build_fingerprints(root: Root, images: pd.DataFrame, *, store: Path) -> Fingerprints:
@@ -130,22 +133,39 @@ class DevelopmentCopies:
     def summary(self) -> str:
         """One or two sentences for a report."""
         if self.reason:
-            return f"{self.reason[0].upper()}{self.reason[1:]}."
+            return f"Copies of training or validation images were {self.reason}."
+        images = format_count(self.compared, "image")
         if not self.matches:
-            return f"None of the {format_count(self.compared, 'image')} is a copy of a training or validation image."
+            return f"Compared with the fingerprints of the training and validation images: no copy among {images}."
         counts = Counter(match.level for match in self.matches)
-        words = (("file", "identical files"), ("pixels", "identical pixels"), ("near", "near copies"))
-        kinds = ", ".join(f"{counts[level]:,} {word}" for level, word in words if counts[level])
-        verb = "is a copy" if len(self.matches) == 1 else "are copies"
-        return (
-            f"{len(self.matches):,} of the {format_count(self.compared, 'image')} {verb} of training or validation "
-            f"images ({kinds}). The results on them are no evidence of performance elsewhere: remove these files and validate "
-            "again."
+        words = (("file", "identical file"), ("pixels", "image with identical pixels"), ("near", "near copy"))
+        kinds = ", ".join(format_count(counts[level], word) for level, word in words if counts[level])
+        verb = (
+            "is a copy of a training or validation image"
+            if len(self.matches) == 1
+            else ("are copies of training or validation images")
         )
+        return (
+            f"{len(self.matches):,} of {images} {verb} ({kinds}). Results on them say nothing about other images: "
+            "remove these files and evaluate again."
+        )
+
+    def build_record(self, paths: Sequence[str]) -> dict[str, object]:
+        """Return plain values for a record: counts, the summary, and the copies with their paths.
+
+        Args:
+            paths: Path of each image, in the order of the matches' indices.
+        """
+        files = [{"path": paths[match.index], "match": match.description} for match in self.matches]
+        return {"compared": self.compared, "copies": len(files), "summary": self.summary, "files": files}
 
 
 def find_development_images(
-    fingerprints: Fingerprints | None, facts: FactTable, rows: Sequence[int] | NDArray[np.integer[Any]] | None = None
+    fingerprints: Fingerprints | None,
+    facts: FactTable,
+    rows: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+    *,
+    is_export: bool = False,
 ) -> DevelopmentCopies:
     """Find copies of a bundle's training and validation images.
 
@@ -154,11 +174,34 @@ def find_development_images(
         facts: Facts of the images to compare.
         rows: Index into `facts` of each image, in the order of the matches' indices; None: all. Files that can't be
             read are not compared.
+        is_export: Whether the model is an export of a bundle, which never has fingerprints.
     """
     if fingerprints is None:
-        return DevelopmentCopies(0, (), NOT_CARRIED)
+        return DevelopmentCopies(0, (), NOT_EXPORTED if is_export else NOT_CARRIED)
     selected = np.arange(len(facts)) if rows is None else np.asarray(rows, dtype=np.int64)
     readable = np.flatnonzero(facts.get_column("problem")[selected] == "")
     matches = find_matches(fingerprints, *_select_columns(facts, selected[readable]))
-    original = [Match(int(readable[each.index]), each.level, each.agreement, each.position) for each in matches]
-    return DevelopmentCopies(len(readable), tuple(original))
+    return DevelopmentCopies(len(readable), tuple(replace(each, index=int(readable[each.index])) for each in matches))
+
+
+def compare_files(
+    fingerprints: Fingerprints | None, files: Iterable[tuple[str, Path]], *, is_export: bool = False
+) -> dict[str, object]:
+    """Search image files for copies of a bundle's training and validation images; return plain values for a record.
+
+    Args:
+        fingerprints: Those of the bundle; None if it has none, and no file is read then.
+        files: Path of each image as tables write it, and its file.
+        is_export: See `find_development_images`.
+    """
+    listed = [] if fingerprints is None else list(files)
+    facts = load_or_compute_facts(Path(), [str(file.absolute()) for _, file in listed], store=None)
+    copies = find_development_images(fingerprints, facts, is_export=is_export)
+    return copies.build_record([path for path, _ in listed])
+
+
+def format_comparison(record: Mapping[str, Any]) -> list[str]:
+    """Return the lines on copies of development images for a terminal, from what `build_record` returned."""
+    shown = [f"  {format_path(each['path'])}: {each['match']}" for each in record["files"][:MOST_SHOWN]]
+    rest = len(record["files"]) - len(shown)
+    return [*textwrap.wrap(record["summary"], width=110), *shown, *([f"  and {rest:,} more"] if rest else [])]
