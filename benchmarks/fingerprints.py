@@ -1,7 +1,7 @@
 """Measure how many copies are found by their fingerprints, how many different images are accused, and what they reveal.
 
-`python benchmarks/fingerprints.py [DIR …] [--most N] [--copies N]`: the images below each DIR (or drawn frames if no
-DIR is given) are the development images. Copies of some of them are searched for, changed in several ways; then each image
+`python benchmarks/fingerprints.py [DIR …] [--most N] [--copies N]`: the images below each DIR, or drawn frames if none
+is given, are the development images. Copies of some of them, changed in several ways, are searched for; then each image
 is searched for among all others, which are different images. Prints a table in Markdown. Pairs of different images that
 are accused are named on stderr: look at them, since a set may contain copies.
 

@@ -138,16 +138,16 @@ class DevelopmentCopies:
         if not self.matches:
             return f"Compared with the fingerprints of the training and validation images: no copy among {images}."
         counts = Counter(match.level for match in self.matches)
-        words = (("file", "identical file"), ("pixels", "image with identical pixels"), ("near", "near copy"))
-        kinds = ", ".join(format_count(counts[level], word) for level, word in words if counts[level])
-        verb = (
-            "is a copy of a training or validation image"
-            if len(self.matches) == 1
-            else ("are copies of training or validation images")
+        words = (
+            ("file", "identical file", "identical files"),
+            ("pixels", "file with identical pixels", "files with identical pixels"),
+            ("near", "near copy", "near copies"),
         )
+        kinds = ", ".join(format_count(counts[level], one, many) for level, one, many in words if counts[level])
+        verb = "is a copy" if len(self.matches) == 1 else "are copies"
         return (
-            f"{len(self.matches):,} of {images} {verb} ({kinds}). Results on them say nothing about other images: "
-            "remove these files and evaluate again."
+            f"{len(self.matches):,} of {images} {verb} of training or validation images ({kinds}). Results on them say "
+            "nothing about other images: remove these files and evaluate again."
         )
 
     def build_record(self, paths: Sequence[str]) -> dict[str, object]:
