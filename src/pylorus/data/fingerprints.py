@@ -41,15 +41,15 @@ LEAST_RADIUS = 4.5
 """Frequencies below this radius are left out: images of different subjects share a bright center and a darker edge."""
 LEAST_CONTRAST = 0.25
 """Root mean square of the middle frequencies, in grey levels, below which an image has nothing to recognize."""
-LEAST_AGREEMENT = 226
+LEAST_AGREEMENT = 222
 """Bits of a near copy's code that agree. `benchmarks/fingerprints.py` measures what is found and what is not."""
-LEAST_CORRELATION = 0.5
+LEAST_CORRELATION = 0.4
 """Estimated correlation from which the search for the best window goes on."""
 MOST_CANDIDATES = 16
 """Fingerprints for which the search goes on, per image."""
-CUTS = (0.0, 0.05, 0.1)
+CUTS = (0.0, 0.1 / 3, 0.2 / 3, 0.1)
 """What the other image may lack on a side, where the search starts."""
-STEPS = (0.025, 0.0125, 0.00625)
+STEPS = (0.0167, 0.0083, 0.0042)
 """Steps in which the search goes on."""
 BLOCK = 1024
 """Thumbnails that are processed at once."""
