@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json
+from pylorus.deploy.external import ValidateOptions, validate_bundle
 from pylorus.deploy.fingerprints import NOT_CARRIED, compare_files
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.predict import PredictOptions, predict
@@ -57,6 +58,19 @@ def test_an_evaluation_lists_planted_copies(bundle_folder, split, synthetic_root
     assert "2 of 5 images are copies of training or validation images (2 near copies)" in printed
     assert "near copy, mirrored" in printed
     assert not any(path in printed for path in split["path"])
+
+
+def test_a_validation_reports_copies_without_naming_them_on_its_page(bundle_copy, split, synthetic_root, tmp_path):
+    rows = pd.concat([split[split["split"] == "val"].head(1), split[split["split"] == "test"].head(4)])
+    manifest = tmp_path / "site.csv"
+    rows.rename(columns={"class": "label"})[["path", "label"]].to_csv(manifest, index=False)
+    page = validate_bundle(bundle_copy, manifest, tmp_path / "out", ValidateOptions(root=synthetic_root))
+    record = read_json(tmp_path / "out" / "validation.json")["development_images"]
+    assert record["compared"] == 5
+    assert record["files"] == [{"path": rows["path"].iloc[0], "match": "identical file"}]
+    text = page.read_text()
+    assert "1 of 5 images is a copy of a training or validation image (1 identical file)" in text
+    assert rows["path"].iloc[0] not in text
 
 
 def test_a_bundle_without_fingerprints_says_so(bundle_copy, edit_model_json):

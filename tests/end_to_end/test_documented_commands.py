@@ -223,7 +223,7 @@ def test_files_named_by_commands_that_are_not_run_exist(command, compose_config)
     words = [] if command.text.startswith("#!") else shlex.split(command.filled)
     if command.text.startswith("#!"):
         subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)
-        for words_of_run in re.findall(r"set -- (data=\S.*?);", command.text):
+        for words_of_run in re.findall(r"set -- (data[.=]\S.*?);", command.text):
             compose_config(*[word for word in check_overrides(words_of_run.split()) if not word.startswith("hydra.")])
         assert words_of_run
     elif words[0] == "make":

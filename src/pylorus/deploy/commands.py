@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `predict`, `explain`, `export`, `serve` and `sign`.
+"""The commands that use a trained model: `predict`, `validate`, `explain`, `export`, `serve` and `sign`.
 
 The command line imports this module, which therefore imports what computes only when it is needed.
 """
@@ -15,8 +15,9 @@ from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `predict`, `explain`, `export`, `serve` and `sign` to the command line."""
+    """Add `predict`, `validate`, `explain`, `export`, `serve` and `sign` to the command line."""
     _add_predict(commands)
+    _add_validate(commands)
     _add_explain(commands)
     _add_export(commands)
     _add_serve(commands)
@@ -108,10 +109,7 @@ def _use_passive_waiting() -> None:
 
 def _run_predict(arguments: argparse.Namespace) -> None:
     check_table_name(arguments.output, argument="--output")  # before torch is imported
-    if arguments.prevalence is not None and not 0 < arguments.prevalence < 1:
-        raise PylorusError(
-            f"--prevalence: found {arguments.prevalence:g}, expected a proportion above 0 and below 1, such as 0.05."
-        )
+    _check_prevalence(arguments.prevalence)
     _use_passive_waiting()
     from pylorus.deploy.predict import PredictOptions, predict
 
@@ -126,6 +124,74 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         **_get_model_options(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
+
+
+def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "validate",
+        help="evaluate a trained model on labelled images from elsewhere",
+        description="Evaluate a trained model on labelled images from elsewhere, such as those of another hospital, "
+        "and write a report that shows its figures beside those of the development. Nothing is fitted on the images.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
+    command.add_argument("images", type=Path, metavar="IMAGES", help="class folders, or a manifest (.csv or .parquet)")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
+    command.add_argument(
+        "--map",
+        dest="names",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=CLASS",
+        help="class of the model for a class of the images that has another name; NAME= leaves its images out",
+    )
+    command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
+    command.add_argument("--root", type=Path, metavar="DIR", help="folder that the paths of a manifest are relative to")
+    command.add_argument("--class", dest="class_name", metavar="NAME", help="class of interest (default: the bundle's)")
+    command.add_argument(
+        "--prevalence", type=float, metavar="P", help="also give PPV and NPV where this proportion is of the class"
+    )
+    command.add_argument(
+        "--names",
+        dest="show_names",
+        action="store_true",
+        help="show file names and groups, which may identify patients",
+    )
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch (default: 32)")
+    _add_device_option(command)
+    _add_network_option(command)
+    command.set_defaults(act=_run_validate)
+
+
+def _run_validate(arguments: argparse.Namespace) -> None:
+    _check_prevalence(arguments.prevalence)
+    unequal = [word for word in arguments.names if "=" not in word or word.startswith("=")]
+    if unequal:
+        raise PylorusError(
+            f'--map: found "{unequal[0]}", expected NAME=CLASS, or NAME= to leave the images of NAME out.'
+        )
+    _use_passive_waiting()
+    from pylorus.deploy.external import ValidateOptions, validate_bundle
+    from pylorus.deploy.predict import PredictOptions
+
+    batch = _validate_batch_size(arguments)
+    options = ValidateOptions(
+        root=arguments.root,
+        group=arguments.group,
+        names=dict(word.rsplit("=", 1) for word in arguments.names),
+        class_name=arguments.class_name,
+        prevalence=arguments.prevalence,
+        show_names=arguments.show_names,
+        inference=PredictOptions(batch=batch, device=arguments.device, **_get_model_options(arguments)),
+    )
+    print(f"report: {validate_bundle(arguments.bundle, arguments.images, arguments.output, options)}")
+
+
+def _check_prevalence(prevalence: float | None) -> None:
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise PylorusError(
+            f"--prevalence: found {prevalence:g}, expected a proportion above 0 and below 1, such as 0.05."
+        )
 
 
 def _add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

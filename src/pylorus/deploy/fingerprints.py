@@ -144,10 +144,12 @@ class DevelopmentCopies:
             ("near", "near copy", "near copies"),
         )
         kinds = ", ".join(format_count(counts[level], one, many) for level, one, many in words if counts[level])
-        verb = "is a copy" if len(self.matches) == 1 else "are copies"
+        verb = "is a copy of a training or validation image"
+        if len(self.matches) > 1:
+            verb = "are copies of training or validation images"
         return (
-            f"{len(self.matches):,} of {images} {verb} of training or validation images ({kinds}). Results on them say "
-            "nothing about other images: remove these files and evaluate again."
+            f"{len(self.matches):,} of {images} {verb} ({kinds}). Results on them say "
+            "nothing about new patients: remove these files and evaluate again."
         )
 
     def build_record(self, paths: Sequence[str]) -> dict[str, object]:

@@ -100,7 +100,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         sources.check_inputs()
         with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
             with parts.list_ignored(sources) as listed:
-                _predict_remaining(bundle, listed, parts, options, stop)
+                predict_remaining(bundle, listed.iter_items(), parts, options, stop)
             record = _finalize_output(bundle, parts, options, sources)
     lines = [format_prediction_summary(record, bundle.description), "", *format_ignored(record, output)]
     print("\n".join((*lines, f"predictions: {output}")))
@@ -172,14 +172,14 @@ def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled
     return [name for name in table.columns if name not in unused]
 
 
-def _predict_remaining(
-    bundle: InferenceModel, sources: Sources, parts: ResumableTable, options: PredictOptions, stop: StopRequest
+def predict_remaining(
+    bundle: InferenceModel, items: Iterable[Item], parts: ResumableTable, options: PredictOptions, stop: StopRequest
 ) -> None:
     """Predict the images that are not predicted yet."""
     done = parts.read_finished_keys()
     if len(done):
         print(f"already predicted: {format_count(len(done), 'image')}")
-    remaining = (item for item in sources.iter_items() if item.key not in done)
+    remaining = (item for item in items if item.key not in done)
     rows: list[pd.DataFrame] = []
     last_write = time.monotonic()
     bar = open_progress_bar("predicting images", None, done=len(done))

@@ -57,6 +57,30 @@ def evaluate_predictions(
         PylorusError: If no image of a known class can be read, or if no patient is found in a path.
     """
     predictions, why, left_out = _collect_known_images(tables, description, group)
+    return evaluate_known_images(
+        predictions, why, description, left_out=left_out, class_name=class_name, prevalence=prevalence
+    )
+
+
+def evaluate_known_images(
+    predictions: Predictions,
+    why: NDArray[np.str_],
+    description: Description,
+    *,
+    left_out: int,
+    class_name: str | None = None,
+    prevalence: float | None = None,
+) -> dict[str, object]:
+    """Evaluate the predictions of images of known classes; see `evaluate_predictions`.
+
+    Args:
+        predictions: The predictions, with the calibrated probabilities of the bundle.
+        why: Why the model abstains on each image, of shape (images,): "", "unsure" or "unlike".
+        description: The content of the bundle's model.json.
+        left_out: Number of images of known classes that can't be read.
+        class_name: Short name of the class that decides; None for the bundle's own.
+        prevalence: Proportion of the deciding class, in (0, 1), for which PPV and NPV are computed too.
+    """
     groups = predictions.clusters
     deciding = class_name or description.decision.class_name
     threshold = description.decision.thresholds[deciding]

@@ -192,8 +192,23 @@ def write_report(
     folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     scope = resolve_scope(folders, None if output is None else Path(output))
     evidence = collect_evidence(scope.folders, options or ReportOptions())
-    sections = build_sections(evidence)
-    written = [scope.output / name for name in _write_tables(scope.output, sections)]
+    summary = build_summary(evidence, kind=scope.kind)
+    return write_page(scope.output, summary, build_sections(evidence), parallel=parallel)
+
+
+def write_page(output: Path, summary: Summary, sections: Sequence[Section], *, parallel: bool = False) -> Path:
+    """Write a report's tables, figures and page, and delete those of an earlier report in the same folder.
+
+    Args:
+        output: Folder to write to.
+        summary: Head of the page.
+        sections: Sections in the order of the page.
+        parallel: Whether to render the figures in forked processes, on all cores.
+
+    Returns:
+        Path of the HTML page.
+    """
+    written = [output / name for name in _write_tables(output, sections)]
     drawings = list(_iter_drawings(sections))
 
     def render_drawing(index: int) -> tuple[bytes, bytes]:
@@ -205,12 +220,12 @@ def write_report(
     for drawing, (svg, png) in zip(drawings, rendered, strict=True):
         pictures[drawing.key] = svg
         for kind, content in (("svg", svg), ("png", png)):
-            written.append(scope.output / "figures" / f"{drawing.key}.{kind}")
+            written.append(output / "figures" / f"{drawing.key}.{kind}")
             with write_atomically(written[-1]) as temporary:
                 temporary.write_bytes(content)
-    page = scope.output / PAGE
-    write_text(page, render_page(build_summary(evidence, kind=scope.kind), sections, pictures))
-    _delete_stale_files(scope.output, [*written, page])
+    page = output / PAGE
+    write_text(page, render_page(summary, sections, pictures))
+    _delete_stale_files(output, [*written, page])
     return page
 
 

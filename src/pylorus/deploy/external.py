@@ -1,0 +1,437 @@
+"""`pylorus validate`: evaluate a trained model on labelled images from elsewhere, beside its development figures.
+
+Network, calibration, thresholds and abstention are those of the bundle; nothing is fitted on the images. Each
+validation leaves a line in a file beside the bundle, so that a report can say how often a set was looked at.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pylorus import __version__
+from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name
+from pylorus.core.formatting import defuse_formula, format_command, format_count
+from pylorus.core.io import write_json
+from pylorus.core.privacy import MANIFEST_PREFIX
+from pylorus.data.catalog import Catalog, ReadOptions, build_catalog, extract_groups, write_quarantine
+from pylorus.data.manifest import explain_missing_files, read_manifest_rows
+from pylorus.data.walk import IgnoredFiles, list_class_images, log_ignored
+from pylorus.deploy.description import Description
+from pylorus.deploy.fingerprints import find_development_images, format_comparison
+from pylorus.deploy.inputs import Item, ResumableTable, print_resume_hint
+from pylorus.deploy.model import Bundle, InferenceModel
+from pylorus.deploy.predict import PredictOptions, load_model, predict_remaining
+from pylorus.deploy.validation import evaluate_known_images, format_evaluation
+from pylorus.deploy.verified_files import SUMS
+from pylorus.evaluation.calibration import Temperature
+from pylorus.evaluation.predictions import Predictions
+from pylorus.report.development import StoredModel
+from pylorus.report.external import ExternalSet, write_external_report
+from pylorus.runs.predictions import SavedPredictions
+from pylorus.runs.process import handle_signals
+from pylorus.runs.reading import HASH_DIGITS, SavedSplit, compute_image_set_hash
+
+LOOKS_SUFFIX = ".looks.jsonl"
+"""Beside a bundle: a line for each validation of it."""
+RECORD, TABLE = "validation.json", "predictions.csv"
+LABELS = ("path", "class", "group", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions:
+    """Options of a validation on images from elsewhere.
+
+    Attributes:
+        root: Folder that the paths of a manifest are relative to; None: the manifest's own.
+        group: Regular expression that finds the patient in a path; None: the column group of a manifest, if it has one.
+        names: The bundle's class for each class of the images that has another name; "" to leave its images out.
+        class_name: Short name of the class of interest; None: the bundle's own.
+        prevalence: Proportion of this class, in (0, 1), for which PPV and NPV are computed too.
+        show_names: Whether the report shows file names and groups, which may identify patients.
+        inference: How the network computes.
+    """
+
+    root: Path | None = None
+    group: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    class_name: str | None = None
+    prevalence: float | None = None
+    show_names: bool = False
+    inference: PredictOptions = PredictOptions()
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of known classes.
+
+    Attributes:
+        catalog: The images; the labels are indices into `catalog.classes`.
+        labels: Index of each image's class in the bundle, of shape (images,).
+        left_out: Number of images of each class that was left out on purpose.
+    """
+
+    catalog: Catalog
+    labels: np.ndarray
+    left_out: Mapping[str, int]
+
+    def iter_items(self) -> Iterator[Item]:
+        """Iterate over the images in the order of the catalog."""
+        for path, label in zip(self.catalog.table["path"], self.labels.tolist(), strict=True):
+            yield Item(path, self.catalog.root / path, label)
+
+    @property
+    def set_hash(self) -> str:
+        """Hash of the contents of the images: the same for copies of the set with other names."""
+        return compute_image_set_hash(set(self.catalog.table["sha256"]))
+
+
+def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateOptions) -> Path:
+    """Evaluate a bundle on labelled images from elsewhere, and write the report.
+
+    An interrupted validation is resumed by the same command: images are not predicted twice.
+
+    Args:
+        folder: Folder of a bundle or an export.
+        images: Class folders, or a manifest (.csv or .parquet).
+        output: Folder to write to: report.html, tables/, figures/, predictions.csv, validation.json.
+        options: The options.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        PylorusError: If the bundle, the images or an option is invalid.
+    """
+    model = load_model(
+        folder, options.inference.device, network=options.inference.network, trust=options.inference.trust
+    )
+    description = model.description
+    deciding = _resolve_deciding_class(description, options)
+    _check_output(output)
+    labelled = read_labelled_images(images, description, options)
+    output.mkdir(parents=True, exist_ok=True)
+    write_quarantine(labelled.catalog.unreadable, output)
+    table = _predict_images(model, labelled, output, options)
+    copies = _find_copies(model, labelled)
+    external = _build_external_set(labelled, table, description, options, copies)
+    record = evaluate_known_images(
+        external.test.predictions,
+        external.why,
+        description,
+        left_out=len(labelled.catalog.unreadable) + external.unpredicted,
+        class_name=deciding,
+        prevalence=options.prevalence,
+    )
+    bundle = {"architecture": description.architecture, SUMS: model.identity}
+    looks = record_look(folder, bundle=str(model.identity), labelled=labelled, images=external.test.images)
+    complete = {
+        "pylorus": __version__,
+        "bundle": bundle,
+        "request": {"group": "patients" if labelled.catalog.grouped else None},
+        "images": external.test.images,
+        "image set": labelled.set_hash,
+        "looks": looks,
+        "classes left out": dict(labelled.left_out),
+        "development_images": copies,
+        "evaluation": record,
+    }
+    write_json(output / RECORD, complete)
+    print("\n".join([*format_evaluation(complete, description), "", *format_comparison(copies), ""]))
+    stored = _describe_model(description, deciding, folder)
+    return write_external_report(stored, external, record, looks, output, names=options.show_names)
+
+
+def _resolve_deciding_class(description: Description, options: ValidateOptions) -> str:
+    if options.class_name is None:
+        return description.decision.class_name
+    full = dict(zip(description.classes, description.short_names, strict=True))
+    name = full.get(options.class_name, options.class_name)
+    if name not in description.short_names:
+        raise PylorusError(
+            f'--class: found "{options.class_name}", expected one of {", ".join(description.short_names)}.'
+            f"{format_suggestion(options.class_name, description.short_names)}"
+        )
+    if description.decision.thresholds.get(name) is None:
+        raise PylorusError(f"--class: the bundle has no threshold for {name}. Choose another class.")
+    return name
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder that holds something else: the report deletes what it does not write again."""
+    if output.exists() and not output.is_dir():
+        raise PylorusError(f"--output: {output} is a file, expected a folder.")
+    if output.is_dir() and not (output / RECORD).is_file() and not (output / f".{TABLE}.parts").is_dir():
+        others = sorted(path.name for path in output.iterdir())
+        if others:
+            raise PylorusError(
+                f"--output: {output} holds other files ({', '.join(others[:3])}{' …' if len(others) > 3 else ''}). "
+                "Name a new or empty folder, or that of an earlier validation."
+            )
+
+
+def read_labelled_images(images: Path, description: Description, options: ValidateOptions) -> LabelledImages:
+    """Read labelled images: class folders, or the rows of a manifest.
+
+    Args:
+        images: Class folders, or a manifest.
+        description: The content of the bundle's model.json.
+        options: Names of classes, groups and the root of a manifest.
+
+    Raises:
+        PylorusError: If they are neither, a class is unknown, or no image can be read; the message says what to type.
+    """
+    if images.is_dir():
+        root, ignored = images, IgnoredFiles()
+        rows, _ = list_class_images(images, ignored)
+        table = pd.DataFrame(rows, columns=["path", "class", "split"])
+        log_ignored(ignored.files)
+    elif images.suffix.lower() in (".csv", ".tsv", ".txt", ".parquet") and images.is_file():
+        root = options.root or images.parent
+        table = read_manifest_rows(images, root)
+        missing = list(table.loc[~table.pop("exists"), "path"])
+        if missing:
+            raise PylorusError(explain_missing_files(missing, len(table) + len(missing), root, images))
+    else:
+        problem = "is neither a folder nor a table" if images.exists() else "does not exist"
+        raise PylorusError(f"{images} {problem}. Expected class folders, or a manifest (.csv or .parquet).")
+    classes = _match_classes(sorted(set(table["class"])), description, options.names, where=str(images))
+    is_left_out = table["class"].map(classes).eq("")
+    left_out = {name: int(count) for name, count in Counter(table.loc[is_left_out, "class"]).items()}
+    table = table[~is_left_out].reset_index(drop=True)
+    table["class"] = table["class"].map(classes)
+    if table.empty:
+        raise PylorusError(f"{images}: all images are of classes that are left out.")
+    grouped = options.group is not None or "group" in table
+    if options.group is not None or not grouped:
+        table["group"] = extract_groups(list(table["path"]), options.group)
+    present = tuple(name for name in description.classes if (table["class"] == name).any())
+    catalog = build_catalog(
+        table, root, present, short_names=None, grouped=grouped, reading=ReadOptions(on_error="quarantine")
+    )
+    index = np.array([description.classes.index(name) for name in present], dtype=np.int64)
+    return LabelledImages(catalog, index[catalog.table["label"].to_numpy()], left_out)
+
+
+def _match_classes(
+    found: Sequence[str], description: Description, names: Mapping[str, str], *, where: str
+) -> dict[str, str]:
+    """Return the bundle's class for each class of the images, "" for one that is left out."""
+    known = {
+        normalize_name(name).casefold(): full
+        for full, short in zip(description.classes, description.short_names, strict=True)
+        for name in (full, short)
+    }
+    renamed = {normalize_name(old): new for old, new in names.items()}
+    absent = [old for old in renamed if old not in found]
+    if absent:
+        raise PylorusError(
+            f'--map: "{absent[0]}" is not among the classes of the images: {", ".join(found)}.'
+            f"{format_suggestion(absent[0], found)}"
+        )
+    matched, unknown = {}, []
+    for name in found:
+        target = renamed.get(name, name)
+        if name in renamed and not target:
+            matched[name] = ""
+        elif normalize_name(target).casefold() in known:
+            matched[name] = known[normalize_name(target).casefold()]
+        elif name in renamed:
+            raise PylorusError(
+                f'--map: "{target}" is no class of the model: {", ".join(description.classes)}.'
+                f"{format_suggestion(target, description.classes)}"
+            )
+        else:
+            unknown.append(name)
+    if unknown:
+        example = f"{unknown[0]}={description.short_names[0]}"
+        raise PylorusError(
+            f"{where}: {format_count(len(unknown), 'class', 'classes')} that the model does not have:\n"
+            f"{format_name_list(unknown)}\n"
+            f"Its classes are {', '.join(description.classes)}. Say which of them each one is, as in "
+            f"--map {format_command([example])}, or leave its images out, as in "
+            f"--map {format_command([f'{unknown[0]}='])}"
+        )
+    return matched
+
+
+def _predict_images(
+    model: InferenceModel, labelled: LabelledImages, output: Path, options: ValidateOptions
+) -> pd.DataFrame:
+    """Predict the images and write predictions.csv; return its rows, in the order of the catalog."""
+    request: dict[str, object] = {
+        "bundle": {"architecture": model.description.architecture, SUMS: model.identity},
+        "image set": labelled.set_hash,
+        "labels": hashlib.sha256(labelled.labels.tobytes()).hexdigest()[:HASH_DIGITS],
+        "class": _resolve_deciding_class(model.description, options),
+    }
+    path = output / TABLE
+    parts = ResumableTable(path, request, also={})
+    paths = list(labelled.catalog.table["path"])
+    with suppress(PylorusError):
+        if parts.load_record() is not None:
+            return _sort_as(pd.read_csv(path, keep_default_na=False, na_values={"unlikeness": [""]}), paths)
+    path.unlink(missing_ok=True)  # of an earlier validation of other images, which this one replaces
+    inference = replace(options.inference, class_name=options.class_name and str(request["class"]))
+    with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
+        predict_remaining(model, labelled.iter_items(), parts, inference, stop)
+        table = pd.concat(list(parts.iter_tables()), ignore_index=True)
+        columns = [name for name in table.columns if name != "second"]
+        parts.merge_parts({"images": len(table)}, columns=columns)
+    return _sort_as(table, paths)
+
+
+def _sort_as(table: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
+    """Return the rows in the order of the paths, which a CSV file may hold with a formula defused."""
+    position = {defuse_formula(path): index for index, path in enumerate(paths)}
+    position |= {path: index for index, path in enumerate(paths)}
+    order = np.argsort([position[path] for path in table["path"]])
+    return table.iloc[order].assign(path=list(paths)).reset_index(drop=True)
+
+
+def _find_copies(model: InferenceModel, labelled: LabelledImages) -> dict[str, object]:
+    """Search the images for copies of the model's training and validation images; return plain values."""
+    catalog = labelled.catalog
+    copies = find_development_images(
+        model.fingerprints if isinstance(model, Bundle) else None,
+        catalog.facts,
+        catalog.fact_indices,
+        is_export=not isinstance(model, Bundle),
+    )
+    return copies.build_record(list(catalog.table["path"]))
+
+
+def _build_external_set(
+    labelled: LabelledImages,
+    table: pd.DataFrame,
+    description: Description,
+    options: ValidateOptions,
+    copies: Mapping[str, object],
+) -> ExternalSet:
+    """Return the predicted images with what the report needs of them."""
+    rows, labels = labelled.catalog.table, labelled.labels  # in the order of the predictions
+    is_predicted = (table["error"] == "").to_numpy()
+    if not is_predicted.any():
+        raise PylorusError(f"No image could be predicted. {table['path'].iloc[0]}: {table['error'].iloc[0]}")
+    table, rows, labels = table[is_predicted], rows[is_predicted].reset_index(drop=True), labels[is_predicted]
+    probabilities = table[[f"probability/{name}" for name in description.short_names]].to_numpy(dtype=np.float64)
+    predictions = Predictions(
+        sample=rows["sample_id"].to_numpy(dtype=str),
+        group=rows["group"].to_numpy(dtype=str),
+        true=labels.astype(np.int64),
+        probabilities=probabilities,
+        class_names=description.short_names,
+    )
+    split = rows[["sample_id", "path", "group", "sha256"]].assign(
+        split="test", **{"class": np.array(description.classes, dtype=object)[labels]}
+    )
+    about = {
+        name.removeprefix(MANIFEST_PREFIX): rows[name].fillna("").to_numpy(dtype=str)
+        for name in rows.columns
+        if name.startswith(MANIFEST_PREFIX)
+    }
+    with np.errstate(divide="ignore"):
+        logits = np.maximum(np.log(probabilities), -700.0) * description.calibration.temperature
+    return ExternalSet(
+        test=SavedPredictions(predictions, logits, about),
+        why=table["why"].to_numpy(dtype=str),
+        split=SavedSplit(hashlib.sha256(split.to_csv(index=False).encode()).hexdigest(), split.astype(str)),
+        image_set=labelled.set_hash,
+        grouped=labelled.catalog.grouped,
+        unreadable=len(labelled.catalog.unreadable),
+        unpredicted=int((~is_predicted).sum()),
+        left_out=labelled.left_out,
+        prevalence=options.prevalence,
+        copies=copies,
+    )
+
+
+def _describe_model(description: Description, deciding: str, folder: Path) -> StoredModel:
+    """Return what the report needs of the bundle."""
+    calibration = description.calibration
+    return StoredModel(
+        folder=folder,
+        architecture=description.architecture,
+        classes=description.classes,
+        short_names=description.short_names,
+        stage=description.shipped.name,
+        deciding=deciding,
+        temperature=Temperature(
+            calibration.temperature, calibration.identified, calibration.images, float("nan"), float("nan")
+        ),
+        threshold=description.decision.get_threshold(deciding),
+        development=_collect_development_figures(description, deciding),
+        counts=dict(zip(description.short_names, description.training.images.get("test", ()), strict=False)),
+        images=description.test.images,
+        groups=description.test.groups if description.training.grouped else 0,
+        is_optimistic=description.training.validated_on == "test",
+    )
+
+
+def _collect_development_figures(description: Description, deciding: str) -> dict[str, Any]:
+    """Return the figures of the development test set that the bundle holds, under the names of the evaluation."""
+    test, abstention = description.test, description.abstention
+    return {
+        "accuracy": test.accuracy,
+        "sensitivity": test.sensitivity,
+        "specificity": test.specificity,
+        "precision": test.precision,
+        "auroc": test.auroc,
+        "decision": description.decision.test.get(deciding),
+        "answered": abstention.answered_test,
+        "unlike": abstention.unlike_test,
+        "accuracy_answered": abstention.accuracy_answered,
+    }
+
+
+def record_look(folder: Path, *, bundle: str, labelled: LabelledImages, images: int) -> dict[str, object]:
+    """Record beside a bundle that it was evaluated on a set, and count how often it was.
+
+    The line holds neither names nor images: a hash of the contents, counts, the time and the version.
+
+    Returns:
+        How often the bundle was evaluated on this set and on any set, this time included, and where that is recorded;
+        "" if it could not be written.
+    """
+    path = folder.parent / f"{folder.name}{LOOKS_SUFFIX}"
+    look = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "bundle": bundle,
+        "image set": labelled.set_hash,
+        "images": images,
+        "patients": int(labelled.catalog.table["group"].nunique()) if labelled.catalog.grouped else None,
+        "pylorus": __version__,
+    }
+    earlier = _read_looks(path)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(look) + "\n")  # one write of a short line: complete or absent
+            file.flush()
+            os.fsync(file.fileno())
+        where = str(path)
+    except OSError:
+        where = ""
+    own = [each for each in [*earlier, look] if each.get("bundle") == bundle]
+    same_set = [each for each in own if each.get("image set") == labelled.set_hash]
+    return {"this set": len(same_set), "all sets": len(own), "first": same_set[0]["time"], "recorded in": where}
+
+
+def _read_looks(path: Path) -> list[dict[str, Any]]:
+    """Read the earlier looks; a line that a full disk cut off is left out."""
+    looks = []
+    with suppress(OSError, UnicodeDecodeError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                content = json.loads(line)
+                if isinstance(content, dict):
+                    looks.append(content)
+    return looks

@@ -1,0 +1,150 @@
+"""`pylorus validate`: figures on images from elsewhere, beside those that the bundle holds of its development."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pylorus.cli import main
+from pylorus.core.errors import PylorusError
+from pylorus.deploy import external as external_module
+from pylorus.deploy.external import ValidateOptions, validate_bundle
+from pylorus.deploy.model import load_bundle
+
+CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
+PATIENT = r"patient_\d+"
+
+
+@pytest.fixture(scope="module")
+def loaded_bundle(bundle_folder):
+    return load_bundle(bundle_folder)
+
+
+@pytest.fixture(autouse=True)
+def load_bundle_once(loaded_bundle, monkeypatch):
+    monkeypatch.setattr(external_module, "load_model", lambda *_, **__: loaded_bundle)
+
+
+@pytest.fixture
+def other_site(synthetic_root, tmp_path):
+    """Some images of each class under other names of classes."""
+    for new, old in zip(("Ca", "Ulkus", "chronic_gastritis"), CLASSES, strict=True):
+        (tmp_path / "site" / new).mkdir(parents=True)
+        for path in sorted((synthetic_root / old).rglob("*.*"))[:4]:
+            shutil.copy(path, tmp_path / "site" / new)
+    return tmp_path / "site"
+
+
+def read_record(output):
+    return json.loads((output / "validation.json").read_text())
+
+
+def test_the_figures_of_the_runs_own_test_images_are_those_of_the_bundle(
+    trained_run, bundle_copy, loaded_bundle, synthetic_root, tmp_path, capsys
+):
+    split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
+    rows = split[split["split"] == "test"]
+    manifest = tmp_path / "site.csv"
+    rows[["path", "class", "group"]].rename(columns={"class": "label"}).to_csv(manifest, index=False)
+    output = tmp_path / "out"
+    validate_bundle(bundle_copy, manifest, output, ValidateOptions(root=synthetic_root))
+    capsys.readouterr()
+    evaluation, description = read_record(output)["evaluation"], loaded_bundle.description
+    assert evaluation["accuracy"] == vars(description.test.accuracy)
+    for name in description.short_names:
+        assert evaluation["auroc"][name] == vars(description.test.auroc[name])
+    assert evaluation["decision"]["sensitivity"] == vars(description.decision.test["GC"].sensitivity)
+    assert evaluation["answered"] == vars(description.abstention.answered_test)
+    table = pd.read_csv(output / "tables" / "development.csv", na_values="–")
+    assert (table["difference"].dropna() == 0).all()
+    assert len(table) == 17
+    saved = pd.read_parquet(trained_run.get_predictions_path(trained_run.shipped.name, "test"))
+    scores = saved[[f"logit/{name}" for name in description.short_names]].to_numpy()
+    by_hand = roc_auc_score(saved["true"] == "GC", _softmax(scores / description.calibration.temperature)[:, 0])
+    assert table.set_index("figure").loc["AUROC for GC", "external"] == pytest.approx(by_hand, abs=1e-6)
+    matrix = pd.read_csv(output / "tables" / "classes.csv")
+    assert list(matrix.iloc[:, 1]) == list(matrix.iloc[:, 3])
+
+
+def _softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_other_names_of_classes_are_mapped_and_classes_left_out(bundle_copy, other_site, tmp_path):
+    with pytest.raises(PylorusError, match=r"2 classes that the model does not have:\n.*Ca\n.*Ulkus\n") as refused:
+        validate_bundle(bundle_copy, other_site, tmp_path / "out", ValidateOptions())
+    assert "--map Ca=GC" in str(refused.value)
+    assert str(refused.value).endswith("--map Ca=")
+    assert not (tmp_path / "out").exists()
+    names = {"Ca": "GC", "Ulkus": "", "chronic_gastritis": "CG"}
+    page = validate_bundle(bundle_copy, other_site, tmp_path / "out", ValidateOptions(names=names, group=PATIENT))
+    record = read_record(tmp_path / "out")
+    assert record["classes left out"] == {"Ulkus": 4}
+    assert record["images"] == 8
+    text = page.read_text()
+    assert "No external image is of GU" in text
+    assert "4 images of class Ulkus left out" in text
+    assert "patient_" not in text  # the default shows no name
+    with pytest.raises(PylorusError, match='"Krebs" is not among the classes of the images'):
+        validate_bundle(bundle_copy, other_site, tmp_path / "new", ValidateOptions(names={"Krebs": "GC"}))
+    with pytest.raises(PylorusError, match='"Polyp" is no class of the model'):
+        validate_bundle(bundle_copy, other_site, tmp_path / "new", ValidateOptions(names={"Ca": "Polyp"}))
+
+
+def test_each_look_at_a_set_is_counted_beside_the_bundle(bundle_copy, other_site, tmp_path):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    for time in (1, 2):
+        page = validate_bundle(bundle_copy, other_site, tmp_path / f"out-{time}", options)
+        assert read_record(tmp_path / f"out-{time}")["looks"]["this set"] == time
+        assert f"<dd>{time}<small>this one included; {time} of any set" in page.read_text()
+    (other_site / "Ca" / "new.jpg").write_bytes(next((other_site / "Ulkus").iterdir()).read_bytes())
+    validate_bundle(bundle_copy, other_site, tmp_path / "out-3", options)
+    looks = read_record(tmp_path / "out-3")["looks"]
+    assert (looks["this set"], looks["all sets"]) == (1, 3) or looks["this set"] == 3  # a copy is no new content
+    text = (bundle_copy.parent / f"{bundle_copy.name}.looks.jsonl").read_text()
+    assert len(text.splitlines()) == 3
+    assert "patient" not in text.replace('"patients"', "")
+    assert "jpg" not in text
+    load_bundle(bundle_copy)  # the record does not break the bundle
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_look_that_cannot_be_recorded_is_said(bundle_copy, other_site, tmp_path):
+    bundle_copy.parent.chmod(0o500)
+    page = validate_bundle(
+        bundle_copy, other_site, tmp_path / "out", ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    )
+    assert "could not be recorded" in page.read_text()
+
+
+def test_an_output_with_other_files_is_refused_and_an_unreadable_file_listed(bundle_copy, other_site, tmp_path):
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "thesis.docx").write_text("precious")
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    with pytest.raises(PylorusError, match=r"holds other files \(thesis\.docx\)"):
+        validate_bundle(bundle_copy, other_site, output, options)
+    (other_site / "Ca" / "broken.jpg").write_bytes(b"no image")
+    page = validate_bundle(bundle_copy, other_site, tmp_path / "out", options)
+    assert "1 file could not be read" in page.read_text()
+    assert "broken.jpg" in (tmp_path / "out" / "quarantine.csv").read_text()
+    assert read_record(tmp_path / "out")["evaluation"]["left_out"] == 1
+
+
+def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsys):
+    for words, message in (
+        (["--map", "Ca"], "expected NAME=CLASS"),
+        (["--prevalence", "3"], "above 0 and below 1"),
+        (["--class", "Polyp"], "expected one of GC, GU, CG"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["validate", str(bundle_copy), str(other_site), "--output", str(tmp_path / "out"), *words])
+        assert message in str(stopped.value)
+    with pytest.raises(SystemExit) as stopped:
+        main(["validate", str(bundle_copy), str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")])
+    assert "does not exist. Expected class folders, or a manifest" in str(stopped.value)
