@@ -55,7 +55,7 @@ PLANTED = (
 def compute_columns(contents: list[bytes]) -> tuple[list[str], list[str], np.ndarray]:
     """Return hashes of bytes and pixels and the thumbnails of images, without their other facts."""
     images = [decode_image(content) for content in contents]
-    greys = [cv2.cvtColor(reduce_image(image), cv2.COLOR_RGB2GRAY) for image in images]
+    greys = [np.asarray(cv2.cvtColor(reduce_image(image), cv2.COLOR_RGB2GRAY), np.uint8) for image in images]
     files = [hashlib.sha256(content).hexdigest() for content in contents]
     pixels = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     return files, pixels, np.stack([compute_thumbnail(grey) for grey in greys])

@@ -134,8 +134,8 @@ def create_fingerprints(
     """
     salt = secrets.token_bytes(SALT_BYTES) if salt is None else salt
     codes = np.zeros((0, BITS // 8), dtype=np.uint8)
-    exact = (_sort_rows(_hash_all(salt, level, each)) for level, each in (("file", files), ("pixels", pixels)))
-    fingerprints = Fingerprints(salt, *exact, codes)
+    exact = [_sort_rows(_hash_all(salt, level, each)) for level, each in (("file", files), ("pixels", pixels))]
+    fingerprints = Fingerprints(salt, exact[0], exact[1], codes)
     blocks = [codes]
     for start in range(0, len(thumbnails), BLOCK):
         spectra = _compute_central_spectra(thumbnails[start : start + BLOCK])
@@ -147,7 +147,7 @@ def create_fingerprints(
 def _compute_central_spectra(thumbnails: NDArray[np.uint8]) -> Spectra:
     """Return the middle frequencies of the central part of thumbnails, in grey levels, of shape (images, LENGTH)."""
     bases = _build_bases(np.array([[MARGIN, 1 - MARGIN]]))[0]
-    return (bases @ fill_black(thumbnails) @ bases.T)[:, _SELECTED]
+    return np.asarray((bases @ fill_black(thumbnails) @ bases.T)[:, _SELECTED], dtype=np.float32)
 
 
 def _has_structure(spectra: Spectra) -> NDArray[np.bool_]:
@@ -197,8 +197,8 @@ _NEIGHBORS = np.array([(begin, end) for begin in (-1, 0, 1) for end in (-1, 0, 1
 
 def _compute_spectra(image: Spectra, vertical: Spectra, horizontal: Spectra) -> Spectra:
     """Return the spectra of all windows, of shape (vertical windows × horizontal windows, frequencies, frequencies)."""
-    spectra = vertical.reshape(-1, THUMBNAIL_SIDE) @ image @ horizontal.reshape(-1, THUMBNAIL_SIDE).T
-    spectra = spectra.reshape(len(vertical), FREQUENCIES, len(horizontal), FREQUENCIES)
+    values = vertical.reshape(-1, THUMBNAIL_SIDE) @ image @ horizontal.reshape(-1, THUMBNAIL_SIDE).T
+    spectra: Spectra = values.reshape(len(vertical), FREQUENCIES, len(horizontal), FREQUENCIES)
     return spectra.transpose(0, 2, 1, 3).reshape(-1, FREQUENCIES, FREQUENCIES)
 
 

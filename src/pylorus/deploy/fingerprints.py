@@ -137,7 +137,7 @@ class DevelopmentCopies:
         images = format_count(self.compared, "image")
         if not self.matches:
             return f"Compared with the fingerprints of the training and validation images: no copy among {images}."
-        counts = Counter(match.level for match in self.matches)
+        counts = Counter[str](match.level for match in self.matches)
         words = (
             ("file", "identical file", "identical files"),
             ("pixels", "file with identical pixels", "files with identical pixels"),
