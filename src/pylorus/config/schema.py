@@ -468,6 +468,13 @@ class DeployConfig:
         "found among the images of an external validation; whoever has the bundle and an image can then find out "
         "whether it was one of them (docs/fingerprints.md)",
     )
+    margin: float | None = key(
+        None,
+        "largest difference at which a model still counts as no worse than another, such as 0.05; the report tests "
+        "non-inferiority and equivalence with it, and says that it was stated before the test; null: no such test",
+        low=0.001,
+        high=0.5,
+    )
 
 
 @dataclass

@@ -191,6 +191,7 @@ def _check_prevalence(prevalence: float | None) -> None:
     if prevalence is not None and not 0 < prevalence < 1:
         raise PylorusError(
             f"--prevalence: found {prevalence:g}, expected a proportion above 0 and below 1, such as 0.05."
+            f"{f' Did you mean {prevalence / 100:g}?' if 1 < prevalence < 100 else ''}"
         )
 
 

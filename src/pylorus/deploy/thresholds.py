@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.config.schema import DeployConfig
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import resolve_short_name
 from pylorus.core.formatting import format_count, format_percent
 from pylorus.deploy.description import (
     Abstention,
@@ -80,15 +80,8 @@ def resolve_deciding_class(deploy: DeployConfig, *, classes: Sequence[str], shor
     Raises:
         PylorusError: If `deploy.class_name` is not one of the classes.
     """
-    name = deploy.class_name
-    if name is None or name in short_names:
-        return short_names[0] if name is None else name
-    if name not in classes:
-        raise PylorusError(
-            f'deploy.class_name: found "{name}", expected one of {", ".join(short_names)}.'
-            f"{format_suggestion(name, [*short_names, *classes])}"
-        )
-    return short_names[list(classes).index(name)]
+    name = short_names[0] if deploy.class_name is None else deploy.class_name
+    return resolve_short_name(name, classes=classes, short_names=short_names, where="deploy.class_name")
 
 
 def fit_decision(calibration: Calibration, deploy: DeployConfig, *, class_name: str) -> Decision:
