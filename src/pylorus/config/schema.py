@@ -464,9 +464,8 @@ class DeployConfig:
     )
     fingerprints: bool = key(
         False,
-        "put salted fingerprints of the training and validation images into the bundle, so that copies of them are "
-        "found among the images of an external validation; whoever has the bundle and an image can then find out "
-        "whether it was one of them (docs/fingerprints.md)",
+        "put salted fingerprints of training and validation images into the bundle, by which an external validation "
+        "finds copies; whoever has bundle and image can then tell whether it was one of them (docs/fingerprints.md)",
     )
     margin: float | None = key(
         None,
