@@ -198,8 +198,8 @@ _NEIGHBORS = np.array([(begin, end) for begin in (-1, 0, 1) for end in (-1, 0, 1
 def _compute_spectra(image: Spectra, vertical: Spectra, horizontal: Spectra) -> Spectra:
     """Return the spectra of all windows, of shape (vertical windows × horizontal windows, frequencies, frequencies)."""
     values = vertical.reshape(-1, THUMBNAIL_SIDE) @ image @ horizontal.reshape(-1, THUMBNAIL_SIDE).T
-    spectra: Spectra = values.reshape(len(vertical), FREQUENCIES, len(horizontal), FREQUENCIES)
-    return spectra.transpose(0, 2, 1, 3).reshape(-1, FREQUENCIES, FREQUENCIES)
+    spectra = values.reshape(len(vertical), FREQUENCIES, len(horizontal), FREQUENCIES).transpose(0, 2, 1, 3)
+    return np.asarray(spectra.reshape(-1, FREQUENCIES, FREQUENCIES), dtype=np.float32)
 
 
 def _orient_image(image: Spectra, position: int) -> Spectra:
