@@ -462,6 +462,11 @@ class DeployConfig:
         low=0.5,
         high=0.99,
     )
+    fingerprints: bool = key(
+        False,
+        "put salted fingerprints of training and validation images into the bundle, by which an external validation "
+        "finds copies; whoever has bundle and image can then tell whether it was one of them (docs/fingerprints.md)",
+    )
     margin: float | None = key(
         None,
         "largest difference at which a model still counts as no worse than another, such as 0.05; the report tests "

@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from pylorus.deploy.description import (
     Training,
     Weights,
 )
+from pylorus.deploy.fingerprints import build_fingerprints, convert_fingerprints, summarize_fingerprints
 from pylorus.deploy.model import DIRECTIONS
 from pylorus.deploy.thresholds import (
     TrainingDistances,
@@ -50,6 +52,7 @@ from pylorus.deploy.verified_files import (
     CARD,
     DESCRIPTION,
     FILES,
+    FINGERPRINTS,
     LOOKS,
     SIGNATURE,
     SUMS,
@@ -165,7 +168,14 @@ def write_bundle(
     with timeline.measure("evaluation"):
         description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
     log.info("model    %s", format_answered_images(description.abstention))
+    fingerprints = None
+    if config.deploy.fingerprints:
+        development = images.table[images.table["split"].isin(["train", images.validation])]
+        fingerprints = build_fingerprints(images.catalog.root, development, store=Path(config.cache.folder) / "facts")
+        description = replace(description, fingerprints=summarize_fingerprints(fingerprints))
     content = convert_to_plain(description)
+    if fingerprints is None:
+        del content["fingerprints"]  # an older Pylorus reads bundles without them
     build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"
     for name in (SUMS, SIGNATURE):  # without them the folder is not a bundle until all files are written
@@ -173,12 +183,16 @@ def write_bundle(
     _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
     _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
     _save_tensors(bundle / LOOKS, appearance.tensors)
+    (bundle / FINGERPRINTS).unlink(missing_ok=True)  # of an attempt with another configuration
+    if fingerprints is not None:
+        _save_tensors(bundle / FINGERPRINTS, convert_fingerprints(fingerprints))
     write_json(bundle / DESCRIPTION, content)
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
     saved = read_predictions(folder.get_predictions_path(shipped.name, "test"), order=images.catalog.short_names)
     class_metrics = estimate_class_metrics(saved.predictions, config.metrics, stage.read_own_metrics())
     write_text(bundle / CARD, render_model_card(description, leaks=leaks, class_metrics=class_metrics))
-    write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in (*FILES, LOOKS)))
+    listed = (*FILES, LOOKS, *(() if fingerprints is None else (FINGERPRINTS,)))
+    write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in listed))
     for name in config.stages:
         folder.get_stage(name).delete_candidate()
     return shipped

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `predict`, `validate`, `monitor`, `recalibrate`, `stress`, `explain`, and others.
+"""The commands that use a trained model: `predict`, `validate`, `stress`, `monitor`, `recalibrate` and others.
 
 The command line imports this module, which therefore imports what computes only when it is needed.
 """

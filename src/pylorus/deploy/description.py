@@ -369,6 +369,21 @@ class Abstention:
 
 
 @dataclass(frozen=True)
+class FingerprintSummary:
+    """What fingerprints of the training and validation images the bundle carries; see `pylorus.data.fingerprints`.
+
+    Attributes:
+        version: Version of the code that computed them.
+        images: Number of images.
+        compared: Number of images with enough structure that near copies are recognized.
+    """
+
+    version: Count
+    images: Count
+    compared: Count
+
+
+@dataclass(frozen=True)
 class ClassificationMetrics:
     """Performance of the model on some images, without abstentions.
 
@@ -457,6 +472,7 @@ class Description:
             imported. Null for a model of timm.
         reference: What the model answers on the run's test images; null in an older bundle.
         recalibration: Null if the calibration is that of the run.
+        fingerprints: Fingerprints of the training and validation images; null, or no such entry, if there are none.
     """
 
     format_version: int
@@ -478,3 +494,4 @@ class Description:
     network: str | None = None
     reference: UsageReference | None = None
     recalibration: RecalibrationRecord | None = None
+    fingerprints: FingerprintSummary | None = None

@@ -28,8 +28,9 @@ from pylorus.data.catalog import Catalog, ReadOptions, build_catalog, extract_gr
 from pylorus.data.manifest import explain_missing_files, read_manifest_rows
 from pylorus.data.walk import IgnoredFiles, list_class_images, log_ignored
 from pylorus.deploy.description import Description
+from pylorus.deploy.fingerprints import find_development_images, format_comparison
 from pylorus.deploy.inputs import Item, ResumableTable, print_resume_hint
-from pylorus.deploy.model import InferenceModel
+from pylorus.deploy.model import Bundle, InferenceModel
 from pylorus.deploy.predict import PredictOptions, load_model, predict_remaining
 from pylorus.deploy.validation import evaluate_known_images, format_evaluation
 from pylorus.deploy.verified_files import SUMS
@@ -122,7 +123,8 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     output.mkdir(parents=True, exist_ok=True)
     write_quarantine(labelled.catalog.unreadable, output)
     table = _predict_images(model, labelled, output, options)
-    external = _build_external_set(labelled, table, description, options)
+    copies = _find_copies(model, labelled)
+    external = _build_external_set(labelled, table, description, options, copies)
     record = evaluate_known_images(
         external.test.predictions,
         external.why,
@@ -141,10 +143,11 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
         "image set": labelled.set_hash,
         "looks": looks,
         "classes left out": dict(labelled.left_out),
+        "development_images": copies,
         "evaluation": record,
     }
     write_json(output / RECORD, complete)
-    print("\n".join([*format_evaluation(complete, description), ""]))
+    print("\n".join([*format_evaluation(complete, description), "", *format_comparison(copies), ""]))
     stored = _describe_model(description, deciding, folder)
     return write_external_report(stored, external, record, looks, output, names=options.show_names)
 
@@ -301,8 +304,24 @@ def _sort_as(table: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
     return table.iloc[order].assign(path=list(paths)).reset_index(drop=True)
 
 
+def _find_copies(model: InferenceModel, labelled: LabelledImages) -> dict[str, object]:
+    """Search the images for copies of the model's training and validation images; return plain values."""
+    catalog = labelled.catalog
+    copies = find_development_images(
+        model.fingerprints if isinstance(model, Bundle) else None,
+        catalog.facts,
+        catalog.fact_indices,
+        is_export=not isinstance(model, Bundle),
+    )
+    return copies.build_record(list(catalog.table["path"]))
+
+
 def _build_external_set(
-    labelled: LabelledImages, table: pd.DataFrame, description: Description, options: ValidateOptions
+    labelled: LabelledImages,
+    table: pd.DataFrame,
+    description: Description,
+    options: ValidateOptions,
+    copies: Mapping[str, object],
 ) -> ExternalSet:
     """Return the predicted images with what the report needs of them."""
     rows, labels = labelled.catalog.table, labelled.labels  # in the order of the predictions
@@ -338,6 +357,7 @@ def _build_external_set(
         unpredicted=int((~is_predicted).sum()),
         left_out=labelled.left_out,
         prevalence=options.prevalence,
+        copies=copies,
     )
 
 

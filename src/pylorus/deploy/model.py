@@ -26,9 +26,11 @@ from pylorus.config.checks import check_model_name
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
 from pylorus.core.limits import get_free_memory
+from pylorus.data.fingerprints import Fingerprints
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import Description
+from pylorus.deploy.fingerprints import read_fingerprints
 from pylorus.deploy.signature import build_manifest_check
 from pylorus.deploy.verified_files import (
     DESCRIPTION,
@@ -160,11 +162,13 @@ class Bundle(InferenceModel):
         classifier: Module whose input is uint8 RGB of shape (n, 3, size, size) on its device.
         device: The device that computes.
         factory: The user's own class, function or module that the network is from; None for a model of timm.
+        fingerprints: Of its training and validation images; None if it carries none.
     """
 
     classifier: BundleClassifier
     device: torch.device
     factory: Callable[..., Any] | None = None
+    fingerprints: Fingerprints | None = None
 
     def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Run the network on uint8 RGB images (n, size, size, 3), as `input` reads them; tensors are on the CPU."""
@@ -213,6 +217,7 @@ def load_bundle(
         _read_weights(module, weights)
         directions = _read_directions(files.tensor_files[UNLIKE])
         appearance = None if looks is None else _read_appearance(looks)
+        fingerprints = read_fingerprints(files, description.fingerprints)
     target = torch.device(device)
     classifier = BundleClassifier(
         move_to_device(module, target),
@@ -221,7 +226,9 @@ def load_bundle(
         directions=directions,
         appearance=appearance,
     )
-    bundle = Bundle(folder, description, files.hashes, files.contents, classifier.to(target), target, network)
+    bundle = Bundle(
+        folder, description, files.hashes, files.contents, classifier.to(target), target, network, fingerprints
+    )
     verify_inference(bundle, folder / WEIGHTS)
     return bundle
 
