@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `predict`, `validate`, `monitor`, `recalibrate`, `explain`, and others.
+"""The commands that use a trained model: `predict`, `validate`, `stress`, `monitor`, `recalibrate` and others.
 
 The command line imports this module, which therefore imports what computes only when it is needed.
 """
@@ -6,6 +6,7 @@ The command line imports this module, which therefore imports what computes only
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `predict`, `validate`, `monitor`, `recalibrate`, `explain`, `export`, `serve` and `sign`."""
+    """Add `predict`, `validate`, `stress`, `monitor`, `recalibrate`, `explain`, and more."""
     _add_predict(commands)
     _add_validate(commands)
+    _add_stress(commands)
     _add_monitor(commands)
     _add_recalibrate(commands)
     _add_explain(commands)
@@ -126,6 +128,57 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         **_get_model_options(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
+
+
+def _add_stress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "stress",
+        help="measure what degraded images cost, and look for shortcuts outside the tissue",
+        description="Run a model on blurred, dark, discoloured, compressed and overwritten versions of labelled "
+        "images, and on what surrounds the tissue alone: if that tells it the class, the model may use a shortcut. "
+        "Writes one HTML page, tables and figures.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
+    command.add_argument(
+        "images",
+        nargs="?",
+        type=Path,
+        metavar="IMAGES",
+        help="folder of class folders, or a manifest beside its images (default: the test images of BUNDLE's run)",
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder to write to (without IMAGES, default: stress/ in the run)"
+    )
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path below IMAGES"
+    )
+    command.add_argument("--class", dest="class_name", metavar="NAME", help="class of interest (default: the bundle's)")
+    command.add_argument(
+        "--margin", type=float, default=0.05, metavar="P", help="loss of accuracy that counts (default: 0.05)"
+    )
+    command.add_argument("--limit", type=int, default=500, metavar="N", help="use at most N images (default: 500)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed degrades in the same way")
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch (default: 32)")
+    _add_device_option(command)
+    _add_network_option(command)
+    command.set_defaults(act=_run_stress)
+
+
+def _run_stress(arguments: argparse.Namespace) -> None:
+    _use_passive_waiting()
+    from pylorus.deploy.stress import StressOptions, stress
+
+    options = StressOptions(
+        class_name=arguments.class_name,
+        group=arguments.group,
+        limit=arguments.limit,
+        margin=arguments.margin,
+        seed=arguments.seed,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    stress(arguments.bundle, arguments.images, arguments.output, options)
 
 
 def _add_monitor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -238,12 +291,16 @@ def _add_map_option(command: argparse.ArgumentParser) -> None:
 
 def _parse_names(words: list[str]) -> dict[str, str]:
     """Return the class of the model for each class of the images that has another name."""
-    unequal = [word for word in words if "=" not in word or word.startswith("=")]
+    unequal = [word for word in words if not word.rpartition("=")[0]]
     if unequal:
         raise PylorusError(
             f'--map: found "{unequal[0]}", expected NAME=CLASS, or NAME= to leave the images of NAME out.'
         )
-    return dict(word.rsplit("=", 1) for word in words)
+    pairs = [(name, new) for name, _, new in (word.rpartition("=") for word in words)]
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise PylorusError(f'--map: "{repeated[0]}" is given twice. Name one class for it.')
+    return dict(pairs)
 
 
 def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

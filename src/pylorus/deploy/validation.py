@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, normalize_name
-from pylorus.core.formatting import DASH, format_number, format_percent, format_threshold
+from pylorus.core.formatting import DASH, format_count, format_number, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.deploy.card import format_area, format_set_size, format_threshold_guarantee
@@ -240,8 +240,8 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
 
     lines = [
-        f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % but for AUROC (95 % confidence "
-        "interval):",
+        f"evaluation on {format_count(evaluation['images'], 'image')}{_format_groups(record)}, in % but for AUROC "
+        "(95 % confidence interval):",
         f"  accuracy {format_estimate(evaluation['accuracy'])}",
         f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, "
         f"macro F1 {format_estimate(evaluation['macro_f1'])}",

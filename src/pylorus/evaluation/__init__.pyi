@@ -7,6 +7,7 @@ from .calibration import probabilities_of_logits as probabilities_of_logits
 from .calibration import reliability_curve as reliability_curve
 from .comparison import delong_test as delong_test
 from .comparison import difference_of_independent as difference_of_independent
+from .comparison import difference_of_paired as difference_of_paired
 from .comparison import holm as holm
 from .comparison import mcnemar as mcnemar
 from .comparison import paired_differences as paired_differences
@@ -69,5 +70,7 @@ from .sample_size import plan_paired_auroc as plan_paired_auroc
 from .sample_size import plan_paired_difference as plan_paired_difference
 from .sample_size import plan_proportion as plan_proportion
 from .sample_size import plan_proportion_test as plan_proportion_test
+from .shortcuts import ChanceTest as ChanceTest
+from .shortcuts import chance_test as chance_test
 from .subgroups import calibration_in_the_large as calibration_in_the_large
 from .subgroups import subgroup_difference as subgroup_difference

@@ -260,7 +260,8 @@ def _build_items(
     notes = [
         "Development: as stored with the model. External minus development; proportions in percentage points. The two "
         "sets are different images: the intervals of the differences are combined from the two intervals (MOVER), and "
-        f"p is corrected for the {sum(not math.isnan(each.p_value) for each in comparison)} rows that have one (Holm)."
+        f"p is corrected for the {sum(not math.isnan(each.p_value) for each in comparison)} rows that have one (Holm). "
+        "Accuracy and precision depend on how frequent each class is: see the table of images by class."
     ]
     if not external.grouped:
         notes.append(

@@ -46,6 +46,7 @@ from pylorus.report.record_sections import (
     build_method_section,
     build_mistake_section,
     build_picture_section,
+    build_stress_section,
 )
 from pylorus.report.replicate_tables import (
     build_fold_training_table,
@@ -261,6 +262,7 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
         build_index_section(evidence),
         build_subgroup_section(evidence),
         build_decision_section(evidence),
+        build_stress_section(evidence),
         build_training_section(evidence),
         build_test_figure_section(evidence),
         build_mistake_section(evidence),
