@@ -207,7 +207,7 @@ def _read_table(path: Path, description: Description) -> pd.DataFrame:
         if name in table:
             table[name] = pd.to_numeric(table[name].replace("", np.nan), errors="coerce").astype(np.float64)
     table["error"] = table["error"].fillna("").astype(str)
-    broken = (table["error"] == "") & ~np.isfinite(table[[*columns, "unlikeness"]]).all(axis=1)
+    broken = (table["error"] == "") & ~np.isfinite(table[[*columns, "unlikeness"]].to_numpy()).all(axis=1)
     if broken.any():
         raise PylorusError(f"{path}: row {int(np.flatnonzero(broken)[0]) + 2} has no probabilities and no error.")
     return table
