@@ -464,13 +464,11 @@ class DeployConfig:
     )
     fingerprints: bool = key(
         False,
-        "put salted fingerprints of training and validation images into the bundle, by which an external validation "
-        "finds copies; whoever has bundle and image can then tell whether it was one of them (docs/fingerprints.md)",
+        "put salted fingerprints of the images into the bundle, to find copies elsewhere; see docs/fingerprints.md",
     )
     margin: float | None = key(
         None,
-        "largest difference at which a model still counts as no worse than another, such as 0.05; the report tests "
-        "non-inferiority and equivalence with it, and says that it was stated before the test; null: no such test",
+        "largest difference at which a model counts as no worse, such as 0.05; null: no such test",
         low=0.001,
         high=0.5,
     )

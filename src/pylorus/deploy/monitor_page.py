@@ -154,7 +154,7 @@ def render_monitor_page(
     )
     summary = Summary(
         title=f"Monitoring of {description.architecture}: {join_names(description.short_names, most=6)}",
-        subtitle=" to ".join(dict.fromkeys((next(iter(periods)), next(reversed(periods))))),
+        subtitle=" to ".join(dict.fromkeys((next(iter(periods)), list(periods)[-1]))),
         marks=(),
         headline=None,
         findings=(verdict, format_chance(len(periods), false_alarms)),
@@ -302,7 +302,7 @@ def _plot_charts(comparisons: Sequence[Comparison], *, key: str, title: str, ref
             panel.set_xlim(-0.5, len(series) - 0.5)
         for panel in list(panels.flat)[len(measures) :]:
             panel.set_visible(False)
-    beyond = sum(each.drift.is_beyond for each in comparisons if each.period != ALL)
+    beyond_count = sum(each.drift.is_beyond for each in comparisons if each.period != ALL)
     meaning = (
         "Percentage of pairs of an image of the period and a reference image in which the former's score is higher"
         if is_score
@@ -312,7 +312,7 @@ def _plot_charts(comparisons: Sequence[Comparison], *, key: str, title: str, ref
         key=key,
         title=title,
         basis=f"{meaning}. Shaded: within the limits; dashed: reference; orange diamonds: beyond a limit.",
-        alt=f"{title}: {len(measures)} control charts, {beyond} points beyond a limit.",
+        alt=f"{title}: {len(measures)} control charts, {beyond_count} points beyond a limit.",
         figure=figure,
     )
 

@@ -250,7 +250,8 @@ def measure_correlation(values: NDArray[np.float64], groups: NDArray[np.generic]
     spread = float((deviations**2).sum())
     correlation = 1.0
     if len(sizes) > 1 and spread > 1e-12 * len(values):
-        effect = estimate_design_effect(np.bincount(codes, weights=deviations), sizes, spread)
+        totals = np.asarray(np.bincount(codes, weights=deviations), dtype=np.float64)
+        effect = estimate_design_effect(totals, sizes, spread)
         correlation = min(1.0, max(0.0, (effect - 1) / (typical - 1)))
     return correlation, 1 + (typical - 1) * correlation
 

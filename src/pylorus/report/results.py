@@ -122,18 +122,18 @@ class ReportOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.sensitivity is not None and not 0 < self.sensitivity <= 1:
-            raise PylorusError(
-                f"--sensitivity: found {self.sensitivity:g}, expected a proportion in (0, 1], such as 0.95."
-            )
-        if self.guarantee is not None and not 0 < self.guarantee < 1:
-            raise PylorusError(f"--guarantee: found {self.guarantee:g}, expected a proportion in (0, 1), such as 0.9.")
-        if self.margin is not None and not 0 < self.margin < 1:
-            meant = f" Did you mean {self.margin / 100:g}?" if 1 < self.margin < 100 else ""
-            meant = f" Did you mean {-self.margin:g}?" if -1 < self.margin < 0 else meant
-            raise PylorusError(
-                f"--margin: found {self.margin:g}, expected a number between 0 and 1, such as 0.05.{meant}"
-            )
+        if self.sensitivity != 1:
+            _check_proportion(self.sensitivity, "--sensitivity", example=0.95, end="]")
+        _check_proportion(self.guarantee, "--guarantee", example=0.9)
+        _check_proportion(self.margin, "--margin", example=0.05)
+
+
+def _check_proportion(value: float | None, option: str, *, example: float, end: str = ")") -> None:
+    if value is None or 0 < value < 1:
+        return
+    meant = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
+    meant = f" Did you mean {-value:g}?" if -1 < value < 0 else meant
+    raise PylorusError(f"{option}: found {value:g}, expected a proportion in (0, 1{end}, such as {example:g}.{meant}")
 
 
 def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | None:
