@@ -20,7 +20,7 @@ from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.field_of_view import FINDER
-from pylorus.data.input_format import resolve_mask
+from pylorus.data.input_format import measure_quality, resolve_mask
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle_files import build_description
@@ -38,6 +38,8 @@ from pylorus.deploy.fingerprints import build_fingerprints, convert_fingerprints
 from pylorus.deploy.model import DIRECTIONS
 from pylorus.deploy.thresholds import (
     TrainingDistances,
+    build_usage_reference,
+    collect_answers,
     compute_classification_metrics,
     convert_calibration,
     estimate_class_metrics,
@@ -62,8 +64,10 @@ from pylorus.model.backbone import Backbone
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.inference import (
+    APPEARANCE_LENGTH,
     AppearanceModel,
     combine_distances,
+    compute_appearance,
     compute_mean_directions,
     compute_split_appearance,
     compute_unlikeness,
@@ -214,7 +218,8 @@ def _measure_distances(
     statistics = compute_split_appearance(datamodule, "train", training_rows)
     appearance = fit_appearance(statistics, torch.from_numpy(labels[training_rows]), classes=classes)
     rows = {part: select_feature_rows(len(datamodule.parts[part])) for part in PARTS}
-    by_appearance = {part: appearance(compute_split_appearance(datamodule, part, rows[part])) for part in PARTS}
+    looks = {part: compute_split_appearance(datamodule, part, rows[part], _measure_looks) for part in PARTS}
+    by_appearance = {part: appearance(looks[part][:, :APPEARANCE_LENGTH]) for part in PARTS}
     appearance.scales = fit_scales(torch.stack([by_feature["val"], by_appearance["val"]], dim=1))
     combined = {
         part: combine_distances(by_feature[part], by_appearance[part], appearance.scales).numpy().astype(np.float64)
@@ -226,7 +231,14 @@ def _measure_distances(
         validation_rows=rows["val"],
         test=combined["test"],
         test_rows=rows["test"],
+        test_quality=looks["test"][:, APPEARANCE_LENGTH:].numpy().astype(np.float64),
     )
+
+
+def _measure_looks(image: Tensor) -> Tensor:
+    """Compute appearance and quality of a batch, one row for each image, reading the images once."""
+    quality = measure_quality(np.ascontiguousarray(image.cpu().numpy().transpose(0, 2, 3, 1)))
+    return torch.cat([compute_appearance(image).cpu(), torch.from_numpy(quality.astype(np.float32))], dim=1)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -262,6 +274,18 @@ def _build_description(
     )
     calibration = calibrate_predictions(validation, test)
     deciding = resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=names)
+    decision = fit_decision(calibration, config.deploy, class_name=deciding)
+    abstention = fit_abstention(calibration, distances, confidence=config.deploy.confidence)
+    rows, clusters = distances.test_rows, calibration.test.clusters
+    answers = collect_answers(
+        calibration.test.probabilities[rows],
+        distances.test,
+        distances.test_quality,
+        None if clusters is None else clusters[rows],
+        names=names,
+        decision=decision,
+        abstention=abstention,
+    )
     return Description(
         format_version=FORMAT_VERSION,
         architecture=backbone.name,
@@ -273,13 +297,14 @@ def _build_description(
         training=_build_training(folder, images, config, engine, shipped),
         shipped=shipped,
         calibration=convert_calibration(calibration),
-        decision=fit_decision(calibration, config.deploy, class_name=deciding),
+        decision=decision,
         prediction_sets=fit_prediction_sets(calibration, config.deploy.prediction_sets),
-        abstention=fit_abstention(calibration, distances, confidence=config.deploy.confidence),
+        abstention=abstention,
         test=compute_classification_metrics(calibration.test),
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
         network=config.model._target_,
+        reference=build_usage_reference(answers, split="test") if len(rows) else None,
     )
 
 

@@ -118,7 +118,10 @@ class InferenceModel(ABC):
     def calibrate_logits(self, logits: Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return the calibrated probabilities of logits, both of shape (n, classes)."""
         values = np.asarray(logits, dtype=np.float64)
-        return probabilities_of_logits(values, temperature=self.description.calibration.temperature)
+        calibration = self.description.calibration
+        if calibration.bias:
+            values = values + calibration.temperature * np.asarray(calibration.bias)
+        return probabilities_of_logits(values, temperature=calibration.temperature)
 
     def apply_thresholds(self, output: NetworkOutput, *, class_name: str | None = None) -> ModelPredictions:
         """Derive probabilities, classes, decisions at the stored threshold and abstentions from the network's output.

@@ -22,7 +22,7 @@ from pylorus.core.distributed import map_items
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, open_progress_bar
 from pylorus.data.files import RGB
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import QUALITY, InputFormat, measure_quality
 from pylorus.deploy.card import format_prediction_set
 from pylorus.deploy.description import INTENDED_USE, Description
 from pylorus.deploy.fingerprints import compare_files, format_comparison
@@ -295,11 +295,14 @@ def _predict_rows(
     deciding = class_name or bundle.description.decision.class_name
     errors = np.array([image if isinstance(image, str) else "" for image in images], dtype=object)
     probabilities, unlikeness = np.full((len(items), len(names)), np.nan), np.full(len(items), np.nan)
+    quality = np.full((len(items), len(QUALITY)), np.nan)
     predicted, decision, members, why = (np.full(len(items), "", dtype=object) for _ in range(4))
     readable = [image for image in images if not isinstance(image, str)]
     if readable:
         rows = np.flatnonzero(errors == "")
-        output = bundle.run_network(np.stack(readable))
+        stacked = np.stack(readable)
+        quality[rows] = measure_quality(stacked)
+        output = bundle.run_network(stacked)
         finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).numpy()
         errors[rows[~finite]] = "the network's output is NaN or infinite for this image"
         rows = rows[finite]
@@ -325,6 +328,8 @@ def _predict_rows(
     table["abstain"] = pd.arrays.BooleanArray(why != "", errors != "")  # empty for a file that can't be read
     table["why"] = why
     table["unlikeness"] = unlikeness
+    for column, name in enumerate(QUALITY):
+        table[name] = quality[:, column]
     table["error"] = errors
     return table.astype({name: "str" for name in TEXT_COLUMNS if name in table})
 
