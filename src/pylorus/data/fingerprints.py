@@ -97,7 +97,7 @@ class Fingerprints:
     """Fingerprints of images; the rows of each array are sorted, so that their order says nothing.
 
     Attributes:
-        salt: 32 random bytes.
+        salt: 32 bytes that no other set of images has.
         files: Keyed hashes of the files' bytes, uint8 of shape (images, 16).
         pixels: Keyed hashes of the decoded pixels, uint8 of shape (images, 16).
         codes: Near codes, uint8 of shape (images with contrast, 32).
@@ -110,7 +110,7 @@ class Fingerprints:
 
     @cached_property
     def projections(self) -> NDArray[np.float32]:
-        """The secret projections: 1 and -1, of shape (LENGTH, BITS)."""
+        """The projections that the salt determines: 1 and -1, of shape (LENGTH, BITS)."""
         stream = hashlib.shake_256(self.salt + b"projections").digest(LENGTH * BITS // 8)
         bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8)).reshape(LENGTH, BITS)
         return bits.astype(np.float32) * 2 - 1

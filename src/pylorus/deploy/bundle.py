@@ -34,7 +34,7 @@ from pylorus.deploy.description import (
     Training,
     Weights,
 )
-from pylorus.deploy.fingerprints import build_fingerprints, convert_fingerprints, summarize_fingerprints
+from pylorus.deploy.fingerprints import build_fingerprints, convert_fingerprints, derive_salt, summarize_fingerprints
 from pylorus.deploy.model import DIRECTIONS
 from pylorus.deploy.thresholds import (
     TrainingDistances,
@@ -171,7 +171,12 @@ def write_bundle(
     fingerprints = None
     if config.deploy.fingerprints:
         development = images.table[images.table["split"].isin(["train", images.validation])]
-        fingerprints = build_fingerprints(images.catalog.root, development, store=Path(config.cache.folder) / "facts")
+        fingerprints = build_fingerprints(
+            images.catalog.root,
+            development,
+            store=Path(config.cache.folder) / "facts",
+            salt=derive_salt(backbone.network.state_dict()),
+        )
         description = replace(description, fingerprints=summarize_fingerprints(fingerprints))
     content = convert_to_plain(description)
     if fingerprints is None:

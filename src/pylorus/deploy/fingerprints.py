@@ -4,6 +4,7 @@ Development images are those that the network was trained or validated on. What 
 reveal, is said in `pylorus.data.fingerprints` and `docs/fingerprints.md`.
 """
 
+import hashlib
 import logging
 import textwrap
 from collections import Counter
@@ -44,17 +45,27 @@ MOST_SHOWN = 10
 """Copies that are listed in a terminal."""
 
 
-def build_fingerprints(root: Root, images: pd.DataFrame, *, store: Path) -> Fingerprints:
+def derive_salt(weights: Mapping[str, Tensor]) -> bytes:
+    """Derive the salt of a bundle from its weights: nobody knows it before, and a run that resumes gets it again."""
+    digest = hashlib.sha256(b"pylorus fingerprints")
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def build_fingerprints(root: Root, images: pd.DataFrame, *, store: Path, salt: bytes) -> Fingerprints:
     """Compute the fingerprints of a run's training and validation images.
 
     Args:
         root: What the paths are relative to.
         images: The images, with their path and sha256.
         store: Folder of the cache of facts: images whose facts are there are not read again.
+        salt: 32 bytes; see `derive_salt`.
     """
     facts = load_or_compute_facts(root, list(images["path"]), store=store, digests=list(images["sha256"]))
     readable = np.flatnonzero(facts.get_column("problem") == "")
-    fingerprints = create_fingerprints(*_select_columns(facts, readable))
+    fingerprints = create_fingerprints(*_select_columns(facts, readable), salt=salt)
     size = 2 * DIGEST_BYTES + BITS // 8
     log.info("model    fingerprints of %s, %d bytes each", format_count(len(readable), "image"), size)
     return fingerprints
