@@ -179,8 +179,6 @@ def write_bundle(
         )
         description = replace(description, fingerprints=summarize_fingerprints(fingerprints))
     content = convert_to_plain(description)
-    if fingerprints is None:
-        del content["fingerprints"]  # an older Pylorus reads bundles without them
     build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"
     for name in (SUMS, SIGNATURE):  # without them the folder is not a bundle until all files are written
