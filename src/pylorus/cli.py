@@ -107,6 +107,12 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     report.add_argument(
         "--names", action="store_true", help="show file names, groups and folders, which may identify patients"
     )
+    report.add_argument(
+        "--docx",
+        action="store_true",
+        help="also write a draft of a manuscript as a Word file, with the reporting checklists (needs pylorus[docx])",
+    )
+    report.add_argument("--latex", action="store_true", help="also write this draft as LaTeX")
     report.set_defaults(act=_run_report)
 
 
@@ -124,8 +130,14 @@ def _run_report(arguments: argparse.Namespace) -> None:
         against=tuple(arguments.against),
         thumbnails=arguments.thumbnails,
         names=arguments.names,
+        docx=arguments.docx,
+        latex=arguments.latex,
     )
-    print(f"report: {write_report(arguments.paths, arguments.output, options=options)}")
+    page = write_report(arguments.paths, arguments.output, options=options)
+    print(f"report: {page}")
+    for suffix, is_asked in (("docx", arguments.docx), ("tex", arguments.latex)):
+        if is_asked:
+            print(f"manuscript: {page.with_name('manuscript.' + suffix)}")
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

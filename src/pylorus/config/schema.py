@@ -462,10 +462,13 @@ class DeployConfig:
         low=0.5,
         high=0.99,
     )
+    fingerprints: bool = key(
+        False,
+        "put salted fingerprints of the images into the bundle, to find copies elsewhere; see docs/fingerprints.md",
+    )
     margin: float | None = key(
         None,
-        "largest difference at which a model still counts as no worse than another, such as 0.05; the report tests "
-        "non-inferiority and equivalence with it, and says that it was stated before the test; null: no such test",
+        "largest difference at which a model counts as no worse, such as 0.05; null: no such test",
         low=0.001,
         high=0.5,
     )

@@ -7,6 +7,7 @@ from .calibration import probabilities_of_logits as probabilities_of_logits
 from .calibration import reliability_curve as reliability_curve
 from .comparison import delong_test as delong_test
 from .comparison import difference_of_independent as difference_of_independent
+from .comparison import difference_of_paired as difference_of_paired
 from .comparison import holm as holm
 from .comparison import mcnemar as mcnemar
 from .comparison import paired_differences as paired_differences
@@ -23,6 +24,13 @@ from .decisions import patients_needed as patients_needed
 from .decisions import prediction_sets as prediction_sets
 from .decisions import risk_coverage as risk_coverage
 from .decisions import threshold_at_sensitivity as threshold_at_sensitivity
+from .drift import Drift as Drift
+from .drift import RateReference as RateReference
+from .drift import ScoreReference as ScoreReference
+from .drift import build_rate_reference as build_rate_reference
+from .drift import build_score_reference as build_score_reference
+from .drift import compare_rate as compare_rate
+from .drift import compare_score as compare_score
 from .index_intervals import clustered_wilson as clustered_wilson
 from .index_intervals import indices_of_confusion as indices_of_confusion
 from .index_intervals import indices_of_predictions as indices_of_predictions
@@ -46,6 +54,9 @@ from .prevalence import estimate_prevalence as estimate_prevalence
 from .prevalence import predictive_values as predictive_values
 from .ranking import average_precision as average_precision
 from .ranking import ranking_of_predictions as ranking_of_predictions
+from .recalibration import Recalibration as Recalibration
+from .recalibration import fit_recalibration as fit_recalibration
+from .recalibration import study_recalibration as study_recalibration
 from .replicates import compare_replicates as compare_replicates
 from .replicates import corrected_resampled_t as corrected_resampled_t
 from .replicates import summarize_replicates as summarize_replicates
@@ -59,5 +70,7 @@ from .sample_size import plan_paired_auroc as plan_paired_auroc
 from .sample_size import plan_paired_difference as plan_paired_difference
 from .sample_size import plan_proportion as plan_proportion
 from .sample_size import plan_proportion_test as plan_proportion_test
+from .shortcuts import ChanceTest as ChanceTest
+from .shortcuts import chance_test as chance_test
 from .subgroups import calibration_in_the_large as calibration_in_the_large
 from .subgroups import subgroup_difference as subgroup_difference

@@ -15,7 +15,12 @@ from scipy import sparse
 from pylorus.evaluation.auroc import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.index_intervals import OVERALL, clustered_wilson, estimate_overall
-from pylorus.evaluation.influence import BATCH_NUMBERS, compute_linearised_indices, count_by_group
+from pylorus.evaluation.influence import (
+    BATCH_NUMBERS,
+    compute_linearised_indices,
+    count_by_group,
+    estimate_mean_variance,
+)
 from pylorus.evaluation.intervals import Estimate, check_confidence, compute_quantile, compute_two_sided_p
 from pylorus.evaluation.predictions import Predictions, align_predictions, encode_groups
 
@@ -347,6 +352,37 @@ def paired_share_difference(
     covariance *= count / (count - 1) if count > 1 else math.nan
     low, high = _merge_intervals(estimates[0], estimates[1], covariance, confidence=confidence)
     return Estimate(estimates[0].value - estimates[1].value, low, high)
+
+
+def difference_of_paired(
+    first: NDArray[np.bool_],
+    second: NDArray[np.bool_],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> Difference:
+    """Compute the difference of two proportions of the same images, first minus second, with its p-value.
+
+    The interval is that of `paired_share_difference`, the p-value the exact one of `sign_flip_test`.
+
+    Args:
+        first: Whether each image has the property under one condition, of shape (n,).
+        second: The same under the other condition.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Example:
+        >>> before, after = np.arange(40) < 36, np.arange(40) < 30
+        >>> difference = difference_of_paired(after, before)
+        >>> round(difference.value, 3), round(difference.low, 3), round(difference.high, 3)
+        (-0.15, -0.277, -0.039)
+    """
+    estimate = paired_share_difference(first, second, groups, confidence=confidence)
+    balance = np.asarray(first, dtype=np.int64) - np.asarray(second, dtype=np.int64)
+    codes = encode_groups(groups, length=len(balance))
+    variance = estimate_mean_variance(balance.astype(np.float64), codes).variance
+    changes = np.bincount(codes, weights=balance).astype(np.int64)
+    return Difference(estimate.value, estimate.low, estimate.high, math.sqrt(variance), sign_flip_test(changes))
 
 
 def _merge_intervals(
