@@ -30,7 +30,7 @@ from pylorus.deploy.parity import (
     IMAGES,
     TrialImages,
     check_parity,
-    compute_fp64_logits,
+    compute_fp64_outputs,
     find_user_images,
     measure_speed,
     select_evenly,
@@ -87,7 +87,7 @@ def from_64_bits(bundle: Bundle, session: object, images: TrialImages) -> tuple[
     _, pixels = next(select_evenly(images, IN_64_BITS).read_blocks(bundle.input))
     theirs = bundle.run_network(pixels).logits.double().numpy()
     (ours,) = run_session(session, pixels, "logits")
-    wanted = compute_fp64_logits(bundle, pixels)
+    wanted, _ = compute_fp64_outputs(bundle, pixels)
     return float(np.abs(theirs - wanted).max()), float(np.abs(ours - wanted).max())
 
 

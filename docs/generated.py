@@ -38,6 +38,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_post_template(output_content: str, template_name: str, **_: Any) -> str:
+    """Leave out 404.html, whose absolute links lead nowhere in a folder; MkDocs calls it for each template."""
+    return "" if template_name == "404.html" else output_content
+
+
 def render_keys_page() -> str:
     """Render the table of every key of the schema: meaning, type, default, allowed values."""
     lines = [

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,14 @@ def test_the_onnx_file_is_self_contained_and_describes_its_input_and_output(expo
         assert np.abs(found["unlikeness"] - answers.unlikeness).max() < 1e-5
 
 
+def test_an_export_finds_covered_lenses_as_unlike_as_its_bundle(export_folder, bundle_folder):
+    images = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    images[1], images[2], images[3, :16] = 255, (200, 100, 90), 20
+    expected = load_bundle(bundle_folder).predict_images(images).unlikeness
+    # torch's exporter once dropped a constant of 1e-8 that only images of one color need.
+    assert load_export(export_folder).predict_images(images).unlikeness == pytest.approx(expected, abs=1e-5)
+
+
 def test_the_readmes_program_runs(export_folder):
     text = (export_folder / "README.md").read_text()
     program = text.split("```python\n")[1].split("```")[0] + "print(classes, probabilities.shape)"
@@ -153,6 +162,8 @@ def test_one_wrong_weight_fails_the_parity_check_and_nothing_is_written(bundle_f
         main(["export", str(bundle_folder), "--output", str(tmp_path / "onnx")])
     assert str(ended.value.code).startswith("error: ")  # text: the process ends with 1
     assert "REFUSED, nothing was written" in str(ended.value.code)
+    assert "logits differ from PyTorch's by up to" in str(ended.value.code)
+    assert f"Predict with the bundle itself: pylorus predict {bundle_folder} IMAGES" in str(ended.value.code)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,15 +194,69 @@ def test_large_rounding_in_32_bits_is_compared_with_64_bits(export_folder, bundl
 
     bundle = load_bundle(bundle_folder)
     images = find_run_images(bundle_folder, bundle.description)
-    exact = parity.compute_fp64_logits
+    exact = parity.compute_fp64_outputs
     strict = parity.check_parity(bundle, Off(), images)
     assert not strict.has_passed
     assert strict.rounding < 1e-6  # so this network gives no excuse
     monkeypatch.setattr(parity, "MAX_ROUNDING", 1.0)
-    monkeypatch.setattr(parity, "compute_fp64_logits", lambda *given: exact(*given) + 2e-6)
+    monkeypatch.setattr(parity, "compute_fp64_outputs", lambda *given: [each + 2e-6 for each in exact(*given)])
     rough = parity.check_parity(bundle, Off(), images)
     assert rough.has_passed
     assert rough.tolerance == pytest.approx(4e-6, rel=0.1)
+
+
+@pytest.fixture
+def compare_unlikeness(export_folder, bundle_folder, monkeypatch):
+    """Compare an export whose unlikeness is moved, for a PyTorch that rounds unlikeness by a given amount."""
+    session = open_session(export_folder / "model.onnx")
+    bundle = load_bundle(bundle_folder)
+    images = find_run_images(bundle_folder, bundle.description)
+
+    def compare(move, *, rounding, change=lambda bundle, unlikeness: bundle):
+        class Moved:
+            def run(self, names, feed):
+                *others, unlikeness = session.run(names, feed)
+                return [*others, (unlikeness + move).astype(np.float32)]
+
+        exact = parity.compute_fp64_outputs
+
+        def compute(*given):
+            logits, unlikeness = exact(*given)
+            return logits, unlikeness + rounding
+
+        monkeypatch.setattr(parity, "compute_fp64_outputs", compute)
+        _, pixels = next(images.read_blocks(bundle.input))
+        return parity.check_parity(change(bundle, bundle.predict_images(pixels).unlikeness), Moved(), images)
+
+    return compare
+
+
+def test_unlikeness_may_differ_by_twice_the_rounding_of_pytorch(compare_unlikeness):
+    assert compare_unlikeness(0.00005, rounding=0).has_passed
+    rough = compare_unlikeness(0.00015, rounding=0.0001)
+    assert rough.has_passed
+    assert rough.unlikeness_tolerance == pytest.approx(0.0002, rel=0.1)
+    assert rough.unlikeness_rounding == pytest.approx(0.0001, rel=0.1)
+
+
+@pytest.mark.parametrize(("move", "rounding"), [(0.00015, 0.0), (0.0015, 0.01), (0.1, 0.1)])
+def test_wrong_unlikeness_is_refused_and_nothing_else_is_named(compare_unlikeness, move, rounding):
+    wrong = compare_unlikeness(move, rounding=rounding)
+    (failure,) = [each for each in wrong.failures if "abstain" not in each]
+    assert failure.startswith(f"the export's unlikeness differs from PyTorch's by up to {move:.2g}")
+    assert f"(allowed: {0.001 if rounding else 0.0001:g})" in failure
+
+
+def test_rounding_never_excuses_another_abstention(compare_unlikeness):
+    def move_threshold(bundle, unlikeness):
+        abstention = replace(bundle.description.abstention, unlike_above=float(unlikeness[0]) + 0.0003)
+        return replace(bundle, description=replace(bundle.description, abstention=abstention))
+
+    wrong = compare_unlikeness(0.0004, rounding=0.0005, change=move_threshold)
+    assert max(wrong.unlikeness) < wrong.unlikeness_tolerance
+    assert wrong.other_abstention >= 1
+    (failure,) = wrong.failures
+    assert failure.startswith("the export and PyTorch do not both abstain")
 
 
 def test_nan_outputs_fail_the_parity_check(bundle_folder, tmp_path, reuse_export):

@@ -202,8 +202,9 @@ def test_report_card_bundle_and_prediction_agree_in_every_index(train_run, evalu
     assert_same(written["abstention"]["accuracy_answered"]["value"], predicted["accuracy_answered"])
 
     card = (folder.path / "model" / "MODEL_CARD.md").read_text()
-    assert f"accuracy {format_percent(predicted['accuracy']['value'])} (" in card
-    assert f"The model answers {format_percent(predicted['answered']['value'])} (" in card
+    assert f"accuracy {format_percent(predicted['accuracy']['value'])} % (" in card
+    assert f"The model answers {format_percent(predicted['answered']['value'])} % (" in card
+    assert f"| {predicted['auroc']['GC']['value']:.3f} (" in card
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -80,7 +80,20 @@ def _render_data(description: Description, leaks: Mapping[str, int]) -> str:
     grouping = _format_leakage(grouped=description.training.grouped, leaks=leaks)
     return (
         f"{_render_table(titles, [*rows, totals])}\n\n{synthetic_note}{grouping} "
-        f"SHA-256 of the split: `{description.training.split_sha256}`."
+        f"SHA-256 of the split: `{description.training.split_sha256}`.{_format_fingerprints(description)}"
+    )
+
+
+def _format_fingerprints(description: Description) -> str:
+    """Return a paragraph on the fingerprints in the bundle, "" if there are none."""
+    summary = description.fingerprints
+    if summary is None:
+        return ""
+    return (
+        f"\n\nThe bundle carries salted fingerprints of the {summary.images:,} training and validation images, by "
+        "which copies of them are found in an external validation. **Whoever has the bundle and an image can find out "
+        "whether that image was one of them, and the fingerprints hold a rough pattern of the edges in each image.** A "
+        "bundle without them takes training with deploy.fingerprints=false."
     )
 
 
@@ -155,10 +168,14 @@ def _render_performance(description: Description, class_metrics: Mapping[str, Ma
     described = {
         each.label: getattr(metrics, each.name) for each in CLASS_METRICS.values() if hasattr(metrics, each.name)
     }
-    by_class = {**described, **class_metrics, "AUROC": metrics.auroc}
-    titles = ["class", *map(_format_markdown, by_class)]
+    by_class = {**described, **class_metrics}
+    titles = ["class", *map(_format_markdown, by_class), "AUROC"]
     rows = [
-        [_format_markdown(name), *(_format_estimate(estimates[name]) for estimates in by_class.values())]
+        [
+            _format_markdown(name),
+            *(_format_estimate(estimates[name]) for estimates in by_class.values()),
+            format_area(metrics.auroc[name]),
+        ]
         for name in description.short_names
     ]
     groups, clustering = "", ""
@@ -171,7 +188,7 @@ def _render_performance(description: Description, class_metrics: Mapping[str, Ma
         else ""
     )
     return (
-        f"Without abstentions, on {metrics.images:,} test images{groups}, in % with 95 % confidence intervals"
+        f"Without abstentions, on {metrics.images:,} test images{groups}, with 95 % confidence intervals"
         f"{clustering}: accuracy {_format_estimate(metrics.accuracy)}.{caveat}\n\n{_render_table(titles, rows)}"
     )
 
@@ -231,7 +248,7 @@ def _render_thresholds(description: Description) -> str:
             cells = [
                 format_threshold(threshold.threshold),
                 f"{threshold.patients:,}",
-                *(format_percent_at_least(bound) for bound in lower_bounds),
+                *(f"{format_percent_at_least(bound)} %" for bound in lower_bounds),
             ]
         rows.append(
             [_format_markdown(name), *cells, _format_estimate(point.sensitivity), _format_estimate(point.specificity)]
@@ -326,13 +343,13 @@ def _render_abstention(description: Description) -> str:
         "The model abstains in two cases:\n\n"
         f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
         f"exceeds {format_number(abstention.unlike_above, 4)}. {_format_false_alarms(description)} Of the test images, "
-        f"{_format_estimate(abstention.unlike_test)} % are flagged: the false-alarm rate.\n"
+        f"{_format_estimate(abstention.unlike_test)} are flagged: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
         f"{format_number(abstention.unsure_below, 4)}. The threshold was set so that at most "
         f"{format_percent(abstention.false_alarms)} % of the correctly classified {fixed_on} are flagged as "
-        f"uncertain; of the correctly classified test images, {_format_estimate(abstention.unsure_test)} % are.\n\n"
-        f"The model answers {_format_estimate(abstention.answered_test)} % of the test images; of these, "
-        f"{_format_estimate(abstention.accuracy_answered)} % are classified correctly."
+        f"uncertain; of the correctly classified test images, {_format_estimate(abstention.unsure_test)} are.\n\n"
+        f"The model answers {_format_estimate(abstention.answered_test)} of the test images; of these, "
+        f"{_format_estimate(abstention.accuracy_answered)} are classified correctly."
     )
 
 
@@ -398,13 +415,28 @@ def _render_licence(description: Description) -> str:
 
 
 def _format_estimate(figure: IntervalEstimate) -> str:
-    bounds = (figure.value, figure.low, figure.high)
-    value, low, high = (math.nan if number is None else number for number in bounds)
-    if math.isnan(value):
+    """Format a proportion in percent with its interval, as on the console."""
+    if figure.value is None:
         return "undefined"
-    if math.isnan(low) or math.isnan(high):
-        return f"{format_percent(value)} (no interval)"
-    return f"{format_percent(value)} ({format_percent(low)} to {format_percent(high)})"
+    value = f"{format_percent(figure.value)} %"
+    if figure.low is None or figure.high is None:
+        return f"{value} (no interval)"
+    return f"{value} ({format_percent(figure.low)} to {format_percent(figure.high)})"
+
+
+def format_area(area: IntervalEstimate) -> str:
+    """Format an AUROC with its interval as in the report: it is not a proportion of images.
+
+    Example:
+        >>> format_area(IntervalEstimate(0.6632, 0.51, 0.79)), format_area(IntervalEstimate(0.5, None, None))
+        ('0.663 (0.510 to 0.790)', '0.500 (no interval)')
+    """
+    if area.value is None:
+        return "undefined"
+    value = format_number(area.value, 3)
+    if area.low is None or area.high is None:
+        return f"{value} (no interval)"
+    return f"{value} ({format_number(area.low, 3)} to {format_number(area.high, 3)})"
 
 
 def _render_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pylorus import __version__
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_number, format_p_value, format_percent
+from pylorus.core.formatting import format_command, format_number, format_p_value, format_percent
 from pylorus.core.io import check_new_folder, convert_to_plain, write_atomically, write_json, write_text
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import INTENDED_USE, Description, IntervalEstimate
@@ -209,15 +209,21 @@ def _format_parity(parity: Parity) -> list[str]:
         f"parity with PyTorch on {parity.images} images ({parity.source}), in fp32:",
         *(
             f"  batch {size}: logits differ by at most {logits:.1e} (allowed: {parity.tolerance:.1e}; the largest "
-            f"logit is {parity.largest_logit:.3g}), probabilities by {probabilities:.1e}, "
-            f"unlikeness by {unlikeness:.1e} (allowed for both: {PROBABILITY_TOLERANCE:.1e})"
+            f"logit is {parity.largest_logit:.3g}), probabilities by {probabilities:.1e} (allowed: "
+            f"{PROBABILITY_TOLERANCE:.1e}), unlikeness by {unlikeness:.1e} (allowed: "
+            f"{parity.unlikeness_tolerance:.1e})"
             for size, logits, probabilities, unlikeness in zip(
                 parity.batches, parity.logits, parity.probabilities, parity.unlikeness, strict=True
             )
         ),
-        f"  {parity.other_class} images with another predicted class; PyTorch's own batches differ by "
-        f"{parity.pytorch_alone:.1e}"
-        + (f", and PyTorch differs from fp64 by {parity.rounding:.1e}" if parity.rounding is not None else ""),
+        f"  {parity.other_class} images with another predicted class, {parity.other_abstention} on which only one "
+        f"abstains; PyTorch's own batches differ by {parity.pytorch_alone:.1e}"
+        + (
+            f", and PyTorch differs from fp64 by {parity.rounding:.1e}, its unlikeness by "
+            f"{parity.unlikeness_rounding:.1e}"
+            if parity.rounding is not None and parity.unlikeness_rounding is not None
+            else ""
+        ),
     ]
 
 
@@ -332,16 +338,14 @@ def _create_folder_atomically(output: Path) -> Iterator[Path]:
 
 
 def _format_refusal(folder: Path, parity: Parity) -> str:
-    differences = ", ".join(
-        f"{difference:.3g} at batch {size}" for difference, size in zip(parity.logits, parity.batches, strict=True)
+    command = format_command(["pylorus", "predict", str(folder), "IMAGES", "--output", "predictions.csv"])
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnxruntime", "onnxscript")
     )
     return (
-        f"{folder}: REFUSED, nothing was written: on {parity.images} images ({parity.source}) the export's logits "
-        f"differ from PyTorch's by up to {differences}, expected at most {parity.tolerance:.3g}; calibrated "
-        f"probabilities by up to {max(parity.probabilities):.3g} and unlikeness by up to {max(parity.unlikeness):.3g}, "
-        f"expected at most {PROBABILITY_TOLERANCE:.3g}; the predicted class differs for {parity.other_class}. This "
-        "network can't be exported reliably with these versions of torch, onnxscript and onnxruntime: install those in "
-        "constraints.txt, or predict with the bundle."
+        f"{folder}: REFUSED, nothing was written: on {parity.images} images ({parity.source}) "
+        f"{'; '.join(parity.failures)}. Predict with the bundle itself: {command}. Other versions of the packages may "
+        f"export this network correctly; found {versions}."
     )
 
 

@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from pylorus.core.errors import PylorusError, UnreadableImageError
+from pylorus.core.formatting import format_count
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import Description
 from pylorus.deploy.inputs import Sources
 from pylorus.deploy.model import Bundle, InferenceModel
 from pylorus.deploy.onnx import OUTPUTS, run_session
+from pylorus.model.inference import NetworkOutput
 
 READ_BATCH = 32
 UNKNOWN_LABEL = -1
@@ -152,9 +154,11 @@ PROBABILITY_TOLERANCE = 1e-4
 """Tolerance of calibrated probabilities and unlikeness; docs/export.md has measurements."""
 MAX_ROUNDING = 1e-4
 """Largest rounding error of fp32 that excuses a difference, as a fraction of the largest logit."""
+MAX_UNLIKENESS_ROUNDING = 5e-4
+"""Largest rounding error of unlikeness that excuses a difference: twice that is the last digit that the page shows."""
 
 Outputs = tuple[NDArray[np.float64], ...]
-"""Logits (n, classes), calibrated probabilities (n, classes) and unlikeness (n,)."""
+"""Logits (n, classes), calibrated probabilities (n, classes) unless in fp64, and unlikeness (n,)."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,12 @@ class Parity:
         unlikeness: Largest difference of unlikeness, by batch size.
         pytorch_alone: Largest difference of PyTorch's own logits between batch sizes, caused by rounding alone.
         other_class: Images with another predicted class.
+        other_abstention: Images on which only one of both abstains, or for another reason, although neither PyTorch's
+            unlikeness nor its largest probability is within `PROBABILITY_TOLERANCE` of its threshold.
         rounding: Largest difference of PyTorch's logits in fp32 from those in fp64; null if not computed.
+        unlikeness_rounding: The same of unlikeness.
         tolerance: Largest accepted difference of a logit.
+        unlikeness_tolerance: Largest accepted difference of unlikeness.
     """
 
     images: int
@@ -184,16 +192,39 @@ class Parity:
     unlikeness: tuple[float, ...]
     pytorch_alone: float
     other_class: int
+    other_abstention: int
     rounding: float | None
+    unlikeness_rounding: float | None
     tolerance: float
+    unlikeness_tolerance: float
 
     @property
     def has_passed(self) -> bool:
         """Whether the export agrees with PyTorch."""
-        is_close = (
-            max(self.logits) <= self.tolerance and max(*self.probabilities, *self.unlikeness) <= PROBABILITY_TOLERANCE
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What differs by more than is allowed, each as a clause for a message; empty if the export agrees."""
+        outputs = (
+            ("logits differ", self.logits, self.tolerance),
+            ("calibrated probabilities differ", self.probabilities, PROBABILITY_TOLERANCE),
+            ("unlikeness differs", self.unlikeness, self.unlikeness_tolerance),
         )
-        return is_close and self.other_class == 0
+        clauses = [
+            f"the export's {output} from PyTorch's by up to {max(differences):.3g} at batch size "
+            f"{self.batches[differences.index(max(differences))]} (allowed: {tolerance:.3g})"
+            for output, differences, tolerance in outputs
+            if not max(differences) <= tolerance
+        ]
+        if self.other_class:
+            clauses.append(
+                f"the export predicts another class than PyTorch for {format_count(self.other_class, 'image')}"
+            )
+        if self.other_abstention:
+            images = format_count(self.other_abstention, "image")
+            clauses.append(f"the export and PyTorch do not both abstain, or for other reasons, on {images}")
+        return tuple(clauses)
 
 
 def check_parity(bundle: Bundle, session: Any, images: TrialImages) -> Parity:
@@ -225,11 +256,19 @@ def check_parity(bundle: Bundle, session: Any, images: TrialImages) -> Parity:
     differences = [
         tuple(map(_compute_difference, one, two)) for one, two in zip(pytorch_outputs, onnx_outputs, strict=True)
     ]
-    accepted, rounding = compute_tolerance(largest), None
-    if np.isfinite(differences).all() and max(difference[0] for difference in differences) > accepted:
-        rounding = _compute_difference(pytorch_outputs[1][0], compute_fp64_logits(bundle, batch))
+    accepted, accepted_unlikeness = compute_tolerance(largest), PROBABILITY_TOLERANCE
+    rounding = unlikeness_rounding = None
+    far = np.max(differences, axis=0)
+    is_finite = bool(np.isfinite(far).all())
+    if is_finite and (far[0] > accepted or far[2] > accepted_unlikeness):
+        exact = compute_fp64_outputs(bundle, batch)
+        rounding, unlikeness_rounding = (
+            _compute_difference(pytorch_outputs[1][index], exact[index]) for index in (0, -1)
+        )
         accepted = max(accepted, 2 * min(rounding, MAX_ROUNDING * largest))
-    classes = [one[0].argmax(axis=1) for one in (*pytorch_outputs, *onnx_outputs)]
+        accepted_unlikeness = max(accepted_unlikeness, 2 * min(unlikeness_rounding, MAX_UNLIKENESS_ROUNDING))
+    outputs = (*pytorch_outputs, *onnx_outputs)
+    classes = [logits.argmax(axis=1) for logits, *_ in outputs]
     return Parity(
         images=count,
         source=images.source,
@@ -240,9 +279,35 @@ def check_parity(bundle: Bundle, session: Any, images: TrialImages) -> Parity:
         unlikeness=tuple(difference[2] for difference in differences),
         pytorch_alone=_compute_difference(pytorch_outputs[0][0], pytorch_outputs[1][0]),
         other_class=int(np.any([predicted != classes[0] for predicted in classes], axis=0).sum()),
+        other_abstention=_count_other_abstentions(bundle, outputs) if is_finite else 0,
         rounding=rounding,
+        unlikeness_rounding=unlikeness_rounding,
         tolerance=accepted,
+        unlikeness_tolerance=accepted_unlikeness,
     )
+
+
+def _count_other_abstentions(bundle: Bundle, outputs: Sequence[Outputs]) -> int:
+    """Count the images on which not all models abstain for the same reason, except those that are on a threshold.
+
+    A threshold is the score of a validation image, which rounding may move to the other side.
+
+    Args:
+        bundle: The bundle.
+        outputs: Those of PyTorch first.
+    """
+    abstention = bundle.description.abstention
+    answers = [
+        bundle.apply_thresholds(NetworkOutput(torch.from_numpy(logits), torch.from_numpy(unlikeness)))
+        for logits, _, unlikeness in outputs
+    ]
+    margins = (
+        answers[0].unlikeness - abstention.unlike_above,
+        answers[0].probabilities.max(axis=1) - abstention.unsure_below,
+    )
+    is_clear = np.min(np.abs(margins), axis=0) > PROBABILITY_TOLERANCE
+    differs = np.any([answer.why != answers[0].why for answer in answers], axis=0)
+    return int((differs & is_clear).sum())
 
 
 def compute_tolerance(largest: float) -> float:
@@ -250,7 +315,8 @@ def compute_tolerance(largest: float) -> float:
 
     It is 1e-4; less if all logits are below 1, since a wrong weight could hide below 1e-4 there; more if they are above
     10, since fp32 is not more exact. For networks with larger rounding errors, `check_parity` accepts twice the
-    difference between PyTorch in fp32 and in fp64: if both err by that much, they differ by up to twice as much.
+    difference between PyTorch in fp32 and in fp64, of logits and of unlikeness: if both err by that much, they differ
+    by up to twice as much.
 
     Example:
         >>> [f"{compute_tolerance(largest):.0e}" for largest in (0.001, 0.1, 1.0, 10.0, 50.0)]
@@ -265,17 +331,17 @@ def run_in_batches(compute: Callable[[NDArray[np.uint8]], Outputs], images: NDAr
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
-def compute_fp64_logits(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Compute logits (n, classes) of uint8 images (n, size, size, 3) with PyTorch in fp64."""
+def compute_fp64_outputs(bundle: Bundle, images: NDArray[np.uint8]) -> Outputs:
+    """Compute logits (n, classes) and unlikeness (n,) of uint8 images (n, size, size, 3) with PyTorch in fp64."""
     classifier = copy.deepcopy(bundle.classifier).double()
 
     def compute(batch: NDArray[np.uint8]) -> Outputs:
         pixels = torch.from_numpy(batch.transpose(0, 3, 1, 2).copy()).double()
         with torch.inference_mode():
-            logits: NDArray[np.float64] = classifier.network(classifier.normalize_images(pixels)).numpy()
-        return (logits,)
+            output: NetworkOutput = classifier(pixels)
+        return output.logits.numpy(), output.unlikeness.numpy()
 
-    return run_in_batches(compute, images, BATCH)[0]
+    return run_in_batches(compute, images, BATCH)
 
 
 def _run_pytorch(bundle: Bundle, images: NDArray[np.uint8]) -> Outputs:

@@ -119,7 +119,12 @@ def compute_logits_and_features(network: Any, pixels: Tensor) -> tuple[Tensor, T
     """
     maps = network.forward_features(pixels)
     logits, features = network.forward_head(maps), network.forward_head(maps, pre_logits=True)
-    return logits.float(), pool_features(features)
+    return raise_to_float32(logits), pool_features(features)
+
+
+def raise_to_float32(values: Tensor) -> Tensor:
+    """Return values as float32; float64 stays, so that a network converted to it shows the rounding of float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def pool_features(features: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ def pool_features(features: Tensor) -> Tensor:
         features = features.mean(dim=(2, 3))  # heads that pool after their last layer, or hold 1 × 1 maps
     elif features.ndim == 3:
         features = features.mean(dim=1)
-    return features.float()
+    return raise_to_float32(features)
 
 
 def compute_unlikeness(features: Tensor, directions: Tensor) -> Tensor:
@@ -141,7 +146,10 @@ def compute_unlikeness(features: Tensor, directions: Tensor) -> Tensor:
     Returns:
         Distances of shape (n,), in [0, 2].
     """
-    return 1 - (functional.normalize(features, dim=1) @ directions.T).amax(dim=1)
+    unit = functional.normalize(features, dim=1)
+    nearest = directions[(unit @ directions.T).argmax(dim=1)]
+    # This is 1 - cosine without the rounding of a cosine close to 1, which fit_scales may enlarge two hundredfold.
+    return (unit - nearest).square().sum(dim=1) / 2
 
 
 APPEARANCE_LENGTH = 33
@@ -164,7 +172,7 @@ def compute_appearance(image: Tensor) -> Tensor:
     Returns:
         float32 of shape (n, `APPEARANCE_LENGTH`).
     """
-    pixels = image.float() / 255
+    pixels = raise_to_float32(image) / 255
     weight = ((pixels.amax(dim=1, keepdim=True) - VISIBLE) / (FULLY_VISIBLE - VISIBLE)).clamp(0, 1)
     textures = []
     for scale in range(TEXTURE_SCALES):
@@ -177,19 +185,25 @@ def compute_appearance(image: Tensor) -> Tensor:
             ((slice(None), slice(None), slice(None), slice(1, None)), (..., slice(None, -1))),
         ):
             common = weight[near] * weight[far]
-            difference = ((pixels[near] - pixels[far]).abs() * common).sum(dim=(2, 3))
-            textures.append((difference / common.sum(dim=(2, 3)).clamp_min(1) + 0.001).log())
+            difference = _sum_pixels((pixels[near] - pixels[far]).abs() * common)
+            textures.append((difference / _sum_pixels(common).clamp_min(1) + 0.001).log())
     return torch.cat([*colors, *textures], dim=1)
+
+
+def _sum_pixels(values: Tensor) -> Tensor:
+    """Sum values of shape (n, channels, height, width) over the pixels, by rows: onnxruntime adds one by one."""
+    return values.sum(dim=3).sum(dim=2)
 
 
 def _compute_color_statistics(pixels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, logarithm of the standard deviation and correlations of channels, each of shape (n, 3)."""
-    total = weight.sum(dim=(2, 3)).clamp_min(1)
-    mean = (weight * pixels).sum(dim=(2, 3)) / total
+    total = _sum_pixels(weight).clamp_min(1)
+    mean = _sum_pixels(weight * pixels) / total
     offset = pixels - mean[:, :, None, None]
-    deviation = ((weight * offset**2).sum(dim=(2, 3)) / total + 1e-8).sqrt()
+    # Exporters to ONNX take a constant of 1e-8 for zero and drop its addition, but not that of a product with it.
+    deviation = ((_sum_pixels(weight * offset**2) + 1e-8 * total) / total).sqrt()
     products = weight * offset * torch.cat([offset[:, 1:], offset[:, :1]], dim=1)
-    covariance = products.sum(dim=(2, 3)) / total
+    covariance = _sum_pixels(products) / total
     correlation = covariance / (deviation * torch.cat([deviation[:, 1:], deviation[:, :1]], dim=1))
     return mean, (deviation + 0.01).log(), correlation
 
@@ -283,12 +297,24 @@ def combine_distances(features: Tensor, appearance: Tensor, scales: Tensor) -> T
     return 1 + excess / (1 + excess.abs())
 
 
-def compute_split_appearance(datamodule: ImageBatches, split: str, rows: NDArray[np.int64]) -> Tensor:
-    """Compute the appearance of some images of a split, in the order of the rows, without augmentation."""
+def compute_split_appearance(
+    datamodule: ImageBatches,
+    split: str,
+    rows: NDArray[np.int64],
+    compute: Callable[[Tensor], Tensor] = compute_appearance,
+) -> Tensor:
+    """Compute the appearance of some images of a split, in the order of the rows, without augmentation.
+
+    Args:
+        datamodule: The images.
+        split: Name of the split.
+        rows: The rows of the images.
+        compute: Computes the statistics of a batch, uint8 RGB of shape (n, 3, size, size), one row for each image.
+    """
     size = 2 * datamodule.batch_size
     batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
     with torch.inference_mode():
-        parts = [compute_appearance(batch.image).cpu() for batch in datamodule.build_batch_loader(split, batches)]
+        parts = [compute(batch.image).cpu() for batch in datamodule.build_batch_loader(split, batches)]
     return torch.cat(parts)
 
 

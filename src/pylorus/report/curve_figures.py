@@ -29,7 +29,7 @@ from pylorus.report.figure_style import (
     report_style,
 )
 from pylorus.report.mistakes import Item, Section, Sentences
-from pylorus.report.results import CONFIDENCE, Result, make_file_stems
+from pylorus.report.results import CONFIDENCE, Result, format_stage_label, make_file_stems
 from pylorus.runs.reading import SavedRun, SavedStage, get_metric_labels
 
 LOG_SCALE_RATIO = 30.0
@@ -113,7 +113,12 @@ def build_training_section(evidence: Evidence) -> Section:
             own = [each for each in curves if each.stage.name == stage and each.run in runs]
             if own:
                 items.append(plot_class_metric_curves(own, own[0].run.short_names, label=label, stem=stem))
-    without = [f"{run.label} {stage.name}" for run in evidence.runs for stage in run.stages if stage.curves is None]
+    without = [
+        format_stage_label(run.label, stage.name)
+        for run in evidence.runs
+        for stage in run.stages
+        if stage.curves is None
+    ]
     if without:
         items.append(Sentences((f"No training curves, because metrics.csv is missing: {'; '.join(without)}.",)))
     return Section("training", "Training", tuple(items))

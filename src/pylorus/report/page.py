@@ -35,6 +35,7 @@ from pylorus.report.headline import format_answered_images
 from pylorus.report.manuscript import build_manuscript
 from pylorus.report.manuscript_blocks import Manuscript
 from pylorus.report.manuscript_files import MANUSCRIPT_FILES, check_docx, write_manuscript
+from pylorus.report.margins import build_margin_section
 from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
 from pylorus.report.network_figure import build_network_section
 from pylorus.report.record_sections import (
@@ -45,6 +46,7 @@ from pylorus.report.record_sections import (
     build_method_section,
     build_mistake_section,
     build_picture_section,
+    build_stress_section,
 )
 from pylorus.report.replicate_tables import (
     build_fold_training_table,
@@ -254,11 +256,13 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
     return (
         build_study_section(evidence),
         build_comparison_section(evidence),
+        build_margin_section(evidence),
         build_published_section(evidence),
         build_run_section(evidence),
         build_index_section(evidence),
         build_subgroup_section(evidence),
         build_decision_section(evidence),
+        build_stress_section(evidence),
         build_training_section(evidence),
         build_test_figure_section(evidence),
         build_mistake_section(evidence),

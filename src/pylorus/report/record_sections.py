@@ -1,9 +1,11 @@
 """Sections that document a report: worst mistakes, data, audit, configuration, checklist and methods."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pylorus.core.formatting import format_count
+from pylorus.core.io import read_json
 from pylorus.core.privacy import format_redacted_yaml
 from pylorus.evaluation.subgroups import PERMUTATIONS
 from pylorus.report.captions import count_accepted_leaks, count_excluded_files, is_validated_on_test
@@ -31,6 +33,7 @@ from pylorus.report.run_tables import (
     format_command_lines,
     format_split_sentences,
 )
+from pylorus.report.stress_text import FOLDER, RECORD, SUMS
 from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.folder import read_shipped
@@ -302,3 +305,22 @@ def build_finding_table(run: SavedRun, *, number: int) -> Table:
             for each in run.audit["findings"]
         ),
     )
+
+
+def build_stress_section(evidence: Evidence) -> Section:
+    """Build the section of what `pylorus stress` found with a run's own bundle, in the short report if a shortcut."""
+    sentences: list[str] = []
+    has_shortcut = False
+    for run in evidence.runs:
+        record: Any = read_json(run.folder / FOLDER / RECORD)
+        sums = run.folder / "model" / SUMS
+        if not isinstance(record, dict) or not sums.is_file():
+            continue
+        if record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
+            continue
+        has_shortcut |= bool(record.get("shortcuts"))
+        label = f"{run.label}: " if len(evidence.runs) > 1 else ""
+        sentences.append(f"{label}{format_count(int(record['images']), 'image')}, {record['source']}.")
+        sentences += [*map(str, record["findings"]), f"Figures and tables: {FOLDER}/ in the run."]
+    items = (Sentences(tuple(sentences)),) if sentences else ()
+    return Section("stress", "Degraded images and shortcuts", items, is_appendix=not has_shortcut)

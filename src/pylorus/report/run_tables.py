@@ -168,21 +168,20 @@ def _format_split_notes(run: SavedRun) -> tuple[str, ...]:
     if not several:
         return ()
     if several == 1:
-        return ("1 group has images of several classes and is counted in each of them.",)
-    return (f"{several:,} groups have images of several classes and are counted in each of them.",)
+        return ("1 group has images with different labels (classes), and is counted in each of these classes.",)
+    return (f"{several:,} groups have images with different labels (classes), and are counted in each of these.",)
 
 
 def _build_run_row(run: SavedRun) -> Row:
-    weights = run.bundle.get("weights", {}).get("from") or run.get_setting("model.weights", "–")
     return Row(
         (
             run.label,
             run.model,
-            str(weights).replace("\\", "/").rpartition("/")[2],
+            run.initial_weights.replace("\\", "/").rpartition("/")[2],
             run.state,
             ", ".join(stage.name for stage in run.complete_stages) or "none",
             run.bundle_stage.name if run.bundle and run.bundle_stage else "–",
             run.split.short_hash if run.split else "–",
-            Number(run.minutes),
+            Number(run.minutes, digits=1 if run.minutes >= 10 else 2),
         )
     )
