@@ -157,6 +157,7 @@ def test_a_runs_report_has_its_page_every_table_in_three_formats_and_every_figur
         "runs",
         "training-settings",
         "split-resnet50",
+        "training-settings",
         "environment",
         "checklist",
     }

@@ -19,6 +19,7 @@ from pylorus.core.io import PARQUET_OPTIONS
 from pylorus.core.privacy import MANIFEST_PREFIX, find_identifying_reason
 from pylorus.report.captions import count_excluded_files, format_caveats, format_training_basis, is_validated_on_test
 from pylorus.report.figure_style import FAINT, INK, PAPER, Drawing, create_figure, report_style, wrap_text
+from pylorus.report.results import IMAGES, PATIENTS
 from pylorus.report.subgroup_columns import NOT_STATED, SubgroupColumn, build_subgroup_columns, parse_numbers
 from pylorus.report.table import Cell, Column, Number, Row, Table, create_rows, create_text_columns
 from pylorus.runs.reading import PARTS, SavedRun
@@ -256,7 +257,7 @@ def build_characteristic_table(run: SavedRun) -> Table | None:
     groups = table["group"].to_numpy(dtype=np.str_) if grouped else np.arange(len(table))
     parts = [part for part in PARTS if (table["split"] == part).any()]
     masks = [(table["split"] == part).to_numpy() for part in parts]
-    unit = "patients" if grouped else "images"
+    unit, level = ("patients", PATIENTS) if grouped else ("images", IMAGES)
     totals = [_count_distinct(groups[mask]) for mask in masks]
     rows: list[Row] = []
     notes: list[str] = []
@@ -276,7 +277,7 @@ def build_characteristic_table(run: SavedRun) -> Table | None:
     return Table(
         key=f"characteristics-{run.stem}",
         title=f"Characteristics of the {unit} of each part, from the columns of the manifest",
-        basis=f"Split {run.split.short_hash}. {format_caveats([run])}".strip(),
+        basis=f"{level.capitalize()}; split {run.split.short_hash}. {format_caveats([run])}".strip(),
         columns=(
             *create_text_columns("characteristic", "value"),
             *(

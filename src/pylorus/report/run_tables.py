@@ -41,7 +41,7 @@ def build_setting_table(runs: Sequence[SavedRun]) -> Table | None:
     return Table(
         key="training-settings",
         title="How each stage was trained",
-        basis=format_caveats(runs),
+        basis=format_training_basis(runs),
         columns=(
             *create_text_columns("run", "stage", "trained layers"),
             Column("run", heading="epochs"),
