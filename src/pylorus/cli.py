@@ -81,6 +81,25 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--published", action="store_true", help="show the results of the published study next to yours"
     )
     report.add_argument(
+        "--margin",
+        type=float,
+        metavar="M",
+        help="test non-inferiority and equivalence with this margin, such as 0.05 (default: the run's deploy.margin)",
+    )
+    report.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="with a margin: run or model that the others are compared with (default: the one selected by validation)",
+    )
+    report.add_argument(
+        "--against",
+        nargs="+",
+        default=(),
+        metavar="NAME=VALUE",
+        help="with a margin: also compare with figures, such as sensitivity=0.9 specificity=135/150 auroc=0.95, or "
+        "with the word published",
+    )
+    report.add_argument(
         "--thumbnails",
         action="store_true",
         help="show the most confident mistakes as images; whoever gets the page gets these images",
@@ -88,6 +107,12 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     report.add_argument(
         "--names", action="store_true", help="show file names, groups and folders, which may identify patients"
     )
+    report.add_argument(
+        "--docx",
+        action="store_true",
+        help="also write a draft of a manuscript as a Word file, with the reporting checklists (needs pylorus[docx])",
+    )
+    report.add_argument("--latex", action="store_true", help="also write this draft as LaTeX")
     report.set_defaults(act=_run_report)
 
 
@@ -100,10 +125,19 @@ def _run_report(arguments: argparse.Namespace) -> None:
         sensitivity=arguments.sensitivity,
         guarantee=arguments.guarantee,
         published=arguments.published,
+        margin=arguments.margin,
+        reference=arguments.reference,
+        against=tuple(arguments.against),
         thumbnails=arguments.thumbnails,
         names=arguments.names,
+        docx=arguments.docx,
+        latex=arguments.latex,
     )
-    print(f"report: {write_report(arguments.paths, arguments.output, options=options)}")
+    page = write_report(arguments.paths, arguments.output, options=options)
+    print(f"report: {page}")
+    for suffix, is_asked in (("docx", arguments.docx), ("tex", arguments.latex)):
+        if is_asked:
+            print(f"manuscript: {page.with_name('manuscript.' + suffix)}")
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

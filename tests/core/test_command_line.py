@@ -33,6 +33,8 @@ def folder(tmp_path, monkeypatch):
         ("check D", ["audit", "D"]),
         ("power --sensitivity 0.9", ["plan", "--sensitivity", "0.9"]),
         ("plan --sensitivity 0,9", ["plan", "--sensitivity", "0.9"]),
+        ("plan --sensitivity 90%", ["plan", "--sensitivity", "0.9"]),
+        ("report RUN sensitivity=0.9", ["report", "RUN", "--sensitivity", "0.9"]),
         ("trian data.root=D", ["train", "data.root=D"]),
         ("data.root=D seed=1", ["train", "data.root=D", "seed=1"]),
         ("predict run/model D --ouput p.csv", PREDICT),

@@ -205,6 +205,16 @@ def test_a_rare_class_explains_a_large_fraction():
     assert '"rare" 1 in training, 1 in validation and 1 in test' in few
 
 
+def test_what_holds_for_several_classes_is_said_once():
+    table = rows(*[(name, part, 1) for name in "abc" for part in ("train", "val", "test")], *even("d", 100))
+    test, _, few = explain_split(table, {"test": 0.2, "val": 0.1}, grouped=True)
+    assert test.count('33.3 % of each of "a", "b" and "c" (each split needs at least one of its 3 patients);') == 1
+    assert 'in a split: each of "a", "b" and "c" 1 in training, 1 in validation and 1 in test.' in few
+    test, _, few = explain_split(table[table["class"] != "d"], {"test": 0.2, "val": 0.1}, grouped=True)
+    assert test.endswith("33.3 % of each class (each split needs at least one of its 3 patients).")
+    assert "in a split: each class 1 in training" in few
+
+
 def test_copies_and_mixed_groups_explain_deviations():
     table = rows(*[("a", "test", 1)] * 30, *[("a", "train", 1)] * 70, *even("b", 100))
     (said,) = (s for s in explain_split(table, {"test": 0.2}, grouped=True, joined=12) if "20 %" in s)

@@ -19,7 +19,7 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
          "trainer.progress=false", "model=timm", f"model.name={TINY}", "model.weights=none", "report=false",
          "data.classes=[gastric_cancer,gastric_ulcer,chronic_gastritis]", "data.short_names=[GC,GU,CG]",
          "stages.pretrain.epochs=1", "stages.finetune.epochs=3", "optimizer.lr=0.003",
-         "deploy.prediction_sets=0.5"]  # fmt: skip
+         "deploy.prediction_sets=0.5", "deploy.fingerprints=true"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,28 @@ def test_each_look_at_a_set_is_counted_beside_the_bundle(bundle_copy, other_site
     load_bundle(bundle_copy)  # the record does not break the bundle
 
 
+def test_a_look_is_counted_after_a_line_that_was_cut_off_and_beside_the_folder_that_a_link_leads_to(
+    bundle_copy, other_site, tmp_path, monkeypatch
+):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    looks = bundle_copy.parent / f"{bundle_copy.name}.looks.jsonl"
+    looks.write_text('{"time": "2026-11-27T16:49:06+0000", "bund')
+    validate_bundle(bundle_copy, other_site, tmp_path / "out-1", options)
+    monkeypatch.chdir(bundle_copy)
+    validate_bundle(Path(), other_site, tmp_path / "out-2", options)
+    assert read_record(tmp_path / "out-2")["looks"]["this set"] == 2
+    assert len(looks.read_text().splitlines()) == 3
+    assert not list(bundle_copy.rglob("*looks*"))
+
+
+def test_an_output_inside_the_bundle_or_the_images_is_refused(bundle_copy, other_site):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    for folder, words in ((bundle_copy, "the bundle"), (other_site, "the images")):
+        with pytest.raises(PylorusError, match=f"is inside the folder of {words}"):
+            validate_bundle(bundle_copy, other_site, folder / "validation", options)
+        assert not (folder / "validation").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_look_that_cannot_be_recorded_is_said(bundle_copy, other_site, tmp_path):
     bundle_copy.parent.chmod(0o500)
@@ -139,6 +162,9 @@ def test_an_output_with_other_files_is_refused_and_an_unreadable_file_listed(bun
 def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsys):
     for words, message in (
         (["--map", "Ca"], "expected NAME=CLASS"),
+        (["--map", "Ca=GC", "Ca=GU"], '"Ca" is given twice'),
+        (["--map", "=Ca=GC"], '"=Ca" is not among the classes of the images'),
+        (["--map", "Ca=GC", "Ulkus=GU", "--group", "("], "--group: '(' is not a regular expression"),
         (["--prevalence", "3"], "above 0 and below 1"),
         (["--class", "Polyp"], "expected one of GC, GU, CG"),
     ):
@@ -148,3 +174,13 @@ def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsy
     with pytest.raises(SystemExit) as stopped:
         main(["validate", str(bundle_copy), str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")])
     assert "does not exist. Expected class folders, or a manifest" in str(stopped.value)
+
+
+def test_a_folder_without_images_and_a_table_without_labels_are_refused_with_what_to_do(bundle_copy, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PylorusError, match="holds no images. Expected a folder of images for each class"):
+        validate_bundle(bundle_copy, tmp_path / "empty", tmp_path / "out", ValidateOptions())
+    (tmp_path / "site.csv").write_text("path,class\na.jpg,GC\n")
+    with pytest.raises(PylorusError, match='Rename "class" to "label"') as refused:
+        validate_bundle(bundle_copy, tmp_path / "site.csv", tmp_path / "out", ValidateOptions())
+    assert "data.columns" not in str(refused.value)

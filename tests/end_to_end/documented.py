@@ -61,6 +61,8 @@ NOT_RUN = {
     r"hydra/launcher=ray_local": "needs the extra `ray`; benchmarks/engines/ray_local.sh runs it",
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
     r"^pylorus sign |--trust ": "needs a key and the extra `sign`; tests/deploy/test_signature.py has both",
+    r"^pylorus monitor ": "reads predictions of several periods; tests/deploy/test_monitor.py draws some",
+    r"^pylorus recalibrate ": "needs labelled images of another clinic; tests/deploy/test_recalibrate.py has some",
     r"^pylorus validate BUNDLE site": "reads a table of the user's; tests/deploy/test_external.py has one",
     r"^pylorus serve ": "serves until it is stopped; tests/deploy/ uses the page",
     r"^curl ": "asks a page that is served; tests/deploy/ does",

@@ -136,6 +136,12 @@ def test_a_probability_that_separates_the_class_has_no_slope_and_says_why(probab
     assert line.intercept.has_interval
 
 
+@pytest.mark.parametrize(("spread", "is_flat"), [(0.0, True), (0.02, True), (0.3, False)])
+def test_a_slope_is_not_interpreted_if_all_images_have_nearly_the_same_probability(spread, is_flat):
+    probability = 0.33 + spread * np.linspace(-1, 1, 100)
+    assert calibration_line(np.arange(100) % 3 == 0, probability).is_flat == is_flat
+
+
 def test_probabilities_of_0_and_1_have_no_calibration_intercept():
     probability = np.concatenate([np.ones(9), [0.0, 1.0], np.zeros(89)])
     assert "too close to 0 and 1" in calibration_line(np.arange(100) < 10, probability).intercept.reason

@@ -13,7 +13,6 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import (
     INDICES,
-    decide_noninferiority,
     delong_test,
     difference_of_independent,
     holm,
@@ -23,6 +22,7 @@ from pylorus.evaluation.comparison import (
 from pylorus.evaluation.confusion import confusion_matrix, overall_indices
 from pylorus.evaluation.index_intervals import indices_of_confusion, wilson
 from pylorus.evaluation.intervals import Estimate
+from pylorus.evaluation.margins import decide_noninferiority
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.study_tables import STUDY
 

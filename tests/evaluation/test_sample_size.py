@@ -10,11 +10,18 @@ from scipy.special import ndtr, ndtri
 from pylorus.evaluation import (
     Predictions,
     auroc,
+    calibration_line,
     clustered_wilson,
+    compute_binormal_log_odds,
     compute_design_effect,
+    delong_test,
     measure_patient_design,
     measure_pilot,
     plan_auroc,
+    plan_auroc_test,
+    plan_calibration_slope,
+    plan_observed_expected,
+    plan_paired_auroc,
     plan_paired_difference,
     plan_proportion,
     plan_proportion_test,
@@ -65,6 +72,97 @@ def get_c_statistic_size(result: dict[str, object]) -> int:
 
 
 @pytest.mark.parametrize(
+    ("prevalence", "area", "log_odds", "widths"),
+    [
+        (0.3, 0.8, (-2.0, 1.0), (0.2, 0.2, 0.1)),
+        (0.018, 0.8, (-5.0, 2.5), (0.2, 0.2, 0.1)),
+        (0.3, 0.9, (-1.0, 2.0), (0.2, 0.2, 0.1)),
+        (0.5, 0.75, (0.0, 1.0), (0.3, 0.4, 0.05)),
+    ],
+)
+def test_calibration_needs_as_many_images_as_pmvalsampsize_says(prevalence, area, log_odds, widths):
+    package = pytest.importorskip("pmvalsampsize.pmvalsampsize")
+    with contextlib.redirect_stdout(None):
+        result = package.pmvalsampsize(
+            type="b",
+            prevalence=prevalence,
+            cstatistic=area,
+            oeciwidth=widths[0],
+            csciwidth=widths[1],
+            cstatciwidth=widths[2],
+            lpnormal=log_odds,
+            noprint=True,
+        )
+    observed, slope, _ = (int(row[1]) for row in result["results_table"][:3])
+    # It searches the standard error of observed/expected in steps of 0.0001, and simulates the log-odds.
+    assert plan_observed_expected(prevalence, width=widths[0]) == pytest.approx(observed, rel=0.01, abs=1)
+    drawn = np.random.default_rng(1).normal(*log_odds, 1_000_000)
+    assert plan_calibration_slope(drawn, width=widths[1]) == pytest.approx(slope, rel=0.005)
+
+
+def test_calibration_needs_as_many_images_as_pmvalsampsize_said():
+    # Of pmvalsampsize 0.2.1 for a prevalence of 0.3 and log-odds from N(-2, 1).
+    assert plan_observed_expected(0.3, width=0.2) == pytest.approx(898, rel=0.005)
+    drawn = np.random.default_rng(1).normal(-2, 1, 1_000_000)
+    assert plan_calibration_slope(drawn, width=0.2) == pytest.approx(4315, rel=0.005)
+
+
+@pytest.mark.parametrize(("area", "prevalence", "width"), [(0.8, 0.3, 0.3), (0.9, 0.2, 0.4)])
+def test_the_interval_of_a_planned_calibration_slope_is_as_wide_as_planned(area, prevalence, width):
+    values, weights = compute_binormal_log_odds(area, prevalence=prevalence)
+    images = plan_calibration_slope(values, weights=weights, width=width)
+    generator, deviation = np.random.default_rng(6), math.sqrt(2) * ndtri(area)
+    middle = math.log(prevalence / (1 - prevalence)) - deviation**2 / 2
+    widths = []
+    for _ in range(SETS):
+        positive = generator.random(images) < prevalence
+        odds = middle + deviation**2 * positive + deviation * generator.normal(size=images)
+        slope = calibration_line(positive, 1 / (1 + np.exp(-odds))).slope
+        widths.append(slope.high - slope.low)
+    assert np.mean(widths) == pytest.approx(width, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("area", "reference", "margin", "power"), [(0.9, 0.8, None, 0.8), (0.8, 0.7, None, 0.9), (0.9, 0.9, 0.05, 0.8)]
+)
+def test_a_planned_comparison_of_an_auroc_with_a_figure_has_its_power(area, reference, margin, power):
+    images = plan_auroc_test(area, reference=reference, prevalence=0.3, margin=margin, power=power)
+    generator, shown = np.random.default_rng(8), 0
+    for _ in range(500):
+        shown += auroc(*draw_scores(generator, area=area, **SINGLE, patients=images)).low > reference - (margin or 0)
+    assert shown / 500 == pytest.approx(power, abs=0.05)
+
+
+@pytest.mark.parametrize(("areas", "margin", "power"), [((0.9, 0.85), None, 0.8), ((0.9, 0.9), 0.05, 0.8)])
+def test_a_planned_comparison_of_two_aurocs_has_its_power(areas, margin, power):
+    generator = np.random.default_rng(9)
+
+    def draw_pair(images: int) -> list[Predictions]:
+        positive, alike = np.arange(images) < round(images * 0.3), generator.normal(size=images)
+        names, pair = np.arange(images).astype(str), []
+        for area in areas:
+            own = math.sqrt(0.5) * (alike + generator.normal(size=images))
+            score = ndtr(math.sqrt(2) * ndtri(area) * positive + own)
+            pair.append(
+                Predictions(names, names, np.where(positive, 0, 1), np.column_stack([score, 1 - score]), ("x", "y"))
+            )
+        return pair
+
+    first, second = draw_pair(10_000)
+    measured = measure_pilot(first, "x", second).areas
+    assert measured[:2] == pytest.approx(areas, abs=0.02)
+    images = plan_paired_auroc(*areas, correlation=measured[2], prevalence=0.3, margin=margin, power=power)
+    shown = 0
+    for _ in range(300):
+        difference = delong_test(*draw_pair(images), class_name="x")
+        if margin is None:
+            shown += difference.p_value < 0.05
+        else:  # the interval of a report is wider than this, DeLong's own
+            shown += difference.value - 1.96 * difference.standard_error > -margin
+    assert shown / 300 == pytest.approx(power, abs=0.05)
+
+
+@pytest.mark.parametrize(
     ("value", "width", "images_per_patient", "icc"), [(0.9, 0.06, 3, 0.5), (0.8, 0.1, 5, 0.1), (0.85, 0.08, 8, 0.2)]
 )
 def test_the_interval_of_a_planned_sensitivity_is_as_wide_as_planned(value, width, images_per_patient, icc):
@@ -78,6 +176,9 @@ def test_the_interval_of_a_planned_sensitivity_is_as_wide_as_planned(value, widt
         estimate = clustered_wilson(generator.random(len(groups)) < own[groups], groups)
         widths.append(estimate.high - estimate.low)
     assert np.mean(widths) == pytest.approx(width, rel=0.05)
+
+
+SINGLE = {"prevalence": 0.3, "images_per_patient": 1, "icc": 0.0}
 
 
 def draw_scores(generator, *, area, prevalence, patients, images_per_patient, icc):
@@ -125,6 +226,17 @@ def test_the_correlation_of_a_pilot_is_found(icc):
     assert design.correlation == pytest.approx(icc, abs=0.03)
     assert design.images_per_patient == pytest.approx(4, abs=0.1)
     assert design.variation == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("value", "icc", "patients"), [(0.8, 0.3, 60), (0.8, 0.05, 100), (0.9, 0.6, 100)])
+def test_the_interval_of_the_correlation_covers_it(value, icc, patients):
+    generator, scale, covered = np.random.default_rng(2), 1 / icc - 1, 0
+    groups = np.repeat(np.arange(patients), 3)
+    for _ in range(400):
+        own = generator.beta(value * scale, (1 - value) * scale, patients)
+        design = measure_patient_design(generator.random(len(groups)) < own[groups], groups)
+        covered += design.low <= icc <= design.high
+    assert covered / 400 >= 0.91
 
 
 def test_a_pilot_without_variation_counts_images_of_a_patient_as_copies():

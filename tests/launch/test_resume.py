@@ -255,13 +255,15 @@ def test_settings_chosen_for_the_machine_are_kept_on_resume(prepare_run, monkeyp
         "pylorus.hardware.engine.measure_bf16_speedup", lambda accelerator: 0.0 if chosen == "bf16" else 9.0
     )
     run(folder)
-    assert re.findall(r"trainer.precision +(\w+)", (folder.path / "run.log").read_text()) == [chosen, chosen]
+    log = (folder.path / "run.log").read_text()
+    assert re.findall(r"trainer.precision +(\w+)", log) == [chosen, chosen]
+    assert re.search(rf"trainer.precision +{chosen} +as chosen when the run started$", log, flags=re.M)
 
 
 def test_an_automatic_batch_size_is_kept_on_resume(prepare_run, monkeypatch):
     monkeypatch.setattr("pylorus.training.batch_size.MAX_BATCH_SIZE", {"cpu": 4})
     monkeypatch.setattr(
-        "pylorus.runs.folder.HEARTBEAT_SECONDS", 1e6
+        "pylorus.core.storage.HEARTBEAT_SECONDS", 1e6
     )  # a slow trial would let it write a file that is counted
     whole, folder = (
         prepare_run("stage=pretrain", "trainer.batch_size=auto"),

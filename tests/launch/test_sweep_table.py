@@ -109,7 +109,7 @@ def test_a_degenerate_job_is_named_below_the_table(sweep, tmp_path):
         {"model": "vgg19", "confusions": {"s": one_class}, "skill": 0.1},
     )
     problems = collect_problems(tmp_path, table)
-    assert problems[0] == "Job 1: It predicts GU for every image."
+    assert problems[0] == "Job 1: The model predicts GU for every test image."
     assert all(sentence.startswith("Job 1: ") for sentence in problems)
 
 
@@ -131,7 +131,7 @@ def test_a_narrow_terminal_gets_a_short_table(sweep, tmp_path, capsys, monkeypat
     short = format_sweep_table(table, is_short=True)
     header = next(line for line in short.splitlines() if line.startswith("|"))
     assert {"job", "stage", "val accuracy", "test accuracy"} <= {cell.strip() for cell in header.split("|")}
-    assert "minutes" not in short
+    assert "duration" not in short
     assert "precision" not in short
     assert len(short.splitlines()) == len(format_sweep_table(table).splitlines())
     monkeypatch.setattr("pylorus.launch.sweep_table.write_report", lambda *_, **__: "report.html")
@@ -140,6 +140,26 @@ def test_a_narrow_terminal_gets_a_short_table(sweep, tmp_path, capsys, monkeypat
         monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
         write_sweep_table(tmp_path)
         printed = capsys.readouterr().out
-        assert ("minutes" not in printed) == (is_terminal and columns == "60")
+        assert ("duration" not in printed) == (is_terminal and columns == "60")
         assert (f"All columns: {tmp_path / 'sweep.md'}" in printed) == (is_terminal and columns == "60")
-        assert "minutes" in (tmp_path / "sweep.md").read_text()
+        assert "duration" in (tmp_path / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stories", "line"),
+    [
+        (
+            [{"model": "vgg19", "skill": 0.1}, {"model": "resnet50", "skill": 6.0}],
+            "best: job 1, stage s (highest validat",
+        ),
+        ([{"model": "vgg19"}, {"model": "resnet50"}], "; job 1 has the same)"),
+        (seeds("resnet50", [GOOD, FAIR], 1.0), None),  # each replicate ships its own model
+    ],
+)
+def test_the_best_job_is_named_with_the_commands_that_come_next(sweep, tmp_path, capsys, monkeypatch, stories, line):
+    sweep(*stories)
+    monkeypatch.setattr("pylorus.launch.sweep_table.write_report", lambda *_, **__: "report.html")
+    write_sweep_table(tmp_path)
+    printed = capsys.readouterr().out
+    assert ("next: pylorus predict" in printed) == (line is not None)
+    assert line is None or line in printed

@@ -39,6 +39,8 @@ class Story:
     val_each: Sequence[int] = (15, 15, 15)
     images_per_group: int = 1
     skill: float = 1.5
+    scale: float = 1.0
+    """Factor of all logits."""
     seed: int = 0
     split_seed: int = 0
     """Another one gives other test images."""
@@ -179,7 +181,7 @@ def _write_stage(folder: Path, stage: str, number: int, rows: pd.DataFrame, stor
             logits[np.arange(len(own)), answers] = logits.max(axis=1) + generator.uniform(0.1, 3, len(own))
         else:
             logits[np.arange(len(own)), own["label"]] += story.skill + number
-        table = build_prediction_table(own, logits.astype(np.float32), names=names, split=kind)
+        table = build_prediction_table(own, (story.scale * logits).astype(np.float32), names=names, split=kind)
         write_predictions(table, folder / stage / f"predictions-{kind}.parquet")
     if story.curves:
         write_text(folder / stage / "metrics.csv", _curves(stage, number, names).to_csv(index=False))

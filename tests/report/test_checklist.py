@@ -6,9 +6,15 @@ from omegaconf import OmegaConf
 
 from pylorus.core.io import read_json, write_json
 from pylorus.report import checklist_answers as answers
+from pylorus.report.checklists import (
+    GUIDELINES,
+    ITEMS,
+    QUAIDE_DOMAINS,
+    build_checklist_table,
+    build_guideline_table,
+)
 from pylorus.report.evidence import collect_evidence
 from pylorus.report.page import write_report
-from pylorus.report.record_sections import ITEMS, build_checklist_table
 from pylorus.report.results import ReportOptions
 
 FAST = ReportOptions(resamples=20)
@@ -473,6 +479,20 @@ def base_evidence(make_shared_run):
             "All figures are optimistic",
         ),
         (
+            answers.report_test_images,
+            {"config": {"data.fold": 1, "data.folds": 4}},
+            None,
+            "24 test images: selected at random by image",
+            "24 test images: fold 1 of folds 0 to 3",
+        ),
+        (
+            answers.report_class_balance,
+            {"config": {"loss.class_weights": "balanced"}},
+            None,
+            "Training images: GC 30, GU 30, CG 30; the loss does not weight the classes",
+            "the loss weights each class inversely to its frequency",
+        ),
+        (
             answers.report_availability,
             {"finished": 0},
             None,
@@ -545,7 +565,7 @@ def test_runs_with_equal_answers_share_one_and_others_are_named(make_run):
 def test_the_blank_for_the_author_stays_beside_the_answer(make_run):
     run = make_run(**BASE)
     add_column("sex", "mf")(run)
-    rows = {row.cells[0]: row.cells[3] for row in build_checklist_table(collect_evidence([run], FAST)).rows}
+    rows = {row.cells[0]: row.cells[-1] for row in build_checklist_table(collect_evidence([run], FAST)).rows}
     assert rows["Bias and fairness"].startswith("Subgroups by sex")
     assert "[author: " in rows["Bias and fairness"]
     assert rows["Robustness"] == "[author: robustness to other endoscopes, sites and image quality]"
@@ -557,7 +577,7 @@ def test_a_run_without_a_split_answers_what_it_can(make_run):
         (run / name).unlink()
     OmegaConf.save(OmegaConf.create({}), run / "config.yaml")
     table = build_checklist_table(collect_evidence([run], FAST))
-    assert not [row for row in table.rows if "None" in row.cells[3] or "nan" in row.cells[3]]
+    assert not [row for row in table.rows if "None" in row.cells[-1] or "nan" in row.cells[-1]]
 
 
 @pytest.mark.parametrize(
@@ -594,3 +614,40 @@ def test_the_checklist_mentions_only_existing_evaluations_mistakes_and_pairs(mak
     page = write_report([make_run(**(BASE | {"confusions": {"s": perfect}}))], options=FAST).read_text()
     assert "classifies all 24 test images correctly" in page
     assert "With --thumbnails, the report includes these images" not in page
+
+
+@pytest.mark.parametrize(
+    ("guideline", "numbers", "parts"),
+    [
+        ("stard", 40, {15: "abcd", 16: "abc", 17: "ab", 26: "ab", 40: "ab"}),
+        ("claim", 44, {}),
+        (
+            "tripod",
+            27,
+            {
+                3: "abc",
+                5: "ab",
+                6: "abc",
+                8: "abc",
+                9: "abc",
+                12: "abcdefg",
+                18: "abcdef",
+                20: "abc",
+                23: "ab",
+                27: "abc",
+            },
+        ),
+    ],
+)
+def test_every_number_of_a_guideline_has_an_item(guideline, numbers, parts):
+    official = [f"{number}{part}" for number in range(1, numbers + 1) for part in parts.get(number, [""])]
+    listed = {number.strip() for item in ITEMS for number in getattr(item, guideline).split(",")} - {""}
+    assert listed == set(official)
+
+
+def test_the_rows_of_a_guideline_are_in_the_order_of_its_numbers(base_evidence):
+    tables = {each.key: build_guideline_table(each, base_evidence) for each in GUIDELINES}
+    assert [row.cells[0] for row in tables["tripod"].rows][:6] == ["1", "2", "3a", "3b", "3c", "4"]
+    assert list(dict.fromkeys(row.cells[0] for row in tables["claim"].rows)) == list(map(str, range(1, 45)))
+    assert list(dict.fromkeys(row.cells[0] for row in tables["quaide"].rows)) == list(QUAIDE_DOMAINS)
+    assert all(row.cells[2] for table in tables.values() for row in table.rows)

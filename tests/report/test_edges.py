@@ -218,3 +218,11 @@ def test_a_job_without_a_configuration_is_named_and_the_others_are_reported(make
     text = write_report([tmp_path / "sweep"], options=FAST).read_text()
     assert "unknown model failed (state: failed): no stage was tested." in text
     assert (tmp_path / "sweep" / "report" / "tables" / "study-resnet50.csv").is_file()
+
+
+def test_a_slope_of_nearly_equal_probabilities_is_not_interpreted(make_run, skip_rendering):
+    for name, scale in (("flat", 0.01), ("spread", 1.0)):
+        run = make_run(name, stages=("s",), scale=scale)
+        write_report([run], options=FAST)
+        text = (run / "report" / "tables" / "calibration.md").read_text()
+        assert ("The slope can't be interpreted " in text) == (scale < 1)

@@ -38,7 +38,13 @@ def test_the_figures_are_those_of_the_tables(make_run, skip_rendering):
 def test_a_model_that_predicts_one_class_is_called_that(make_run):
     confusion = {"s": [[0, 20, 0], [0, 20, 0], [0, 20, 0]]}
     headline = read_headline(make_run(confusions=confusion, stages=("s",)))
-    assert "It predicts GU for every image." in headline.verdict
+    assert "The model predicts GU for every test image." in headline.verdict
+    assert "not shown to be above" not in headline.verdict  # the first sentence says it
+
+
+def test_a_model_that_is_no_better_than_a_constant_answer_is_called_that(make_run):
+    confusion = {"s": [[10, 10, 0], [10, 10, 0], [0, 20, 0]]}
+    headline = read_headline(make_run(confusions=confusion, stages=("s",)))
     assert "not shown to be above that of always answering GC, 33.3 %." in headline.verdict
 
 

@@ -155,6 +155,7 @@ def test_a_runs_report_has_its_page_every_table_in_three_formats_and_every_figur
         "worst-mistakes",
         "network-resnet50",
         "runs",
+        "training-settings",
         "split-resnet50",
         "environment",
         "checklist",

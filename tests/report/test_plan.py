@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pylorus.cli import main
-from pylorus.evaluation import plan_auroc, plan_proportion
+from pylorus.evaluation import plan_auroc, plan_auroc_test, plan_paired_auroc, plan_proportion
 
 Plan = Callable[..., str]
 TYPED = ("--sensitivity", "0.9", "--prevalence", "0.2")
@@ -80,6 +80,41 @@ def test_a_figure_is_compared_with_a_published_one(plan):
     assert "283 1,132 1,415" in plan(*TYPED, "--against", 0.9, "--margin", 0.05)
 
 
+def test_an_auroc_is_compared_with_a_figure_and_with_that_of_another_model(plan, tmp_path):
+    plan("--auroc", 0.9, "--prevalence", 0.3, "--against", 0.8, "--output", tmp_path)
+    assert read_rows(tmp_path)[0]["images"] == str(plan_auroc_test(0.9, reference=0.8, prevalence=0.3))
+    plan("--aurocs", 0.92, 0.88, "--correlation", 0.4, "--prevalence", 0.3, "--margin", 0.01, "--output", tmp_path)
+    expected = plan_paired_auroc(0.92, 0.88, correlation=0.4, prevalence=0.3, margin=0.01)
+    assert read_rows(tmp_path)[0]["images"] == str(expected)
+
+
+def test_calibration_adds_the_sizes_for_observed_expected_and_slope(plan, tmp_path):
+    plan("--auroc", 0.8, "--prevalence", 0.3, "--calibration", "--output", tmp_path)
+    assert [row["images"] for row in read_rows(tmp_path)] == ["359", "900", "2176"]
+
+
+def test_the_plan_says_what_the_upper_limit_of_the_correlation_would_cost(plan, make_run, tmp_path):
+    text = plan(make_run(images_per_group=3, test_each=(60, 60, 60), skill=1.0), *TYPED, "--output", tmp_path)
+    (row,) = read_rows(tmp_path)
+    assert float(row["icc_low"]) <= float(row["icc"]) < float(row["icc_high"])
+    effect = 1 + 2 * float(row["icc_high"])
+    assert int(row["images_at_high"]) == 5 * plan_proportion(0.9, width=0.1, effect=effect)
+    assert f"recruit {int(row['images_at_high']):,} images of {int(row['patients_at_high']):,} patients" in text
+
+
+def test_a_figure_near_1_is_not_rounded_to_it(plan):
+    text = plan("--sensitivity", 0.9999, "--prevalence", 0.0001, "--auroc", 0.9999)
+    assert "sensitivity 99.99 %" in text
+    assert "AUROC 0.9999" in text
+    assert "0.01 % of the images" in text
+
+
+def test_the_folder_of_a_sweep_or_of_a_bundle_leads_to_its_run(refuse, make_run):
+    run = make_run("sweep/0", images_per_group=2)
+    assert f"Did you mean {run}?" in refuse(run.parent)
+    assert f"Did you mean {run}?" in refuse(run / "model")
+
+
 def test_a_pilot_gives_figures_prevalence_and_correlation(plan, make_run, tmp_path):
     pilot = make_run(images_per_group=2, test_each=(60, 60, 80), skill=1.0)
     text = plan(pilot, "--output", tmp_path / "new")
@@ -109,7 +144,7 @@ def test_two_runs_show_on_how_many_images_they_disagree(plan, make_run):
         for name, cells in (("one", better), ("two", worse))
     )
     text = plan(one, "--compare", two, "--output", one.parent / "new")
-    assert read_rows(one.parent / "new")[0]["aim"] == "accuracy of two models, 17.2 points apart, power 80 %"
+    assert read_rows(one.parent / "new")[0]["aim"] == "accuracy of two models, the pilot 17.2 points better, power 80 %"
     assert "The pilot is the only one that is correct on" in text
 
 
@@ -136,8 +171,16 @@ def test_a_pilot_of_one_image_a_patient_plans_for_one_image_a_patient(plan, refu
         ((*TYPED, "--images-per-patient", 0.5), ("expected at least 1",)),
         ((*TYPED, "--against", 0.8, "--margin", -0.05), ("--margin: found -0.05", "Did you mean 0.05?")),
         ((*TYPED, "--margin", 0.05), ("--margin: nothing to compare", "--against")),
-        (("--against", 0.8, "--auroc", 0.9, "--prevalence", 0.2), ("--against: expected one figure",)),
-        ((*TYPED, "--against", 0.9), ("two proportions that differ",)),
+        ((*TYPED, "--against", 0.8, "--auroc", 0.9), ("--against: expected one figure",)),
+        ((*TYPED, "--power", 0.9), ("--power: nothing to compare", "--against")),
+        (("--disagreement", 0.1, 0.05, "--width", 0.2), ("--width: nothing to measure with an interval",)),
+        (("--disagreement", 8, 4), ("--disagreement: found 8 4", "Did you mean 0.08 0.04?")),
+        ((*TYPED, "--correlation", 0.5), ("--correlation: nothing to compare by AUROC", "--aurocs")),
+        (("--aurocs", 0.92, 0.88, "--prevalence", 0.2), ("Add --correlation",)),
+        (("--aurocs", 0.92, "--prevalence", 0.2, "--correlation", 0.5), ("--aurocs: found 1 number, expected two",)),
+        ((*TYPED, "--calibration"), ("--calibration:", "--auroc 0.9")),
+        ((*TYPED, "--sensitivity", 1), ("--sensitivity: found 1", "such as 0.9")),
+        ((*TYPED, "--against", 0.9), ("two figures that differ",)),
         ((*TYPED, "--against", 0.97, "--margin", 0.05), ("worse than 0.97",)),
         (("--disagreement", 0.1, 0.1), ("two fractions that differ",)),
         (("--disagreement", 0.8, 0.4), ("a sum in",)),

@@ -1,4 +1,5 @@
-from pylorus.report.results import set_run_labels
+from pylorus.report.evidence import collect_evidence
+from pylorus.report.results import ReportOptions, set_run_labels
 from pylorus.runs.reading import read_run
 
 
@@ -20,6 +21,16 @@ def test_runs_of_one_model_are_labelled_by_what_differs(make_run):
 def test_runs_of_other_stages_are_labelled_by_stage(make_run):
     paths = [make_run("a", stages=("pretrain",)), make_run("b")]
     assert labels(*paths)[0] == ["resnet50 (pretrain only)", "resnet50 (pretrain + finetune)"]
+
+
+def test_a_stage_is_not_named_twice(make_run):
+    paths = [make_run("a", stages=("pretrain",)), make_run("b", stages=("pretrain", "finetune"))]
+    results = collect_evidence(paths, ReportOptions(resamples=20)).results
+    assert [result.label for result in results] == [
+        "resnet50 (pretrain only)",
+        "resnet50 (pretrain + finetune) pretrain",
+        "resnet50 (pretrain + finetune) finetune",
+    ]
 
 
 def test_identical_runs_are_labelled_by_folder(make_run):

@@ -1,5 +1,6 @@
-"""What a run prints neither ends nor delays it when nobody takes it."""
+"""What a run prints neither ends nor delays it when nobody takes it, and a sweep says an error once."""
 
+import json
 import os
 import pty
 import sys
@@ -7,7 +8,8 @@ import time
 
 import pytest
 
-from pylorus.runs.console import detach_streams
+from pylorus.runs.console import detach_streams, find_earlier_failure
+from pylorus.runs.folder import RunFolder
 
 
 def open_closed_terminal() -> int:
@@ -56,3 +58,13 @@ def test_texts_arrive_in_order_before_the_end(capsys):
             print(number)
         assert not sys.stdout.isatty()
     assert capsys.readouterr().out.split() == [str(number) for number in range(500)]
+
+
+def test_an_error_is_the_same_only_if_an_earlier_job_has_failed_with_it(tmp_path):
+    statuses = [("finished", None), ("failed", "no weights"), ("failed", "no weights"), ("failed", "no memory")]
+    for number, (state, error) in enumerate(statuses):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "status.json").write_text(json.dumps({"state": state, "error": error}))
+    folders = [RunFolder(tmp_path / str(number)) for number in range(4)]
+    assert [find_earlier_failure(folder, "no weights") for folder in folders] == [None, None, "1", "1"]
+    assert find_earlier_failure(folders[3], "no memory") is None

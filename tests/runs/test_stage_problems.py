@@ -31,5 +31,6 @@ def test_a_sound_result_is_not_called_degenerate():
     true = np.array([0, 1, 2] * 20)
     assert explain_degenerate_predictions(true, true, ("a", "b", "c"), SURE) == ()
     one_class = explain_degenerate_predictions(true, np.zeros(60, int), ("a", "b", "c"), CHANCE)
-    assert one_class[0] == "It predicts a for every image."
-    assert "always answering a, 33.3 %" in one_class[1]
+    assert one_class == ("The model predicts a for every test image.",)
+    two_classes = explain_degenerate_predictions(true, np.array([0, 1, 1] * 20), ("a", "b", "c"), CHANCE)
+    assert [("always answering a, 33.3 %" in sentence) for sentence in two_classes] == [True]

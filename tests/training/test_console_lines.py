@@ -9,8 +9,8 @@ import pytest
 
 from pylorus.config.schema import StageConfig
 from pylorus.launch import main
-from pylorus.launch.main import SweepFolder
 from pylorus.model.classifier import StagePlan
+from pylorus.runs.console import announce_job
 from pylorus.runs.folder import RunFolder
 from pylorus.training import callbacks
 from pylorus.training.callbacks import EpochLine, StageBar
@@ -27,11 +27,15 @@ def build_trainer(epoch=0, loss=1.0):
 
 
 @pytest.mark.parametrize(
-    ("is_last", "epoch", "end"),
-    [(True, 0, " | 00:00 left"), (False, 0, " | 00:00 left in pretrain"), (False, 2, "acc 50.0 %")],
+    ("following", "epoch", "end"),
+    [
+        ({}, 0, " | 00:00 left"),
+        ({"finetune": 30}, 0, " | 00:00 left in pretrain, then finetune (30 epochs)"),
+        ({"finetune": 30}, 2, "acc 50.0 %"),
+    ],
 )
-def test_the_time_left_is_that_of_the_stage_if_others_follow(caplog, is_last, epoch, end):
-    line = EpochLine(PLAN, is_last=is_last)
+def test_the_time_left_is_that_of_the_stage_if_others_follow(caplog, following, epoch, end):
+    line = EpochLine(PLAN, following=following)
     with caplog.at_level(logging.INFO, logger="pylorus"):
         line.on_train_epoch_start(build_trainer(epoch), None)
         line.on_train_epoch_end(build_trainer(epoch), None)
@@ -74,17 +78,26 @@ def test_one_bar_at_a_time_with_our_labels(monkeypatch):
     bar.on_exception(trainer, None, ValueError())
     found = [(each.label, each.count, each.total, each.is_closed) for each in opened]
     assert found == [
-        ("pretrain 2/3", 4, 4, True),
-        ("pretrain 2/3 validation", 2, 2, True),
-        ("pretrain 3/3", 0, 4, True),
+        ("pretrain epoch 2/3", 4, 4, True),
+        ("pretrain epoch 2/3 validation", 2, 2, True),
+        ("pretrain epoch 3/3", 0, 4, True),
     ]
 
 
-def test_a_job_is_announced_by_what_varies(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(SweepFolder, "jobs", 3)
-    monkeypatch.setattr(SweepFolder, "varied", frozenset({"model"}))
-    main._announce_job(RunFolder(tmp_path / "1"), [r"data.group=patient_\d+", "model=vgg19", "seed=1"])
-    assert capsys.readouterr().out == "\njob 2 of 3 | model=vgg19\n"
+def test_a_job_is_announced_by_what_varies(tmp_path, capsys):
+    words = [r"data.group=patient_\d+", "model=vgg19", "seed=1"]
+    announce_job(RunFolder(tmp_path / "1"), words, jobs=3, varied={"model"})
+    assert capsys.readouterr().out == "\njob 1 (2 of 3) | model=vgg19\n"
+
+
+@pytest.mark.parametrize(("at_once", "left"), [("1", "2 min"), ("2", "60 s")])
+def test_the_time_left_in_a_sweep_counts_whole_jobs(monkeypatch, tmp_path, capsys, at_once, left):
+    monkeypatch.setenv("PYLORUS_JOBS_AT_ONCE", at_once)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "status.json").write_text('{"state": "finished", "seconds": 20.5}')
+    (tmp_path / "0" / "speed.json").write_text('{"seconds": 60.0}')  # with start-up and report
+    announce_job(RunFolder(tmp_path / "1"), ["seed=1"], jobs=3)
+    assert capsys.readouterr().out == f"\njob 1 (2 of 3) | seed=1 | about {left} left in this sweep\n"
 
 
 @pytest.mark.parametrize("words", [["--version"], ["-m", "--version"]])

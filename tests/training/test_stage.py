@@ -29,7 +29,7 @@ from tests.conftest import TINY
     [
         (4, "val", "s: epoch 1 of 4, best by loss on validation images"),
         (4, "test", "s: epoch 1 of 4, best by loss on the test images"),
-        (1, "val", "s: epoch 1 of 1, the only one"),
+        (1, "val", "s: after its only epoch"),
     ],
 )
 def test_the_title_states_what_selected_the_epoch(caplog, epochs, validated_on, title):

@@ -27,6 +27,7 @@ from pylorus.core.errors import (
     format_suggestion,
     is_valid_name,
     normalize_name,
+    resolve_short_name,
     resolve_unicode_form,
 )
 from pylorus.core.io import iter_fields, validate, write_text
@@ -278,12 +279,10 @@ def _check_trainer(config: Config) -> None:
 
 def _check_deciding_class(config: Config) -> None:
     """Check deploy.class_name before anything is read, if the names of the classes are in the configuration."""
-    name, names = config.deploy.class_name, [*(config.data.short_names or []), *(config.data.classes or [])]
-    if name is not None and config.data.classes and name not in names:
-        raise PylorusError(
-            f'deploy.class_name: found "{name}", expected one of {", ".join(map(str, names))}.'
-            f"{format_suggestion(name, map(str, names))}"
-        )
+    name, classes = config.deploy.class_name, config.data.classes
+    if name is not None and classes:
+        short_names = config.data.short_names or classes
+        resolve_short_name(name, classes=classes, short_names=short_names, where="deploy.class_name")
 
 
 def _check_test_set(config: Config) -> None:

@@ -462,6 +462,16 @@ class DeployConfig:
         low=0.5,
         high=0.99,
     )
+    fingerprints: bool = key(
+        False,
+        "put salted fingerprints of the images into the bundle, to find copies elsewhere; see docs/fingerprints.md",
+    )
+    margin: float | None = key(
+        None,
+        "largest difference at which a model counts as no worse, such as 0.05; null: no such test",
+        low=0.001,
+        high=0.5,
+    )
 
 
 @dataclass

@@ -106,6 +106,8 @@ class CommandParser(argparse.ArgumentParser):
             expected = {"int": "a whole number", "float": "a number"}.get(value[2], value[2])
             pattern = r"\d+(?:[.,]\d+)?" if value[2] == "float" else r"\d+"
             numbers = [number.replace(",", ".") for number in re.findall(pattern, value[3])]
+            if numbers and value[3].rstrip().endswith("%"):  # every proportion is a number from 0 to 1
+                numbers = [f"{float(numbers[0]) / 100:g}"]
             example = f", such as {numbers[0]}" if numbers else ""
             corrected = (
                 [re.sub(rf"(^|=){re.escape(value[3])}$", rf"\g<1>{numbers[0]}", w) for w in words] if numbers else []
@@ -156,8 +158,18 @@ class CommandParser(argparse.ArgumentParser):
         """Return the words with unknown options replaced by those of this command that are meant."""
         options = [option for option in self._option_string_actions if option.startswith("--")]
         corrected: list[str] = []
+        takes_pairs = False
         for index, word in enumerate(words):
             option, _, value = word.partition("=")
+            if word.startswith("-"):  # the values of an option such as --against NAME=VALUE are no keys
+                takes_pairs = any(
+                    "=" in str(self._option_string_actions[known].metavar or "")
+                    for known in options
+                    if known.startswith(option)
+                )
+            elif takes_pairs:
+                corrected.append(word)
+                continue
             is_known = any(known.startswith(option) for known in options) if option.startswith("--") else option == "-h"
             as_key = re.fullmatch(r"([a-z][\w.]*)=(.+)", word) if not Path(word).exists() else None
             if (index == 0 and word == name) or (is_known and option != "--") or not (word.startswith("-") or as_key):

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -129,6 +129,32 @@ def find_look_alikes(names: Iterable[str]) -> tuple[str, str] | None:
         if other != name:
             return other, name
     return None
+
+
+def resolve_short_name(name: str, *, classes: Sequence[str], short_names: Sequence[str], where: str) -> str:
+    """Return the short name of a class that a user named by its short or its full name.
+
+    Args:
+        name: The name.
+        classes: Full names of the classes.
+        short_names: Their short names, in the same order.
+        where: Key or option with the name, for the error.
+
+    Raises:
+        PylorusError: If it is the name of no class.
+
+    Example:
+        >>> resolve_short_name("gastric_cancer", classes=["gastric_cancer"], short_names=["GC"], where="--class")
+        'GC'
+    """
+    if name in short_names:
+        return name
+    if name in classes:
+        return short_names[list(classes).index(name)]
+    raise PylorusError(
+        f'{where}: found "{name}", expected one of {", ".join(dict.fromkeys(short_names)) or "no class"}.'
+        f"{format_suggestion(name, [*short_names, *classes])}"
+    )
 
 
 def format_name_list(names: Iterable[object], *, most: int = 10) -> str:

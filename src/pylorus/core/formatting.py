@@ -172,6 +172,25 @@ def join_names(names: Sequence[str], *, last: str = "and", most: int | None = No
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
+def format_estimate(value: float, low: float, high: float, *, in_percent: bool = True, label: str = "") -> str:
+    """Format a value with its confidence interval, in % or with two decimals; without an undefined interval.
+
+    Args:
+        value: The value.
+        low: Lower limit of its interval.
+        high: Upper limit.
+        in_percent: Whether it is a proportion that is given in %.
+        label: Text before the limits.
+
+    Example:
+        >>> format_estimate(0.9, 0.8, 0.95), format_estimate(0.9, 0.8, 0.95, in_percent=False, label="95 % CI ")
+        ('90.0 % (80.0 to 95.0)', '0.90 (95 % CI 0.80 to 0.95)')
+    """
+    text, *limits = (format_percent(each) if in_percent else format_number(each, 2) for each in (value, low, high))
+    unit = " %" if in_percent and not math.isnan(value) else ""
+    return f"{text}{unit}" + (f" ({label}{' to '.join(limits)})" if DASH not in limits else "")
+
+
 def format_bytes(count: float) -> str:
     """Format a number of bytes.
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import socket
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,8 @@ NOT_A_FILE = {errno.EISDIR, errno.ELOOP}
 OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 LOCK = ".lock"
 """File that is locked while a process writes to its folder."""
+HEARTBEAT_SECONDS = 20.0
+"""Seconds between two heartbeats of a running run."""
 HEARTBEAT_TIMEOUT = timedelta(minutes=3)
 """A process on another machine counts as dead after this time without a heartbeat."""
 FIRST_LINE = "# The last line holds the SHA-256 of the others.\n"
@@ -298,3 +301,22 @@ def _format_free_space(folder: Path) -> str:
         return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
     except OSError:
         return ""
+
+
+@contextmanager
+def send_heartbeats(write: Callable[..., None]) -> Iterator[None]:
+    """Write a heartbeat at regular intervals while the code inside the context runs."""
+    ended = threading.Event()
+
+    def send_heartbeat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):  # the run itself will report a full disk
+                write(heartbeat=format_now())
+
+    thread = threading.Thread(target=send_heartbeat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -414,22 +414,24 @@ def _format_inner_root(root: Path, names: Sequence[str]) -> str:
     return ""
 
 
-def extract_groups(paths: list[str], pattern: str | None) -> list[str]:
+def extract_groups(paths: list[str], pattern: str | None, *, key: str = "data.group") -> list[str]:
     """Return the group of each path as matched by a regular expression; without a pattern, the path itself.
+
+    `key` names the option in error messages.
 
     Raises:
         PylorusError: If the pattern is not a regular expression or does not match every path.
     """
     if pattern is None:
         return paths
-    expression = parse_group_pattern(pattern, key="data.group")
+    expression = parse_group_pattern(pattern, key=key)
     matches = [expression.search(normalize_name(path)) for path in paths]
     unmatched = [
         path for path, match in zip(paths, matches, strict=True) if match is None or not get_matched_group(match)
     ]
     if unmatched:
         raise PylorusError(
-            f"data.group: '{pattern}' finds no patient in {len(unmatched)} of {len(paths)} paths:\n"
+            f"{key}: '{pattern}' finds no patient in {len(unmatched)} of {len(paths)} paths:\n"
             f"{format_name_list(unmatched)}\n"
             "Write a pattern that finds one in these too, such as '(P\\d+|case_\\d+)', or move them out of the set."
         )

@@ -205,7 +205,7 @@ def compute_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
 
 
 def _compute_block_hashes(thumbnails: Thumbnails) -> NDArray[np.uint64]:
-    filled, side = _replace_black(thumbnails), thumbnails.shape[1]
+    filled, side = fill_black(thumbnails), thumbnails.shape[1]
     frequencies, pixels = np.arange(1, 9)[:, None], np.arange(side)[None, :]
     basis = np.cos(np.pi * frequencies * (2 * pixels + 1) / (2 * side)).astype(np.float32)
     spectrum = (basis @ filled @ basis.T).reshape(-1, 64)
@@ -238,7 +238,7 @@ def compute_similarity(first: Thumbnails, second: Thumbnails) -> NDArray[np.floa
     total = np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1e-6)
 
     def filter_fine_structure(thumbnails: Thumbnails) -> NDArray[np.float32]:
-        filled = _replace_black(thumbnails)
+        filled = fill_black(thumbnails)
         smooth = np.stack([cv2.GaussianBlur(each, (0, 0), thumbnails.shape[1] / 8) for each in filled])
         fine = filled - smooth
         return np.asarray(fine - (weight * fine).sum(axis=(1, 2), keepdims=True) / total, dtype=np.float32)
@@ -295,7 +295,7 @@ def compute_descriptors(thumbnails: Thumbnails, window: Window) -> NDArray[np.fl
     weight = np.sqrt(radius[selected] * np.where(np.outer(frequencies, frequencies)[selected] > 0, 2, 1))
     blocks = []
     for begin in range(0, max(1, len(thumbnails)), BLOCK):
-        spectrum = (bases[0] @ _replace_black(thumbnails[begin : begin + BLOCK]) @ bases[1].T)[:, selected]
+        spectrum = (bases[0] @ fill_black(thumbnails[begin : begin + BLOCK]) @ bases[1].T)[:, selected]
         spectrum = spectrum * weight.astype(np.float32)
         blocks.append(spectrum / np.maximum(np.linalg.norm(spectrum, axis=1, keepdims=True), 1e-6))
     return np.asarray(np.concatenate(blocks), dtype=np.float32)
@@ -334,7 +334,7 @@ def align_thumbnails(first: NDArray[np.uint8], second: NDArray[np.uint8], window
     """
     pair = np.stack([first, second])
     weight = _compute_weight(pair)
-    filled = _replace_black(pair, weight)
+    filled = fill_black(pair, weight)
     start = window.build_transform(first.shape[0])
     best = Alignment(-1.0)
     for template, moving, initial in ((1, 0, start), (0, 1, cv2.invertAffineTransform(start))):
@@ -430,7 +430,7 @@ def _compute_weight(thumbnails: Thumbnails) -> NDArray[np.float32]:
     )
 
 
-def _replace_black(thumbnails: Thumbnails, weight: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+def fill_black(thumbnails: Thumbnails, weight: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Replace black by the mean of the visible pixels, without a hard edge that noise could shift."""
     weight = _compute_weight(thumbnails) if weight is None else weight
     mean = (weight * thumbnails).sum(axis=(1, 2)) / np.maximum(weight.sum(axis=(1, 2)), 1e-6)

@@ -18,6 +18,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import PIL
@@ -388,3 +389,56 @@ def load_or_decode_images(
         record_bytes=form.size**2 * 3,
         processes=processes,
     )
+
+
+QUALITY = ("brightness", "redness", "sharpness", "field")
+"""What `measure_quality` measures."""
+MIN_VISIBLE = 20
+"""A pixel whose largest channel is at most this is black: it is outside the field of view."""
+COARSE = 4
+"""Sharpness compares differences of neighboring pixels with those in the image reduced by this factor."""
+
+
+def measure_quality(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Measure how images look, in the pixels that the network sees.
+
+    Args:
+        images: uint8 RGB of shape (n, size, size, 3), as `InputFormat` prepares them.
+
+    Returns:
+        Shape (n, 4), in the order of `QUALITY`, each in [0, 1]. The first three are of pixels that are not black:
+        brightness is their mean luma; redness the red channel's part of their color (a third in a grey image);
+        sharpness the mean difference of neighboring pixels over that in the image reduced by `COARSE`, at most 1, which
+        blur lowers. Field is the proportion of pixels that are not black.
+
+    Example:
+        >>> measure_quality(np.full((1, 8, 8, 3), 51, dtype=np.uint8)).round(2).tolist()
+        [[0.2, 0.33, 0.0, 1.0]]
+    """
+    return np.array([_measure_image_quality(image) for image in images], dtype=np.float64).reshape(-1, len(QUALITY))
+
+
+def _measure_image_quality(image: RGB) -> tuple[float, float, float, float]:
+    visible = (image.max(axis=2) > MIN_VISIBLE).astype(np.uint8)
+    red, green, blue, _ = cv2.mean(image, mask=visible)
+    total = red + green + blue
+    if total == 0:
+        return 0.0, 1 / 3, 0.0, 0.0
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    fine, coarse = (
+        _measure_detail(*(cv2.resize(layer, (side, side), interpolation=cv2.INTER_AREA) for layer in (grey, visible)))
+        for side in (len(image), max(2, len(image) // COARSE))
+    )
+    brightness = (0.299 * red + 0.587 * green + 0.114 * blue) / 255
+    return brightness, red / total, min(1.0, fine / coarse) if coarse else 0.0, float(visible.mean())
+
+
+def _measure_detail(grey: NDArray[Any], visible: NDArray[Any]) -> float:
+    """Return the mean absolute difference of neighboring pixels in rows and columns where both are visible."""
+    sums = counts = 0.0
+    for values, mask in ((grey, visible), (grey.T, visible.T)):
+        both = np.ascontiguousarray(mask[1:] & mask[:-1])
+        differences = cv2.absdiff(np.ascontiguousarray(values[1:]), np.ascontiguousarray(values[:-1]))
+        count = cv2.countNonZero(both)
+        sums, counts = sums + cv2.mean(differences, mask=both)[0] * count, counts + count
+    return sums / counts if counts else 0.0

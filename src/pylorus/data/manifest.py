@@ -73,7 +73,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_manifest_rows(
-    manifest: Path, root: Path | None = None, *, columns: Mapping[str, Any] | None = None
+    manifest: Path, root: Path | None = None, *, columns: Mapping[str, Any] | None = None, has_keys: bool = True
 ) -> pd.DataFrame:
     """Read the rows of a manifest: path, exists, class, split, about/… and, if there is one, group. Opens no image.
 
@@ -81,6 +81,7 @@ def read_manifest_rows(
         manifest: The file.
         root: Folder that the paths are relative to; None: the manifest's own folder.
         columns: Names of the table's columns for path, label, group and split where they are others.
+        has_keys: Whether the user can name columns by keys of a configuration, which error messages then suggest.
 
     Returns:
         The rows. A path that leads to no file is left as it is; `exists` is False for it.
@@ -89,7 +90,7 @@ def read_manifest_rows(
         PylorusError: If the table itself is missing, unreadable or not as described above; the message names it.
     """
     rows = _rename_columns(_read_table(manifest), columns or {}, manifest)
-    _check_columns(rows, manifest)
+    _check_columns(rows, manifest, has_keys=has_keys)
     table = pd.DataFrame({"path": rows["path"], "class": rows["label"], "split": _parse_splits(rows, manifest)})
     if "group" in rows:
         table["group"] = rows["group"]
@@ -316,11 +317,12 @@ def _convert_decimal_commas(column: list[str]) -> list[str]:
 _COLUMN_CONTENTS = {"path": "names of the files", "label": "classes"}
 
 
-def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
+def _check_columns(rows: pd.DataFrame, manifest: Path, *, has_keys: bool) -> None:
     missing = [name for name in REQUIRED_COLUMNS if name not in rows.columns]
     if missing:
         found = [str(column) for column in rows.columns]
-        raise PylorusError(f"{manifest}: {_explain_missing_columns(missing, found)} Found: {', '.join(found)}.")
+        explanation = _explain_missing_columns(missing, found, has_keys=has_keys)
+        raise PylorusError(f"{manifest}: {explanation} Found: {', '.join(found)}.")
     if rows.empty:
         raise PylorusError(f"{manifest}: the table is empty, expected one row per image.")
     for name in [name for name in KNOWN_COLUMNS if name in rows and name != "split"]:
@@ -336,7 +338,7 @@ def _check_columns(rows: pd.DataFrame, manifest: Path) -> None:
         _check_groups(rows["group"], manifest)
 
 
-def _explain_missing_columns(missing: Sequence[str], found: Sequence[str]) -> str:
+def _explain_missing_columns(missing: Sequence[str], found: Sequence[str], *, has_keys: bool) -> str:
     """Say which columns a table lacks, which of its own may be meant, and the keys that rename them."""
     quoted = [f'"{name}"' for name in missing]
     problem = f"there is no column {' and no column '.join(quoted)}."
@@ -357,8 +359,8 @@ def _explain_missing_columns(missing: Sequence[str], found: Sequence[str]) -> st
         for name in missing
         if name not in meant
     )
-    if not meant:
-        return problem + unclear
+    if not meant or not has_keys:
+        return f"{problem}{hints}{unclear}"
     words = format_command([f"data.columns.{name}={column}" for name, column in meant.items()])
     return f"{problem}{hints}{unclear} Or leave the table as it is, and add {words}"
 

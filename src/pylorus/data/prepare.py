@@ -11,7 +11,7 @@ import pandas as pd
 from pylorus.config.checks import save_config
 from pylorus.config.schema import Config, DataConfig, SyntheticConfig
 from pylorus.core.errors import PylorusError, format_name_list, format_path
-from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.formatting import format_count, format_percent, join_names
 from pylorus.core.io import write_atomically, write_json
 from pylorus.data.audit import audit, convert_audit_to_json
 from pylorus.data.audit_findings import ImageSet, Thresholds, count_leaks
@@ -218,15 +218,16 @@ def _log_images(images: RunImages) -> None:
     if catalog.grouped:
         grouping = f"{format_count(patients, 'group')} ({'patient' if patients == 1 else 'patients'})"
     log.info("images   %s: %s of %s; %s", catalog.root, format_count(len(images.table), "image"), names, grouping)
-    class_counts = catalog.table.groupby("group")["label"].nunique()
-    count = int((class_counts > 1).sum())
-    if catalog.grouped and count:
+    labels = catalog.table.groupby("group")["label"].unique()
+    mixed = labels[labels.map(len) > 1]
+    if catalog.grouped and len(mixed):
         log.warning(
-            "%d of %d groups %s images of several classes, such as %s",
-            count,
-            len(class_counts),
-            "has" if count == 1 else "have",
-            class_counts.idxmax(),
+            "%s of %s (patients) %s images with different labels, such as %s: %s",
+            f"{len(mixed):,}",
+            format_count(len(labels), "group"),
+            "has" if len(mixed) == 1 else "have",
+            mixed.index[0],
+            join_names([catalog.classes[label] for label in sorted(mixed.iloc[0])]),
         )
     sizes = [f"{sum(images.count_by_class(part))} {part}" for part in SPLITS]
     log.info("split    %s (%s)", ", ".join(sizes), images.split_hash[:12])

@@ -384,22 +384,33 @@ def _explain_fractions(table: pd.DataFrame, part: str, share: float, noun: str, 
     key_labels, key_groups = np.divmod(keys, max(1, len(group_names)))
     is_mixed = (np.bincount(key_groups, minlength=len(group_names)) > 1)[key_groups]
     sampled = _RandomSplit(part, share, noun, joined, images=len(pool))
-    deviations = []
+    alike: dict[tuple[str, str], list[str]] = {}  # classes by what is said of them
     for label, name in enumerate(names):
         actual = float(is_inside[labels == label].mean())
         if abs(actual - share) > SHARE_TOLERANCE:
             own = key_labels == label
             reason = sampled.explain_class(sizes[own], is_inside[first[own]], mixed=int(is_mixed[own].sum()))
-            deviations.append(f'{format_percent(actual)} % of "{name}" ({reason})')
-    if not deviations:
+            alike.setdefault((format_percent(actual), reason), []).append(str(name))
+    if not alike:
         return ""
+    deviations = [
+        f"{actual} % of {_format_class_names(classes, len(names))} ({reason})"
+        for (actual, reason), classes in alike.items()
+    ]
+    is_same_for_all = len(alike) == 1 and len(next(iter(alike.values()))) == len(names)
+    overall = "" if is_same_for_all else f"; {format_percent(float(is_inside.mean()))} % of all classes together"
     pool_name = "images of each class" if part == "test" else "images of each class outside the test set"
-    overall = float(is_inside.mean())
     return (
         f"The {PART_NAMES[part]} set should contain {format_percent(share, digits=None)} % of the {pool_name} "
-        "but contains "
-        f"{', '.join(deviations)}; {format_percent(overall)} % of all classes together."
+        f"but contains {', '.join(deviations)}{overall}."
     )
+
+
+def _format_class_names(names: Sequence[str], classes: int) -> str:
+    """Format the names of classes of which the same is said, out of the number of all classes."""
+    if len(names) == 1:
+        return f'"{names[0]}"'
+    return "each class" if len(names) == classes else "each of " + join_names([f'"{name}"' for name in names])
 
 
 @dataclass(frozen=True)
@@ -456,13 +467,14 @@ def _explain_small_counts(table: pd.DataFrame, noun: str) -> str:
     """Describe the classes with few groups in a split; "" if there are none."""
     parts = [part for part in PART_NAMES if (table["split"] == part).any()]
     counts = table.groupby(["class", "split"])["group"].nunique().unstack(fill_value=0)
-    descriptions = []
+    names: dict[str, list[str]] = {}
     for name, row in counts.iterrows():
         small_counts = [f"{row[part]} in {PART_NAMES[part]}" for part in parts if row[part] < MIN_GROUPS]
         if small_counts:
-            descriptions.append(f'"{name}" {join_names(small_counts)}')
-    if not descriptions:
+            names.setdefault(join_names(small_counts), []).append(str(name))
+    if not names:
         return ""
+    descriptions = [f"{_format_class_names(alike, len(counts))} {text}" for text, alike in names.items()]
     return (
         f"Fewer than {MIN_GROUPS} {noun}s of a class in a split: {'; '.join(descriptions)}. Single {noun}s determine "
         "what is learned or measured there."

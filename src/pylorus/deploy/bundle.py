@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.field_of_view import FINDER
-from pylorus.data.input_format import resolve_mask
+from pylorus.data.input_format import measure_quality, resolve_mask
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle_files import build_description
@@ -33,9 +34,12 @@ from pylorus.deploy.description import (
     Training,
     Weights,
 )
+from pylorus.deploy.fingerprints import build_fingerprints, convert_fingerprints, derive_salt, summarize_fingerprints
 from pylorus.deploy.model import DIRECTIONS
 from pylorus.deploy.thresholds import (
     TrainingDistances,
+    build_usage_reference,
+    collect_answers,
     compute_classification_metrics,
     convert_calibration,
     estimate_class_metrics,
@@ -48,6 +52,7 @@ from pylorus.deploy.verified_files import (
     CARD,
     DESCRIPTION,
     FILES,
+    FINGERPRINTS,
     LOOKS,
     SIGNATURE,
     SUMS,
@@ -59,8 +64,10 @@ from pylorus.model.backbone import Backbone
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.inference import (
+    APPEARANCE_LENGTH,
     AppearanceModel,
     combine_distances,
+    compute_appearance,
     compute_mean_directions,
     compute_split_appearance,
     compute_unlikeness,
@@ -161,6 +168,16 @@ def write_bundle(
     with timeline.measure("evaluation"):
         description = _build_description(folder, backbone, images, config, engine, input_settings, distances, shipped)
     log.info("model    %s", format_answered_images(description.abstention))
+    fingerprints = None
+    if config.deploy.fingerprints:
+        development = images.table[images.table["split"].isin(["train", images.validation])]
+        fingerprints = build_fingerprints(
+            images.catalog.root,
+            development,
+            store=Path(config.cache.folder) / "facts",
+            salt=derive_salt(backbone.network.state_dict()),
+        )
+        description = replace(description, fingerprints=summarize_fingerprints(fingerprints))
     content = convert_to_plain(description)
     build_description(content)  # checks what whoever loads the bundle will check
     bundle = folder.path / "model"
@@ -169,12 +186,16 @@ def write_bundle(
     _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
     _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
     _save_tensors(bundle / LOOKS, appearance.tensors)
+    (bundle / FINGERPRINTS).unlink(missing_ok=True)  # of an attempt with another configuration
+    if fingerprints is not None:
+        _save_tensors(bundle / FINGERPRINTS, convert_fingerprints(fingerprints))
     write_json(bundle / DESCRIPTION, content)
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
     saved = read_predictions(folder.get_predictions_path(shipped.name, "test"), order=images.catalog.short_names)
     class_metrics = estimate_class_metrics(saved.predictions, config.metrics, stage.read_own_metrics())
     write_text(bundle / CARD, render_model_card(description, leaks=leaks, class_metrics=class_metrics))
-    write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in (*FILES, LOOKS)))
+    listed = (*FILES, LOOKS, *(() if fingerprints is None else (FINGERPRINTS,)))
+    write_text(bundle / SUMS, "".join(f"{compute_sha256(bundle / name)}  {name}\n" for name in listed))
     for name in config.stages:
         folder.get_stage(name).delete_candidate()
     return shipped
@@ -195,7 +216,8 @@ def _measure_distances(
     statistics = compute_split_appearance(datamodule, "train", training_rows)
     appearance = fit_appearance(statistics, torch.from_numpy(labels[training_rows]), classes=classes)
     rows = {part: select_feature_rows(len(datamodule.parts[part])) for part in PARTS}
-    by_appearance = {part: appearance(compute_split_appearance(datamodule, part, rows[part])) for part in PARTS}
+    looks = {part: compute_split_appearance(datamodule, part, rows[part], _measure_looks) for part in PARTS}
+    by_appearance = {part: appearance(looks[part][:, :APPEARANCE_LENGTH]) for part in PARTS}
     appearance.scales = fit_scales(torch.stack([by_feature["val"], by_appearance["val"]], dim=1))
     combined = {
         part: combine_distances(by_feature[part], by_appearance[part], appearance.scales).numpy().astype(np.float64)
@@ -207,7 +229,14 @@ def _measure_distances(
         validation_rows=rows["val"],
         test=combined["test"],
         test_rows=rows["test"],
+        test_quality=looks["test"][:, APPEARANCE_LENGTH:].numpy().astype(np.float64),
     )
+
+
+def _measure_looks(image: Tensor) -> Tensor:
+    """Compute appearance and quality of a batch, one row for each image, reading the images once."""
+    quality = measure_quality(np.ascontiguousarray(image.cpu().numpy().transpose(0, 2, 3, 1)))
+    return torch.cat([compute_appearance(image).cpu(), torch.from_numpy(quality.astype(np.float32))], dim=1)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -243,6 +272,18 @@ def _build_description(
     )
     calibration = calibrate_predictions(validation, test)
     deciding = resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=names)
+    decision = fit_decision(calibration, config.deploy, class_name=deciding)
+    abstention = fit_abstention(calibration, distances, confidence=config.deploy.confidence)
+    rows, clusters = distances.test_rows, calibration.test.clusters
+    answers = collect_answers(
+        calibration.test.probabilities[rows],
+        distances.test,
+        distances.test_quality,
+        None if clusters is None else clusters[rows],
+        names=names,
+        decision=decision,
+        abstention=abstention,
+    )
     return Description(
         format_version=FORMAT_VERSION,
         architecture=backbone.name,
@@ -254,13 +295,14 @@ def _build_description(
         training=_build_training(folder, images, config, engine, shipped),
         shipped=shipped,
         calibration=convert_calibration(calibration),
-        decision=fit_decision(calibration, config.deploy, class_name=deciding),
+        decision=decision,
         prediction_sets=fit_prediction_sets(calibration, config.deploy.prediction_sets),
-        abstention=fit_abstention(calibration, distances, confidence=config.deploy.confidence),
+        abstention=abstention,
         test=compute_classification_metrics(calibration.test),
         intended_use=INTENDED_USE,
         versions={"pylorus": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
         network=config.model._target_,
+        reference=build_usage_reference(answers, split="test") if len(rows) else None,
     )
 
 

@@ -103,6 +103,7 @@ def _check_description(description: Description, where: str) -> None:
         raise PylorusError(f"{where}: found {len(names)} classes but {len(short_names)} short_names.")
     _check_input(description.input, where)
     _check_choices(description, where)
+    _check_reference(description, where)
 
 
 def _check_input(settings: InputSpecification, where: str) -> None:
@@ -171,6 +172,38 @@ def _check_choices(description: Description, where: str) -> None:
             raise PylorusError(
                 f"{where}: training.images.{part[:50]}: found {_format_few(counts)}, expected one count for each class."
             )
+
+
+def _check_reference(description: Description, where: str) -> None:
+    """Reject a reference of other classes, or whose numbers no images can have."""
+    if len(description.calibration.bias) not in (0, len(description.classes)):
+        raise PylorusError(
+            f"{where}: calibration.bias: found {len(description.calibration.bias)} numbers, expected one for each "
+            "class."
+        )
+    reference = description.reference
+    if reference is None:
+        return
+    for name, rate in reference.rates.items():
+        kind, _, class_name = name.partition("/")
+        is_known = class_name in description.short_names if class_name else kind in ("abstained", "unlike", "unsure")
+        if not (is_known and 0 <= rate.count <= rate.images and 1 <= rate.effective <= rate.images):
+            raise PylorusError(f"{where}: reference.rates: found invalid numbers for {name[:50]!r}.")
+        _check_correlation(rate.correlation, f"{where}: reference.rates.{name[:50]}")
+    for name, score in reference.scores.items():
+        if (
+            len(score.counts) != len(score.cuts) + 1
+            or list(score.cuts) != sorted(set(score.cuts))
+            or min(score.counts) < 0
+            or not 1 <= score.effective <= score.images
+        ):
+            raise PylorusError(f"{where}: reference.scores: found invalid numbers for {name[:50]!r}.")
+        _check_correlation(score.correlation, f"{where}: reference.scores.{name[:50]}")
+
+
+def _check_correlation(value: float, where: str) -> None:
+    if not 0 <= value <= 1:
+        raise PylorusError(f"{where}.correlation: found {value:g}, expected a number from 0 to 1.")
 
 
 def _format_few(values: Sequence[object]) -> str:

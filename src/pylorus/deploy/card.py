@@ -80,7 +80,20 @@ def _render_data(description: Description, leaks: Mapping[str, int]) -> str:
     grouping = _format_leakage(grouped=description.training.grouped, leaks=leaks)
     return (
         f"{_render_table(titles, [*rows, totals])}\n\n{synthetic_note}{grouping} "
-        f"SHA-256 of the split: `{description.training.split_sha256}`."
+        f"SHA-256 of the split: `{description.training.split_sha256}`.{_format_fingerprints(description)}"
+    )
+
+
+def _format_fingerprints(description: Description) -> str:
+    """Return a paragraph on the fingerprints in the bundle, "" if there are none."""
+    summary = description.fingerprints
+    if summary is None:
+        return ""
+    return (
+        f"\n\nThe bundle carries salted fingerprints of the {summary.images:,} training and validation images, by "
+        "which copies of them are found in an external validation. **Whoever has the bundle and an image can find out "
+        "whether that image was one of them, and the fingerprints hold a rough pattern of the edges in each image.** A "
+        "bundle without them takes training with deploy.fingerprints=false."
     )
 
 

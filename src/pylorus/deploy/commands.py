@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `predict`, `validate`, `explain`, `export`, `serve` and `sign`.
+"""The commands that use a trained model: `predict`, `validate`, `stress`, `monitor`, `recalibrate` and others.
 
 The command line imports this module, which therefore imports what computes only when it is needed.
 """
@@ -6,6 +6,7 @@ The command line imports this module, which therefore imports what computes only
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `predict`, `validate`, `explain`, `export`, `serve` and `sign` to the command line."""
+    """Add the commands of a trained model to the command line."""
     _add_predict(commands)
     _add_validate(commands)
+    _add_stress(commands)
+    _add_monitor(commands)
+    _add_recalibrate(commands)
     _add_explain(commands)
     _add_export(commands)
     _add_serve(commands)
@@ -126,6 +130,179 @@ def _run_predict(arguments: argparse.Namespace) -> None:
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
 
 
+def _add_stress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "stress",
+        help="measure what degraded images cost, and look for shortcuts outside the tissue",
+        description="Run a model on blurred, dark, discoloured, compressed and overwritten versions of labelled "
+        "images, and on what surrounds the tissue alone: if that tells it the class, the model may use a shortcut. "
+        "Writes one HTML page, tables and figures.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
+    command.add_argument(
+        "images",
+        nargs="?",
+        type=Path,
+        metavar="IMAGES",
+        help="folder of class folders, or a manifest beside its images (default: the test images of BUNDLE's run)",
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder to write to (without IMAGES, default: stress/ in the run)"
+    )
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path below IMAGES"
+    )
+    command.add_argument("--class", dest="class_name", metavar="NAME", help="class of interest (default: the bundle's)")
+    command.add_argument(
+        "--margin", type=float, default=0.05, metavar="P", help="loss of accuracy that counts (default: 0.05)"
+    )
+    command.add_argument("--limit", type=int, default=500, metavar="N", help="use at most N images (default: 500)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed degrades in the same way")
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch (default: 32)")
+    _add_device_option(command)
+    _add_network_option(command)
+    command.set_defaults(act=_run_stress)
+
+
+def _run_stress(arguments: argparse.Namespace) -> None:
+    _use_passive_waiting()
+    from pylorus.deploy.stress import StressOptions, stress
+
+    options = StressOptions(
+        class_name=arguments.class_name,
+        group=arguments.group,
+        limit=arguments.limit,
+        margin=arguments.margin,
+        seed=arguments.seed,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    stress(arguments.bundle, arguments.images, arguments.output, options)
+
+
+def _add_monitor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "monitor",
+        help="follow a model in use: has what it sees or answers changed?",
+        description="Compare what a model answered in use, in the files that `pylorus predict` wrote, with its answers "
+        "on the run's test images: proportions of classes, abstentions, unlikeness and the look of the images, by "
+        "period, with control limits. The exit code is 3 if something is beyond a limit, otherwise 0.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle or export that made the predictions")
+    command.add_argument(
+        "predictions", nargs="+", type=Path, metavar="PREDICTIONS", help="files that predict wrote, in order of time"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("monitor"), metavar="DIR", help="folder to write to (default: monitor)"
+    )
+    command.add_argument(
+        "--by",
+        metavar="PERIOD",
+        help="day, week, month or a number of images (default: week if the time is known, otherwise each file)",
+    )
+    command.add_argument("--time", metavar="COLUMN", help="column of the predictions with the time of each image")
+    command.add_argument("--date", metavar="REGEX", help="regular expression that finds the date in a path")
+    command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
+    command.add_argument(
+        "--baseline",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PREDICTIONS",
+        help="predictions of a period in which the model was accepted, to compare with instead of the test images",
+    )
+    command.add_argument(
+        "--false-alarms",
+        type=float,
+        default=0.01,
+        metavar="P",
+        help="probability that a period without drift is beyond any limit (default: 0.01)",
+    )
+    command.set_defaults(act=_run_monitor)
+
+
+def _run_monitor(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.false_alarms <= 0.5:
+        raise PylorusError(
+            f"--false-alarms: found {arguments.false_alarms:g}, expected a probability above 0 and at most 0.5."
+        )
+    from pylorus.deploy.monitor import MonitorOptions, monitor
+
+    options = MonitorOptions(
+        output=arguments.output,
+        by=arguments.by,
+        time=arguments.time,
+        date=arguments.date,
+        group=arguments.group,
+        baseline=tuple(arguments.baseline),
+        false_alarms=arguments.false_alarms,
+    )
+    sys.exit(monitor(arguments.bundle, arguments.predictions, options))
+
+
+def _add_recalibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "recalibrate",
+        help="adapt a model's probabilities to a few labelled images of another clinic",
+        description="Fit one scale and one bias per class on a few labelled images of another clinic, and write a new "
+        "bundle with these probabilities. The network does not change, and BUNDLE stays as it is.",
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
+    command.add_argument("source", type=Path, metavar="IMAGES", help="folder with class folders, or a manifest")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new bundle: a new folder")
+    command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
+    _add_map_option(command)
+    command.add_argument("--root", type=Path, metavar="DIR", help="folder of a manifest's paths (default: its own)")
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch (default: 32)")
+    _add_device_option(command)
+    _add_network_option(command)
+    command.set_defaults(act=_run_recalibrate)
+
+
+def _run_recalibrate(arguments: argparse.Namespace) -> None:
+    names = _parse_names(arguments.names)
+    _use_passive_waiting()
+    from pylorus.deploy.recalibrate import RecalibrateOptions, recalibrate
+
+    options = RecalibrateOptions(
+        output=arguments.output,
+        group=arguments.group,
+        names=names,
+        root=arguments.root,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    recalibrate(arguments.bundle, arguments.source, options)
+
+
+def _add_map_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--map",
+        dest="names",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=CLASS",
+        help="class of the model for a class of the images that has another name; NAME= leaves its images out",
+    )
+
+
+def _parse_names(words: list[str]) -> dict[str, str]:
+    """Return the class of the model for each class of the images that has another name."""
+    unequal = [word for word in words if not word.rpartition("=")[0]]
+    if unequal:
+        raise PylorusError(
+            f'--map: found "{unequal[0]}", expected NAME=CLASS, or NAME= to leave the images of NAME out.'
+        )
+    pairs = [(name, new) for name, _, new in (word.rpartition("=") for word in words)]
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise PylorusError(f'--map: "{repeated[0]}" is given twice. Name one class for it.')
+    return dict(pairs)
+
+
 def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "validate",
@@ -136,15 +313,7 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
     command.add_argument("images", type=Path, metavar="IMAGES", help="class folders, or a manifest (.csv or .parquet)")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
-    command.add_argument(
-        "--map",
-        dest="names",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=CLASS",
-        help="class of the model for a class of the images that has another name; NAME= leaves its images out",
-    )
+    _add_map_option(command)
     command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
     command.add_argument("--root", type=Path, metavar="DIR", help="folder that the paths of a manifest are relative to")
     command.add_argument("--class", dest="class_name", metavar="NAME", help="class of interest (default: the bundle's)")
@@ -165,11 +334,7 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _run_validate(arguments: argparse.Namespace) -> None:
     _check_prevalence(arguments.prevalence)
-    unequal = [word for word in arguments.names if "=" not in word or word.startswith("=")]
-    if unequal:
-        raise PylorusError(
-            f'--map: found "{unequal[0]}", expected NAME=CLASS, or NAME= to leave the images of NAME out.'
-        )
+    names = _parse_names(arguments.names)
     _use_passive_waiting()
     from pylorus.deploy.external import ValidateOptions, validate_bundle
     from pylorus.deploy.predict import PredictOptions
@@ -178,7 +343,7 @@ def _run_validate(arguments: argparse.Namespace) -> None:
     options = ValidateOptions(
         root=arguments.root,
         group=arguments.group,
-        names=dict(word.rsplit("=", 1) for word in arguments.names),
+        names=names,
         class_name=arguments.class_name,
         prevalence=arguments.prevalence,
         show_names=arguments.show_names,
@@ -191,6 +356,7 @@ def _check_prevalence(prevalence: float | None) -> None:
     if prevalence is not None and not 0 < prevalence < 1:
         raise PylorusError(
             f"--prevalence: found {prevalence:g}, expected a proportion above 0 and below 1, such as 0.05."
+            f"{f' Did you mean {prevalence / 100:g}?' if 1 < prevalence < 100 else ''}"
         )
 
 

@@ -10,6 +10,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.data.input_format import InputFormat
 from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pylorus.evaluation.decisions import SensitivityThreshold, SetLimits
+from pylorus.evaluation.drift import RateReference, ScoreReference
 from pylorus.runs.folder import ShippedStage
 
 
@@ -196,6 +197,7 @@ class Calibration:
         images: Number of images on which it was fitted.
         ece_before: Expected calibration error on the test images without temperature scaling, in [0, 1].
         ece_after: Expected calibration error with temperature scaling.
+        bias: Added to the divided logits, one for each class; empty: nothing is added. See `pylorus recalibrate`.
     """
 
     temperature: float = field(metadata={"ge": MIN_TEMPERATURE, "le": MAX_TEMPERATURE})
@@ -203,6 +205,7 @@ class Calibration:
     images: Count
     ece_before: float
     ece_after: float
+    bias: tuple[Annotated[float, Field(ge=-100, le=100)], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -366,6 +369,21 @@ class Abstention:
 
 
 @dataclass(frozen=True)
+class FingerprintSummary:
+    """What fingerprints of the training and validation images the bundle carries; see `pylorus.data.fingerprints`.
+
+    Attributes:
+        version: Version of the code that computed them.
+        images: Number of images.
+        compared: Number of images with enough structure that near copies are recognized.
+    """
+
+    version: Count
+    images: Count
+    compared: Count
+
+
+@dataclass(frozen=True)
 class ClassificationMetrics:
     """Performance of the model on some images, without abstentions.
 
@@ -388,6 +406,53 @@ class ClassificationMetrics:
     auroc: dict[str, IntervalEstimate]
 
 
+@dataclass(frozen=True)
+class RecalibrationRecord:
+    """How a bundle was recalibrated on images of another clinic; see `pylorus recalibrate`.
+
+    Attributes:
+        parent: Identity of the bundle that it was made from: the SHA-256 of that bundle's SHA256SUMS.
+        date: Day of the recalibration, such as 2026-11-27.
+        images: Number of images of each class, in the order of the classes.
+        groups: Number of groups (patients).
+        scale: By what the parent's calibrated logits were multiplied.
+        bias: What was then added for each class, by short name.
+        log_loss: Mean log loss of the parent's probabilities (before) and of the new ones by cross-validation (after).
+        brier: Brier scores of both.
+        observed_over_expected: Observed number of images of a class over the sum of its probabilities, of both, by
+            short name.
+    """
+
+    parent: str
+    date: str
+    images: tuple[Count, ...]
+    groups: Count
+    scale: IntervalEstimate
+    bias: dict[str, IntervalEstimate]
+    log_loss: dict[str, float]
+    brier: dict[str, float]
+    observed_over_expected: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class UsageReference:
+    """What the model answers on the reference images, and how they look, for `pylorus monitor`.
+
+    Attributes:
+        split: The images: test (the run's), or recalibration (those of `pylorus recalibrate`).
+        images: Number of images.
+        groups: Number of groups (patients).
+        rates: Proportions of images, by the names of `pylorus.deploy.thresholds.Answers`.
+        scores: Distributions of scores, by their names.
+    """
+
+    split: str
+    images: Count
+    groups: Count
+    rates: dict[str, RateReference]
+    scores: dict[str, ScoreReference]
+
+
 @with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True)
 class Description:
@@ -405,6 +470,9 @@ class Description:
         versions: Versions of the packages used for training.
         network: The user's own class or function that built the network, as a dotted path: for messages, never
             imported. Null for a model of timm.
+        reference: What the model answers on the run's test images; null in an older bundle.
+        recalibration: Null if the calibration is that of the run.
+        fingerprints: Fingerprints of the training and validation images; null, or no such entry, if there are none.
     """
 
     format_version: int
@@ -424,3 +492,6 @@ class Description:
     intended_use: str
     versions: dict[str, str]
     network: str | None = None
+    reference: UsageReference | None = None
+    recalibration: RecalibrationRecord | None = None
+    fingerprints: FingerprintSummary | None = None

@@ -4,6 +4,7 @@ Network, calibration, thresholds and abstention are those of the bundle; nothing
 validation leaves a line in a file beside the bundle, so that a report can say how often a set was looked at.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -27,8 +28,9 @@ from pylorus.data.catalog import Catalog, ReadOptions, build_catalog, extract_gr
 from pylorus.data.manifest import explain_missing_files, read_manifest_rows
 from pylorus.data.walk import IgnoredFiles, list_class_images, log_ignored
 from pylorus.deploy.description import Description
+from pylorus.deploy.fingerprints import find_development_images, format_comparison
 from pylorus.deploy.inputs import Item, ResumableTable, print_resume_hint
-from pylorus.deploy.model import InferenceModel
+from pylorus.deploy.model import Bundle, InferenceModel
 from pylorus.deploy.predict import PredictOptions, load_model, predict_remaining
 from pylorus.deploy.validation import evaluate_known_images, format_evaluation
 from pylorus.deploy.verified_files import SUMS
@@ -116,12 +118,13 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     )
     description = model.description
     deciding = _resolve_deciding_class(description, options)
-    _check_output(output)
+    _check_output(output, folder, images)
     labelled = read_labelled_images(images, description, options)
     output.mkdir(parents=True, exist_ok=True)
     write_quarantine(labelled.catalog.unreadable, output)
     table = _predict_images(model, labelled, output, options)
-    external = _build_external_set(labelled, table, description, options)
+    copies = _find_copies(model, labelled)
+    external = _build_external_set(labelled, table, description, options, copies)
     record = evaluate_known_images(
         external.test.predictions,
         external.why,
@@ -140,10 +143,11 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
         "image set": labelled.set_hash,
         "looks": looks,
         "classes left out": dict(labelled.left_out),
+        "development_images": copies,
         "evaluation": record,
     }
     write_json(output / RECORD, complete)
-    print("\n".join([*format_evaluation(complete, description), ""]))
+    print("\n".join([*format_evaluation(complete, description), "", *format_comparison(copies), ""]))
     stored = _describe_model(description, deciding, folder)
     return write_external_report(stored, external, record, looks, output, names=options.show_names)
 
@@ -163,8 +167,11 @@ def _resolve_deciding_class(description: Description, options: ValidateOptions) 
     return name
 
 
-def _check_output(output: Path) -> None:
-    """Refuse a folder that holds something else: the report deletes what it does not write again."""
+def _check_output(output: Path, bundle: Path, images: Path) -> None:
+    """Refuse a folder that holds something else, or lies where its files would be taken for a model or images."""
+    for folder, name in ((bundle, "the bundle"), (images, "the images")):
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise PylorusError(f"--output: {output} is inside the folder of {name}. Name a folder outside {folder}.")
     if output.exists() and not output.is_dir():
         raise PylorusError(f"--output: {output} is a file, expected a folder.")
     if output.is_dir() and not (output / RECORD).is_file() and not (output / f".{TABLE}.parts").is_dir():
@@ -194,13 +201,15 @@ def read_labelled_images(images: Path, description: Description, options: Valida
         log_ignored(ignored.files)
     elif images.suffix.lower() in (".csv", ".tsv", ".txt", ".parquet") and images.is_file():
         root = options.root or images.parent
-        table = read_manifest_rows(images, root)
+        table = read_manifest_rows(images, root, has_keys=False)
         missing = list(table.loc[~table.pop("exists"), "path"])
         if missing:
             raise PylorusError(explain_missing_files(missing, len(table) + len(missing), root, images))
     else:
         problem = "is neither a folder nor a table" if images.exists() else "does not exist"
         raise PylorusError(f"{images} {problem}. Expected class folders, or a manifest (.csv or .parquet).")
+    if table.empty:
+        raise PylorusError(f"{images} holds no images. Expected a folder of images for each class.")
     classes = _match_classes(sorted(set(table["class"])), description, options.names, where=str(images))
     is_left_out = table["class"].map(classes).eq("")
     left_out = {name: int(count) for name, count in Counter(table.loc[is_left_out, "class"]).items()}
@@ -210,7 +219,7 @@ def read_labelled_images(images: Path, description: Description, options: Valida
         raise PylorusError(f"{images}: all images are of classes that are left out.")
     grouped = options.group is not None or "group" in table
     if options.group is not None or not grouped:
-        table["group"] = extract_groups(list(table["path"]), options.group)
+        table["group"] = extract_groups(list(table["path"]), options.group, key="--group")
     present = tuple(name for name in description.classes if (table["class"] == name).any())
     catalog = build_catalog(
         table, root, present, short_names=None, grouped=grouped, reading=ReadOptions(on_error="quarantine")
@@ -295,8 +304,24 @@ def _sort_as(table: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
     return table.iloc[order].assign(path=list(paths)).reset_index(drop=True)
 
 
+def _find_copies(model: InferenceModel, labelled: LabelledImages) -> dict[str, object]:
+    """Search the images for copies of the model's training and validation images; return plain values."""
+    catalog = labelled.catalog
+    copies = find_development_images(
+        model.fingerprints if isinstance(model, Bundle) else None,
+        catalog.facts,
+        catalog.fact_indices,
+        is_export=not isinstance(model, Bundle),
+    )
+    return copies.build_record(list(catalog.table["path"]))
+
+
 def _build_external_set(
-    labelled: LabelledImages, table: pd.DataFrame, description: Description, options: ValidateOptions
+    labelled: LabelledImages,
+    table: pd.DataFrame,
+    description: Description,
+    options: ValidateOptions,
+    copies: Mapping[str, object],
 ) -> ExternalSet:
     """Return the predicted images with what the report needs of them."""
     rows, labels = labelled.catalog.table, labelled.labels  # in the order of the predictions
@@ -332,6 +357,7 @@ def _build_external_set(
         unpredicted=int((~is_predicted).sum()),
         left_out=labelled.left_out,
         prevalence=options.prevalence,
+        copies=copies,
     )
 
 
@@ -382,7 +408,8 @@ def record_look(folder: Path, *, bundle: str, labelled: LabelledImages, images: 
         How often the bundle was evaluated on this set and on any set, this time included, and where that is recorded;
         "" if it could not be written.
     """
-    path = folder.parent / f"{folder.name}{LOOKS_SUFFIX}"
+    bundle_folder = folder.resolve()  # "." and a link are the bundle that they lead to
+    path = bundle_folder.with_name(f"{bundle_folder.name}{LOOKS_SUFFIX}")
     look = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "bundle": bundle,
@@ -393,23 +420,38 @@ def record_look(folder: Path, *, bundle: str, labelled: LabelledImages, images: 
     }
     earlier = _read_looks(path)
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(look) + "\n")  # one write of a short line: complete or absent
-            file.flush()
-            os.fsync(file.fileno())
+        _append_line(path, json.dumps(look))
         where = str(path)
     except OSError:
         where = ""
     own = [each for each in [*earlier, look] if each.get("bundle") == bundle]
     same_set = [each for each in own if each.get("image set") == labelled.set_hash]
-    return {"this set": len(same_set), "all sets": len(own), "first": same_set[0]["time"], "recorded in": where}
+    return {"this set": len(same_set), "all sets": len(own), "first": same_set[0].get("time"), "recorded in": where}
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line to a file: all of it, or nothing. An earlier line that was cut off remains a line of its own."""
+    content = line.encode() + b"\n"
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            content = content if file.read(1) == b"\n" else b"\n" + content
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def _read_looks(path: Path) -> list[dict[str, Any]]:
     """Read the earlier looks; a line that a full disk cut off is left out."""
     looks = []
-    with suppress(OSError, UnicodeDecodeError):
-        for line in path.read_text(encoding="utf-8").splitlines():
+    with suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError):
                 content = json.loads(line)
                 if isinstance(content, dict):

@@ -26,9 +26,11 @@ from pylorus.config.checks import check_model_name
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
 from pylorus.core.limits import get_free_memory
+from pylorus.data.fingerprints import Fingerprints
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import Description
+from pylorus.deploy.fingerprints import read_fingerprints
 from pylorus.deploy.signature import build_manifest_check
 from pylorus.deploy.verified_files import (
     DESCRIPTION,
@@ -116,7 +118,10 @@ class InferenceModel(ABC):
     def calibrate_logits(self, logits: Tensor | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return the calibrated probabilities of logits, both of shape (n, classes)."""
         values = np.asarray(logits, dtype=np.float64)
-        return probabilities_of_logits(values, temperature=self.description.calibration.temperature)
+        calibration = self.description.calibration
+        if calibration.bias:
+            values = values + calibration.temperature * np.asarray(calibration.bias)
+        return probabilities_of_logits(values, temperature=calibration.temperature)
 
     def apply_thresholds(self, output: NetworkOutput, *, class_name: str | None = None) -> ModelPredictions:
         """Derive probabilities, classes, decisions at the stored threshold and abstentions from the network's output.
@@ -157,11 +162,13 @@ class Bundle(InferenceModel):
         classifier: Module whose input is uint8 RGB of shape (n, 3, size, size) on its device.
         device: The device that computes.
         factory: The user's own class, function or module that the network is from; None for a model of timm.
+        fingerprints: Of its training and validation images; None if it carries none.
     """
 
     classifier: BundleClassifier
     device: torch.device
     factory: Callable[..., Any] | None = None
+    fingerprints: Fingerprints | None = None
 
     def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Run the network on uint8 RGB images (n, size, size, 3), as `input` reads them; tensors are on the CPU."""
@@ -210,6 +217,7 @@ def load_bundle(
         _read_weights(module, weights)
         directions = _read_directions(files.tensor_files[UNLIKE])
         appearance = None if looks is None else _read_appearance(looks)
+        fingerprints = read_fingerprints(files, description.fingerprints)
     target = torch.device(device)
     classifier = BundleClassifier(
         move_to_device(module, target),
@@ -218,7 +226,9 @@ def load_bundle(
         directions=directions,
         appearance=appearance,
     )
-    bundle = Bundle(folder, description, files.hashes, files.contents, classifier.to(target), target, network)
+    bundle = Bundle(
+        folder, description, files.hashes, files.contents, classifier.to(target), target, network, fingerprints
+    )
     verify_inference(bundle, folder / WEIGHTS)
     return bundle
 

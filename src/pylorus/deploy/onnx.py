@@ -377,14 +377,17 @@ MAX_WEIGHT_BYTES = 1_900_000_000
 class _ExportModule(nn.Module):
     """The whole computation from the uint8 image on; returns the outputs that `OUTPUTS` names."""
 
-    def __init__(self, classifier: BundleClassifier, temperature: float):
+    def __init__(self, classifier: BundleClassifier, temperature: float, bias: Sequence[float]):
         super().__init__()
         self.classifier, self.temperature = classifier, temperature
+        self.has_bias = bool(bias)
+        self.register_buffer("bias", torch.tensor([*bias], dtype=torch.float32), persistent=False)
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, unlikeness = self.classifier(image.permute(0, 3, 1, 2))
-        return logits, torch.softmax(logits / self.temperature, dim=1), unlikeness
+        calibrated = logits / self.temperature + self.bias if self.has_bias else logits / self.temperature
+        return logits, torch.softmax(calibrated, dim=1), unlikeness
 
 
 def write_onnx(bundle: Bundle, path: Path) -> None:
@@ -415,7 +418,8 @@ def write_onnx(bundle: Bundle, path: Path) -> None:
 
 
 def _export_graph(bundle: Bundle) -> Any:
-    module = _ExportModule(bundle.classifier, bundle.description.calibration.temperature)
+    calibration = bundle.description.calibration
+    module = _ExportModule(bundle.classifier, calibration.temperature, calibration.bias)
     side = bundle.input.size
     # Two images: with one, torch would treat the batch size as a constant.
     images = torch.zeros((2, side, side, 3), dtype=torch.uint8)
@@ -497,9 +501,11 @@ def format_input_description(description: Description) -> str:
 
 def format_outputs_description(description: Description) -> str:
     """Describe the graph's outputs."""
+    bias = description.calibration.bias
+    added = f" + ({', '.join(f'{value:.6g}' for value in bias)})" if bias else ""
     return (
         f"logits: float32 (n, {len(description.classes)}), classes in the order of pylorus.classes. probabilities: the "
-        f"same, calibrated: softmax(logits / {description.calibration.temperature:.6g}). unlikeness: float32 (n,), "
-        f"0 to 2; above {description.abstention.unlike_above:.6g} the model abstains, and if the largest "
+        f"same, calibrated: softmax(logits / {description.calibration.temperature:.6g}{added}). unlikeness: float32 "
+        f"(n,), 0 to 2; above {description.abstention.unlike_above:.6g} the model abstains, and if the largest "
         f"probability is below {description.abstention.unsure_below:.6g}."
     )

@@ -22,11 +22,12 @@ from pylorus.core.distributed import map_items
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, open_progress_bar
 from pylorus.data.files import RGB
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import QUALITY, InputFormat, measure_quality
 from pylorus.deploy.card import format_prediction_set
 from pylorus.deploy.description import INTENDED_USE, Description
+from pylorus.deploy.fingerprints import compare_files, format_comparison
 from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored, print_resume_hint
-from pylorus.deploy.model import InferenceModel, load_bundle
+from pylorus.deploy.model import Bundle, InferenceModel, load_bundle
 from pylorus.deploy.onnx import load_export
 from pylorus.deploy.thresholds import assess_unlike_images, format_unlike_images
 from pylorus.deploy.validation import evaluate_predictions, format_evaluation
@@ -100,7 +101,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
             with parts.list_ignored(sources) as listed:
                 predict_remaining(bundle, listed.iter_items(), parts, options, stop)
-            record = _finalize_output(bundle, parts, options)
+            record = _finalize_output(bundle, parts, options, sources)
     lines = [format_prediction_summary(record, bundle.description), "", *format_ignored(record, output)]
     print("\n".join((*lines, f"predictions: {output}")))
     unreadable = int(str(record["unreadable"]))
@@ -197,7 +198,9 @@ def predict_remaining(
                 parts.add_part(pd.concat(rows, ignore_index=True))
 
 
-def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: PredictOptions) -> dict[str, object]:
+def _finalize_output(
+    bundle: InferenceModel, parts: ResumableTable, options: PredictOptions, sources: Sources
+) -> dict[str, object]:
     """Merge the parts into the output file and return the record of the prediction."""
     images = unreadable = labelled = evaluable = 0
     unlike: list[NDArray[np.bool_]] = []
@@ -218,6 +221,12 @@ def _finalize_output(bundle: InferenceModel, parts: ResumableTable, options: Pre
             class_name=options.class_name,
             group=options.group,
             prevalence=options.prevalence,
+        )
+        files = ((item.path, item.source) for item in sources.iter_items() if item.label is not None)
+        record["development_images"] = compare_files(
+            bundle.fingerprints if isinstance(bundle, Bundle) else None,
+            ((path, source) for path, source in files if isinstance(source, Path)),
+            is_export=not isinstance(bundle, Bundle),
         )
     elif images > unreadable:  # with labels, the evaluation tests it, by patient
         record["unlike_images"] = assess_unlike_images(np.concatenate(unlike), None, bundle.description.abstention)
@@ -286,11 +295,14 @@ def _predict_rows(
     deciding = class_name or bundle.description.decision.class_name
     errors = np.array([image if isinstance(image, str) else "" for image in images], dtype=object)
     probabilities, unlikeness = np.full((len(items), len(names)), np.nan), np.full(len(items), np.nan)
+    quality = np.full((len(items), len(QUALITY)), np.nan)
     predicted, decision, members, why = (np.full(len(items), "", dtype=object) for _ in range(4))
     readable = [image for image in images if not isinstance(image, str)]
     if readable:
         rows = np.flatnonzero(errors == "")
-        output = bundle.run_network(np.stack(readable))
+        stacked = np.stack(readable)
+        quality[rows] = measure_quality(stacked)
+        output = bundle.run_network(stacked)
         finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).numpy()
         errors[rows[~finite]] = "the network's output is NaN or infinite for this image"
         rows = rows[finite]
@@ -316,6 +328,8 @@ def _predict_rows(
     table["abstain"] = pd.arrays.BooleanArray(why != "", errors != "")  # empty for a file that can't be read
     table["why"] = why
     table["unlikeness"] = unlikeness
+    for column, name in enumerate(QUALITY):
+        table[name] = quality[:, column]
     table["error"] = errors
     return table.astype({name: "str" for name in TEXT_COLUMNS if name in table})
 
@@ -377,4 +391,6 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
     lines += [] if tested is None else [format_unlike_images(tested)]
     if evaluation is not None:
         lines += ["", *format_evaluation(record, description)]
+    if "development_images" in record:  # a record of an older Pylorus has none
+        lines += ["", *format_comparison(record["development_images"])]
     return "\n".join(lines)

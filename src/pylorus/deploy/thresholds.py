@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.config.schema import DeployConfig
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import resolve_short_name
 from pylorus.core.formatting import format_count, format_percent
+from pylorus.data.input_format import QUALITY
 from pylorus.deploy.description import (
     Abstention,
     ClassificationMetrics,
@@ -21,6 +22,7 @@ from pylorus.deploy.description import (
     OperatingMetrics,
     PredictionSets,
     SetMetrics,
+    UsageReference,
 )
 from pylorus.deploy.description import Calibration as SaidCalibration
 from pylorus.evaluation.auroc import auroc
@@ -34,6 +36,7 @@ from pylorus.evaluation.decisions import (
     prediction_sets,
     threshold_at_sensitivity,
 )
+from pylorus.evaluation.drift import build_rate_reference, build_score_reference
 from pylorus.evaluation.index_intervals import (
     clustered_wilson,
     estimate_class_metric,
@@ -60,6 +63,7 @@ class TrainingDistances:
         validation_rows: Row of each of these validation images in the saved predictions.
         test: Distances of shape (test images,), in [0, 2].
         test_rows: Row of each of these test images in the saved predictions of test images.
+        test_quality: How these test images look, of shape (test images, 4); see `measure_quality`.
     """
 
     training: int
@@ -67,6 +71,7 @@ class TrainingDistances:
     validation_rows: NDArray[np.int64]
     test: NDArray[np.float64]
     test_rows: NDArray[np.int64]
+    test_quality: NDArray[np.float64]
 
 
 def resolve_deciding_class(deploy: DeployConfig, *, classes: Sequence[str], short_names: Sequence[str]) -> str:
@@ -80,15 +85,8 @@ def resolve_deciding_class(deploy: DeployConfig, *, classes: Sequence[str], shor
     Raises:
         PylorusError: If `deploy.class_name` is not one of the classes.
     """
-    name = deploy.class_name
-    if name is None or name in short_names:
-        return short_names[0] if name is None else name
-    if name not in classes:
-        raise PylorusError(
-            f'deploy.class_name: found "{name}", expected one of {", ".join(short_names)}.'
-            f"{format_suggestion(name, [*short_names, *classes])}"
-        )
-    return short_names[list(classes).index(name)]
+    name = short_names[0] if deploy.class_name is None else deploy.class_name
+    return resolve_short_name(name, classes=classes, short_names=short_names, where="deploy.class_name")
 
 
 def fit_decision(calibration: Calibration, deploy: DeployConfig, *, class_name: str) -> Decision:
@@ -225,6 +223,71 @@ def fit_abstention(calibration: Calibration, unlikeness: TrainingDistances, *, c
             patients=bound.patients,
             patients_needed=bound.patients_needed,
         ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model answers on n images and how these look, as `pylorus monitor` follows it.
+
+    Attributes:
+        rates: Whether each image has a property, of shape (n,): `predicted/NAME`, its most probable class;
+            `positive/NAME`, the deciding class reaches its threshold; `abstained`, and the reasons `unlike` and
+            `unsure`.
+        scores: Scores of shape (n,): `confidence`, the probability of the most probable class; `unlikeness`; and those
+            of `pylorus.data.input_format.QUALITY`.
+        groups: The group (patient) of each image, of shape (n,); None if each image is its own.
+    """
+
+    rates: Mapping[str, NDArray[np.bool_]]
+    scores: Mapping[str, NDArray[np.float64]]
+    groups: NDArray[np.generic] | None
+
+
+def collect_answers(
+    probabilities: NDArray[np.float64],
+    unlikeness: NDArray[np.float64],
+    quality: NDArray[np.float64] | None,
+    groups: NDArray[np.generic] | None,
+    *,
+    names: Sequence[str],
+    decision: Decision,
+    abstention: Abstention,
+) -> Answers:
+    """Derive what is monitored from a model's output, whichever class decided.
+
+    Args:
+        probabilities: Calibrated probabilities of shape (n, classes).
+        unlikeness: Distances from the training images, of shape (n,).
+        quality: How the images look, of shape (n, 4), as `measure_quality` returns it; None if unknown.
+        groups: The group (patient) of each image, of shape (n,); None if each image is its own.
+        names: Short names of the classes.
+        decision: The bundle's thresholds.
+        abstention: When the bundle abstains.
+    """
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    rates = {f"predicted/{name}": predicted == column for column, name in enumerate(names)}
+    threshold = decision.thresholds[decision.class_name]
+    if threshold is not None:
+        rates[f"positive/{decision.class_name}"] = probabilities[:, list(names).index(decision.class_name)] >= threshold
+    is_unlike = unlikeness > abstention.unlike_above
+    is_unsure = (confidence < abstention.unsure_below) & ~is_unlike
+    rates |= {"abstained": is_unlike | is_unsure, "unlike": is_unlike, "unsure": is_unsure}
+    scores = {"confidence": confidence, "unlikeness": unlikeness}
+    if quality is not None:
+        scores |= {name: quality[:, column] for column, name in enumerate(QUALITY)}
+    return Answers(rates, scores, groups)
+
+
+def build_usage_reference(answers: Answers, *, split: str) -> UsageReference:
+    """Summarize answers as the reference of `pylorus monitor`: counts and histograms, nothing of single images."""
+    images = len(answers.scores["confidence"])
+    return UsageReference(
+        split=split,
+        images=images,
+        groups=images if answers.groups is None else len(np.unique(answers.groups)),
+        rates={name: build_rate_reference(flags, answers.groups) for name, flags in answers.rates.items()},
+        scores={name: build_score_reference(scores, answers.groups) for name, scores in answers.scores.items()},
     )
 
 

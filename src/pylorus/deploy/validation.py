@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, normalize_name
-from pylorus.core.formatting import DASH, format_number, format_percent, format_threshold
+from pylorus.core.formatting import DASH, format_count, format_number, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.deploy.card import format_area, format_set_size, format_threshold_guarantee
@@ -143,6 +143,7 @@ def _evaluate_calibration(predictions: Predictions) -> dict[str, object]:
         metrics[name] = {
             "observed": float(positive.mean()),
             "expected": float(probability.mean()),
+            "nearly_constant": line.is_flat,
             **{key: convert_to_plain(convert_estimate(estimate)) for key, estimate in estimates.items()},
         }
     return metrics
@@ -214,11 +215,14 @@ def _format_groups(record: Mapping[str, Any]) -> str:
     return f" of {record['evaluation']['groups']:,} groups (patients)"
 
 
-def _format_slope(slope: Mapping[str, float | None]) -> str:
+def _format_slope(calibration: Mapping[str, Any]) -> str:
+    if calibration.get("nearly_constant"):  # an older Pylorus has not written it
+        return "slope can't be interpreted: the probability is nearly the same for all images"
     value, low, high = (
-        DASH if (end := slope[key]) is None else format_number(end, 2) for key in ("value", "low", "high")
+        DASH if (end := calibration["slope"][key]) is None else format_number(end, 2)
+        for key in ("value", "low", "high")
     )
-    return f"{value} ({low} to {high})"
+    return f"slope {value} ({low} to {high})"
 
 
 def format_evaluation(record: Mapping[str, Any], description: Description) -> list[str]:
@@ -236,8 +240,8 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
 
     lines = [
-        f"evaluation on {evaluation['images']:,} images{_format_groups(record)}, in % but for AUROC (95 % confidence "
-        "interval):",
+        f"evaluation on {format_count(evaluation['images'], 'image')}{_format_groups(record)}, in % but for AUROC "
+        "(95 % confidence interval):",
         f"  accuracy {format_estimate(evaluation['accuracy'])}",
         f"  balanced accuracy {format_estimate(evaluation['balanced_accuracy'])}, "
         f"macro F1 {format_estimate(evaluation['macro_f1'])}",
@@ -254,7 +258,7 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
     lines += [
         f"    {name:<{width}}  {format_percent(each['observed'])} observed, "
         f"{format_percent(each['expected'])} expected by the mean probability, "
-        f"difference {format_estimate(each['difference'])}; slope {_format_slope(each['slope'])}"
+        f"difference {format_estimate(each['difference'])}; {_format_slope(each)}"
         for name, each in calibration.items()
     ]
     decision = evaluation.get("decision")
@@ -265,8 +269,8 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         )
         of_images = {"ppv": decision["precision"], **decision}
         lines += [
-            f"    where {format_percent(values['prevalence'])} % of the images are {decision['class']}"
-            f"{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
+            f"    where {format_percent(values['prevalence'], digits=1 if note else None)} % of the images are "
+            f"{decision['class']}{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
             for values, note in ((of_images, ", as here"), (decision.get("at_prevalence", {}), ""))
             if "prevalence" in values  # a record of an older Pylorus has none
         ]

@@ -32,6 +32,8 @@ FILES = (WEIGHTS, DESCRIPTION, UNLIKE, CARD)
 """The files that every bundle has, apart from the list of their hashes."""
 LOOKS = "appearance.safetensors"
 """How the training images look; a bundle from before this file detects unlike images by features alone."""
+FINGERPRINTS = "fingerprints.safetensors"
+"""Salted fingerprints of the training and validation images, in bundles of runs with deploy.fingerprints=true."""
 MODEL = "model.onnx"
 """The file that an export has in place of the weights; see `pylorus.deploy.onnx`."""
 RECORD, README = "export.json", "README.md"
@@ -324,7 +326,7 @@ def open_verified_folder(
     with ExitStack() as stack:
         for name, digest in hashes.items():
             path = folder / name
-            if name in (WEIGHTS, UNLIKE, LOOKS) and WEIGHTS in files:
+            if name in (WEIGHTS, UNLIKE, LOOKS, FINGERPRINTS) and WEIGHTS in files:
                 file = stack.enter_context(open_regular_file(path))
                 tensor_files[name] = TensorFile(path, digest, file)
                 continue

@@ -291,6 +291,7 @@ DEVELOPER_EXTRAS = ("dev", "docs")
 
 EXTRA_PURPOSES = {
     "dicom": "DICOM images",
+    "docx": "drafts of a manuscript as Word files",
     "explain": "heat maps",
     "shards": "shards at http(s) URLs",
     "parallel": "parallel jobs of a sweep",

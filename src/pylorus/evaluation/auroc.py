@@ -175,7 +175,7 @@ def auroc(
     sizes = [
         _compute_effective_size(placements[kind], codes[kind], least) for kind, least in zip(kinds, copies, strict=True)
     ]
-    expected = _compute_binormal_variance(area.mean, sizes)
+    expected = compute_binormal_variance(area.mean, sizes)
     moderated = (area.freedom * area.variance + PRIOR * max(area.variance, expected)) / (area.freedom + PRIOR)
     errors = compute_quantile(confidence, freedom=area.freedom + 1)
     low, high = _compute_score_interval(area.mean, sizes, moderated / expected, errors)
@@ -337,7 +337,7 @@ def _compute_effective_size(placements: NDArray[np.float64], codes: NDArray[np.i
     return max(copies, min(float(len(placements)), float(placements.var(ddof=1)) / variance))
 
 
-def _compute_binormal_variance(area: float, sizes: Sequence[float]) -> float:
+def compute_binormal_variance(area: float, sizes: Sequence[float]) -> float:
     """Compute the variance of an area between two normal distributions of equal variance.
 
     Args:
@@ -355,7 +355,7 @@ def _compute_score_interval(area: float, sizes: Sequence[float], factor: float, 
     """Compute the areas whose standard error, by the binormal variance times a factor, reaches the one observed."""
 
     def compute_gap(true: float) -> float:
-        return abs(area - true) - errors * math.sqrt(max(factor * _compute_binormal_variance(true, sizes), 0.0))
+        return abs(area - true) - errors * math.sqrt(max(factor * compute_binormal_variance(true, sizes), 0.0))
 
     # The gap is positive at 0 and at 1, and negative next to the area, where the error exceeds the distance.
     edge = 1e-9

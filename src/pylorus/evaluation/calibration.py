@@ -32,6 +32,8 @@ from pylorus.evaluation.predictions import (
 BINS = 10
 """Default number of bins: 45 images per bin for a test set of 450."""
 
+MIN_ODDS_RANGE = 0.5
+"""If the log odds of all images lie closer together, the slope of the calibration line says nothing."""
 NO_LINE = "no line can be fitted: the probabilities are too close to 0 and 1, or contain almost no information"
 MAX_STANDARD_ERROR = 30.0
 """Standard error of a coefficient, in log odds, above which the coefficient is undetermined."""
@@ -273,10 +275,17 @@ class CalibrationLine:
     Attributes:
         slope: 1 if calibrated; below 1 the model is overconfident, above 1 underconfident.
         intercept: With the slope fixed at 1; 0 if calibrated; above 0 the class is more frequent than predicted.
+        odds_range: Difference of the largest and the smallest log odds of the model.
     """
 
     slope: Estimate
     intercept: Estimate
+    odds_range: float = math.nan
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the model gives all images nearly the same probability, so that the slope can't be interpreted."""
+        return self.odds_range < MIN_ODDS_RANGE
 
 
 def estimate_calibration(
@@ -363,7 +372,7 @@ def calibration_line(
     freedom = max(1.0, min(compute_copies(codes[flags]), compute_copies(codes[~flags])) - 1)
     intercept = _fit_logistic(flags, np.ones((len(flags), 1)), odds, codes, freedom, confidence)
     if np.ptp(odds) < 1e-9:
-        return CalibrationLine(create_undefined_estimate("all images have the same probability"), intercept)
+        return CalibrationLine(create_undefined_estimate("all images have the same probability"), intercept, 0.0)
     if odds[flags].min() >= odds[~flags].max() or odds[flags].max() <= odds[~flags].min():
         return CalibrationLine(
             create_undefined_estimate(
@@ -376,7 +385,7 @@ def calibration_line(
     design = np.column_stack([odds / unit, np.ones(len(flags))])
     slope = _fit_logistic(flags, design, np.zeros(len(flags)), codes, freedom, confidence)
     scaled = Estimate(slope.value / unit, slope.low / unit, slope.high / unit, reason=slope.reason)
-    return CalibrationLine(scaled, intercept)
+    return CalibrationLine(scaled, intercept, float(np.ptp(odds)))
 
 
 def _fit_logistic(

@@ -14,8 +14,13 @@ from scipy import sparse
 
 from pylorus.evaluation.auroc import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.confusion import overall_indices
-from pylorus.evaluation.index_intervals import OVERALL, estimate_overall
-from pylorus.evaluation.influence import BATCH_NUMBERS, compute_linearised_indices, count_by_group
+from pylorus.evaluation.index_intervals import OVERALL, clustered_wilson, estimate_overall
+from pylorus.evaluation.influence import (
+    BATCH_NUMBERS,
+    compute_linearised_indices,
+    count_by_group,
+    estimate_mean_variance,
+)
 from pylorus.evaluation.intervals import Estimate, check_confidence, compute_quantile, compute_two_sided_p
 from pylorus.evaluation.predictions import Predictions, align_predictions, encode_groups
 
@@ -306,6 +311,80 @@ def paired_differences(
     return PairedDifferences(**differences)
 
 
+def paired_share_difference(
+    first: NDArray[np.bool_],
+    second: NDArray[np.bool_],
+    groups: NDArray[np.generic] | None,
+    *,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Estimate the difference of two proportions on the same images, such as two models' sensitivities (MOVER).
+
+    On all images, with whether each model is correct, it is the difference in accuracy of `paired_differences`.
+
+    Args:
+        first: Shape (n,), n >= 1: whether each image has the property by the first model.
+        second: The same for the second model, of the same images.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Raises:
+        ValueError: If the shapes differ or there are no images.
+
+    Example:
+        >>> one, two = np.arange(100) < 90, np.arange(100) < 85
+        >>> difference = paired_share_difference(one, two, None)
+        >>> round(difference.value, 2), round(difference.low, 3), round(difference.high, 3)
+        (0.05, 0.005, 0.105)
+    """
+    estimates = [clustered_wilson(each, groups, confidence=confidence) for each in (first, second)]
+    if estimates[0].total != estimates[1].total:
+        raise ValueError(f"found {estimates[0].total} and {estimates[1].total} images; expected the same images")
+    codes = encode_groups(groups, length=estimates[0].total)
+    count = int(codes.max()) + 1
+    deviations = np.array(
+        [
+            np.bincount(codes, weights=np.asarray(each, dtype=np.float64) - estimate.value, minlength=count)
+            for each, estimate in zip((first, second), estimates, strict=True)
+        ]
+    )
+    covariance = deviations @ deviations.T / estimates[0].total ** 2
+    covariance *= count / (count - 1) if count > 1 else math.nan
+    low, high = _merge_intervals(estimates[0], estimates[1], covariance, confidence=confidence)
+    return Estimate(estimates[0].value - estimates[1].value, low, high)
+
+
+def difference_of_paired(
+    first: NDArray[np.bool_],
+    second: NDArray[np.bool_],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> Difference:
+    """Compute the difference of two proportions of the same images, first minus second, with its p-value.
+
+    The interval is that of `paired_share_difference`, the p-value the exact one of `sign_flip_test`.
+
+    Args:
+        first: Whether each image has the property under one condition, of shape (n,).
+        second: The same under the other condition.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Example:
+        >>> before, after = np.arange(40) < 36, np.arange(40) < 30
+        >>> difference = difference_of_paired(after, before)
+        >>> round(difference.value, 3), round(difference.low, 3), round(difference.high, 3)
+        (-0.15, -0.277, -0.039)
+    """
+    estimate = paired_share_difference(first, second, groups, confidence=confidence)
+    balance = np.asarray(first, dtype=np.int64) - np.asarray(second, dtype=np.int64)
+    codes = encode_groups(groups, length=len(balance))
+    variance = estimate_mean_variance(balance.astype(np.float64), codes).variance
+    changes = np.bincount(codes, weights=balance).astype(np.int64)
+    return Difference(estimate.value, estimate.low, estimate.high, math.sqrt(variance), sign_flip_test(changes))
+
+
 def _merge_intervals(
     first: Estimate, second: Estimate, covariance: NDArray[np.float64], *, confidence: float
 ) -> tuple[float, float]:
@@ -424,55 +503,3 @@ def difference_of_independent(first: Estimate, second: Estimate) -> Estimate:
     low = value - math.hypot(first.value - first.low, second.high - second.value)
     high = value + math.hypot(first.high - first.value, second.value - second.low)
     return Estimate(value, low, high, reason=first.reason or second.reason)
-
-
-@dataclass(frozen=True)
-class MarginDecision:
-    """What a difference with its interval shows about a margin.
-
-    Attributes:
-        difference: The difference, first minus second, with its interval.
-        margin: The largest difference that counts as no worse.
-        noninferior: Whether the first is shown to be worse by less than the margin.
-        superior: Whether the first is shown to be better.
-        equivalent: Whether the two are shown to differ by less than the margin.
-    """
-
-    difference: Estimate
-    margin: float
-    noninferior: bool
-    superior: bool
-    equivalent: bool
-
-
-def decide_noninferiority(estimate: Estimate, *, margin: float, reference: float = 0.0) -> MarginDecision:
-    """Test non-inferiority, superiority and equivalence with an interval (Piaggio 2012; Schuirmann 1987).
-
-    An interval of confidence c gives one-sided tests at the level (1 - c) / 2 each: one of 95 % tests non-inferiority
-    at 2.5 %, one of 90 % equivalence at the usual 5 %. Larger values must be better.
-
-    Args:
-        estimate: A difference, first minus second, from `paired_differences`, `delong_test` or
-            `difference_of_independent`; or a figure of one model, to be compared with `reference`.
-        margin: The largest difference that counts as no worse, > 0, chosen before the data are seen.
-        reference: A published or given figure that is subtracted; 0 for a difference.
-
-    Returns:
-        The decision; nothing is shown if the estimate has no interval.
-
-    Raises:
-        ValueError: If the margin is not above 0, or the reference is not finite.
-
-    Example:
-        >>> decision = decide_noninferiority(Estimate(0.90, 0.87, 0.93), reference=0.91, margin=0.05)
-        >>> decision.noninferior, decision.superior, decision.equivalent
-        (True, False, True)
-    """
-    if not 0 < margin < math.inf:
-        raise ValueError(f"the margin is {margin:g}; expected a number above 0, such as 0.05")
-    if not math.isfinite(reference):
-        raise ValueError(f"the reference is {reference:g}; expected a finite number, such as 0.9")
-    value, low, high = (end - reference for end in (estimate.value, estimate.low, estimate.high))
-    difference = Estimate(value, low, high, reason=estimate.reason)
-    noninferior = low > -margin
-    return MarginDecision(difference, margin, noninferior, low > 0, noninferior and high < margin)

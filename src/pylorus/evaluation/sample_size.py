@@ -5,43 +5,19 @@ argument `effect` multiplies the number by a design effect, from `compute_design
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import optimize, special
 
-from pylorus.evaluation.auroc import compute_placements
-from pylorus.evaluation.comparison import mcnemar
-from pylorus.evaluation.influence import estimate_design_effect
+from pylorus.evaluation.auroc import compute_binormal_variance
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
-from pylorus.evaluation.predictions import Predictions, align_predictions, encode_groups
 
 MAX_IMAGES = 10**9
 """Larger numbers are refused as impossible."""
 MIN_DISTANCE = 1e-12
 """A smaller distance from the margin is a rounding error."""
-
-
-@dataclass(frozen=True)
-class PatientDesign:
-    """How images come in patients.
-
-    Attributes:
-        images_per_patient: Mean number of images of a patient, >= 1.
-        variation: Standard deviation of that number over its mean, >= 0.
-        correlation: Intraclass correlation among the images of a patient, in [0, 1].
-    """
-
-    images_per_patient: float = 1.0
-    variation: float = 0.0
-    correlation: float = 0.0
-
-    @property
-    def effect(self) -> float:
-        """Factor by which the number of images grows; see `compute_design_effect`."""
-        return compute_design_effect(self.images_per_patient, self.correlation, variation=self.variation)
 
 
 def compute_design_effect(images_per_patient: float, correlation: float, *, variation: float = 0.0) -> float:
@@ -68,122 +44,6 @@ def compute_design_effect(images_per_patient: float, correlation: float, *, vari
             f"{variation:g}; expected at least 1, a number in [0, 1], and at least 0"
         )
     return 1 + ((1 + variation**2) * images_per_patient - 1) * correlation
-
-
-def measure_patient_design(values: NDArray[np.generic], groups: NDArray[np.generic] | None) -> PatientDesign:
-    """Measure images per patient and the correlation within patients, on the predictions of a pilot run.
-
-    The correlation is that of a one-way analysis of variance (Fleiss 2003, 15.2), at least 0. If the values do not vary
-    it is unknown, and 1: images of a patient then count as copies of one another, as in `clustered_wilson`.
-
-    Args:
-        values: Value of each image, of shape (n,), such as whether it is classified correctly.
-        groups: Patient of each image, of shape (n,), or None if each image is its own.
-
-    Raises:
-        ValueError: If there are fewer than two patients, or a value is NaN or infinite.
-
-    Example:
-        >>> correct = np.array([True, True, False, False])
-        >>> measure_patient_design(correct, np.array(["a", "a", "b", "b"])).correlation
-        1.0
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    if numbers.ndim != 1 or not np.isfinite(numbers).all():
-        raise ValueError(f"values have shape {numbers.shape}; expected (n,), all finite")
-    codes = encode_groups(groups, length=len(numbers))
-    sizes = np.bincount(codes).astype(np.float64)
-    if len(sizes) < 2:
-        raise ValueError(f"found {len(sizes)} patient; expected at least two, to see how much patients differ")
-    mean, typical = float(sizes.mean()), float((sizes**2).sum() / sizes.sum())
-    deviations = numbers - numbers.mean()
-    spread = float((deviations**2).sum())
-    if typical == 1:
-        correlation = 0.0
-    elif not spread > 1e-12 * len(numbers):
-        correlation = 1.0
-    else:
-        effect = estimate_design_effect(np.bincount(codes, weights=deviations).astype(np.float64), sizes, spread)
-        correlation = (effect - 1) / (typical - 1)
-    return PatientDesign(mean, float(sizes.std() / mean), min(1.0, max(0.0, correlation)))
-
-
-@dataclass(frozen=True)
-class PilotMeasures:
-    """What the predictions of a pilot run say about a class, for the size of the next test set.
-
-    Attributes:
-        images: Number of images.
-        patients: Number of patients.
-        prevalence: Fraction of images of the class, in (0, 1).
-        values: Sensitivity, specificity and AUROC, by these names in lower case.
-        designs: How images come in patients, for `sensitivity` (images of the class), `specificity` (the others),
-            `auroc` and `accuracy` (all), and `difference` (all) if there is a second model; without those for which
-            only one patient has images.
-        disagreement: Fractions of images that only the first and only the second model classifies correctly, or None.
-    """
-
-    images: int
-    patients: int
-    prevalence: float
-    values: Mapping[str, float]
-    designs: Mapping[str, PatientDesign]
-    disagreement: tuple[float, float] | None
-
-
-def measure_pilot(predictions: Predictions, class_name: str, other: Predictions | None = None) -> PilotMeasures:
-    """Measure the figures of a class and how much the images of a patient resemble each other.
-
-    For AUROC the correlation is that of the influence of each image on the area (DeLong's placements).
-
-    Args:
-        predictions: Test predictions of the pilot run.
-        class_name: The class of interest.
-        other: Those of a second model for the same images, to be compared with.
-
-    Raises:
-        ValueError: If there is no such class, all images or none are of it, or the second model has predictions for
-            other images.
-
-    Example:
-        >>> names, truth = np.array(list("abcdef")), np.array([0, 0, 0, 0, 1, 1])
-        >>> patients = np.array(["p", "p", "q", "q", "r", "s"])
-        >>> probabilities = np.eye(2)[[0, 0, 1, 1, 1, 0]]
-        >>> pilot = measure_pilot(Predictions(names, patients, truth, probabilities, ("x", "y")), "x")
-        >>> pilot.values["sensitivity"], pilot.designs["sensitivity"].correlation
-        (0.5, 1.0)
-    """
-    if class_name not in predictions.class_names:
-        raise ValueError(f'no class "{class_name}"; expected one of {list(predictions.class_names)}')
-    label = predictions.class_names.index(class_name)
-    positive, predicted = predictions.true == label, predictions.predicted == label
-    if positive.all() or not positive.any():
-        raise ValueError(
-            f"{int(positive.sum())} of {len(positive)} images are of class {class_name}; expected some of it and some "
-            "of others"
-        )
-    groups, prevalence = np.asarray(predictions.group), float(positive.mean())
-    placements = compute_placements(positive, predictions.probabilities[:, label])
-    area = float(placements[positive].mean())
-    values = {
-        "sensitivity": (predicted[positive], groups[positive]),
-        "specificity": (~predicted[~positive], groups[~positive]),
-        "auroc": ((placements - area) / np.where(positive, prevalence, 1 - prevalence), groups),
-        "accuracy": (predictions.correct, groups),
-    }
-    disagreement = None
-    if other is not None:
-        other, counts = align_predictions(predictions, other), mcnemar(predictions, other)
-        disagreement = (counts.only_first / counts.images, counts.only_second / counts.images)
-        values["difference"] = (predictions.correct.astype(np.int64) - other.correct.astype(np.int64), groups)
-    designs = {
-        name: measure_patient_design(numbers, patients)
-        for name, (numbers, patients) in values.items()
-        if len(np.unique(patients)) > 1
-    }
-    figures = {name: float(values[name][0].mean()) for name in ("sensitivity", "specificity")}
-    patients_in_all = len(np.unique(groups))
-    return PilotMeasures(len(groups), patients_in_all, prevalence, figures | {"auroc": area}, designs, disagreement)
 
 
 def plan_proportion(value: float, *, width: float, confidence: float = 0.95, effect: float = 1.0) -> int:
@@ -243,13 +103,7 @@ def plan_proportion_test(
     _check_fraction(value, "the proportion")
     _check_fraction(reference, "the figure to compare with")
     _check_test(margin, power, level)
-    if margin is None and value == reference:
-        raise ValueError(f"found {value:g} and {reference:g}; expected two proportions that differ")
-    if margin is not None and not value - reference + margin > MIN_DISTANCE:
-        raise ValueError(
-            f"found {value:g}, which is worse than {reference:g} by the margin of {margin:g} or more; expected a "
-            "proportion that is worse by less, or a larger margin"
-        )
+    _check_distance(value, reference, margin)
     spreads = math.sqrt(reference * (1 - reference)), math.sqrt(value * (1 - value))
     return _plan_test(value - reference, spreads, margin=margin, power=power, level=level, effect=effect)
 
@@ -274,16 +128,211 @@ def plan_auroc(area: float, *, prevalence: float, width: float, confidence: floa
         >>> plan_auroc(0.8, prevalence=0.3, width=0.1)
         359
     """
-    if not 0.5 < area < 1:
-        raise ValueError(f"the area is {area:g}; expected a number in (0.5, 1), such as 0.9")
+    _check_area(area, "the area")
     _check_fraction(prevalence, "the prevalence")
     _check_fraction(width, "the width")
     check_confidence(confidence)
-    slope = (1 - area) / (2 - area) + area / (1 + area)
-    scale = area * (1 - area) / (prevalence * (1 - prevalence)) * (2 * compute_quantile(confidence) / width) ** 2
-    # n² = scale (1 + (n/2 - 1) slope): the positive root of a quadratic equation.
-    half = scale * slope / 2
-    return max(2, _round_up((half + math.sqrt(half**2 + 4 * scale * (1 - slope))) / 2, effect))
+    return _find_images(
+        lambda n: 2 * compute_quantile(confidence) * _compute_area_error(area, n, prevalence) - width, effect
+    )
+
+
+def plan_auroc_test(
+    area: float,
+    *,
+    reference: float,
+    prevalence: float,
+    margin: float | None = None,
+    power: float = 0.8,
+    level: float = 0.05,
+    effect: float = 1.0,
+) -> int:
+    """Compute the number of images that show an AUROC to differ from a figure, or to be no worse by a margin.
+
+    The smallest n with z_α SE(r) + z_β SE(A) <= |A - r| for the area A and the figure r, and with a margin m,
+    z_α SE(r - m) + z_β SE(A) <= A - r + m (Obuchowski and McClish, Stat Med 1997;16:1529), with the binormal standard
+    error (Bamber, J Math Psychol 1975;12:387). z_α is that of a two-sided level, which for non-inferiority is one-sided
+    at half of it.
+
+    Args:
+        area: The expected area, in (0.5, 1).
+        reference: The figure to compare with, in [0.5, 1).
+        prevalence: Fraction of the class among all images, in (0, 1).
+        margin: The largest difference that counts as no worse, in (0, 1); None: a difference is to be shown.
+        power: Probability of a significant result if the area is as expected, in (0, 1).
+        level: Two-sided significance level, in (0, 1).
+        effect: Design effect, >= 1.
+
+    Raises:
+        ValueError: If an argument is out of range, or what is expected is not what is to be shown.
+
+    Example:
+        >>> plan_auroc_test(0.9, reference=0.8, prevalence=0.3)
+        147
+    """
+    _check_area(area, "the area")
+    if not 0.5 <= reference < 1:
+        raise ValueError(f"the figure to compare with is {reference:g}; expected an AUROC in [0.5, 1), such as 0.8")
+    _check_fraction(prevalence, "the prevalence")
+    _check_distance(area, reference, margin)
+    _check_test(margin, power, level)
+
+    without = reference if margin is None else max(0.5, reference - margin)
+
+    def compute_gap(n: float) -> float:
+        reach = _compute_reach(
+            tuple(_compute_binormal_error(each, n, prevalence) for each in (without, area)), power=power, level=level
+        )
+        return reach - abs(area - reference + (margin or 0.0))
+
+    return _find_images(compute_gap, effect)
+
+
+def plan_paired_auroc(
+    first: float,
+    second: float,
+    *,
+    correlation: float,
+    prevalence: float,
+    margin: float | None = None,
+    power: float = 0.8,
+    level: float = 0.05,
+    effect: float = 1.0,
+) -> int:
+    """Compute the number of images that show two models' AUROCs to differ on the same images, or non-inferiority.
+
+    The smallest n with (z_α + z_β) SE <= |δ|, or δ + m with a margin m, for the difference δ of the areas, first minus
+    second, and SE² = SE₁² + SE₂² - 2 r SE₁ SE₂ (Hanley and McNeil, Radiology 1983;148:839), with the binormal standard
+    errors of `plan_auroc_test`. z_α is that of a two-sided level, which for non-inferiority is one-sided at half of it.
+
+    Args:
+        first: Expected area of the first (new) model, in (0.5, 1).
+        second: Expected area of the second one, in (0.5, 1).
+        correlation: Correlation r of the two estimated areas, in [0, 1).
+        prevalence: Fraction of the class among all images, in (0, 1).
+        margin: The largest difference by which the first model may be worse, in (0, 1); None: a difference is to be
+            shown.
+        power: Probability of a significant result if the areas are as expected, in (0, 1).
+        level: Two-sided significance level, in (0, 1).
+        effect: Design effect, >= 1.
+
+    Raises:
+        ValueError: If an argument is out of range, or what is expected is not what is to be shown.
+
+    Example:
+        >>> plan_paired_auroc(0.9, 0.85, correlation=0.5, prevalence=0.3)
+        444
+    """
+    _check_area(first, "the first area")
+    _check_area(second, "the second area")
+    if not 0 <= correlation < 1:
+        raise ValueError(f"the correlation of the areas is {correlation:g}; expected a number in [0, 1), such as 0.5")
+    _check_fraction(prevalence, "the prevalence")
+    _check_distance(first, second, margin)
+    _check_test(margin, power, level)
+
+    def compute_gap(n: float) -> float:
+        one, two = (_compute_binormal_error(area, n, prevalence) for area in (first, second))
+        error = math.sqrt(one**2 + two**2 - 2 * correlation * one * two)
+        return _compute_reach((error, error), power=power, level=level) - abs(first - second + (margin or 0.0))
+
+    return _find_images(compute_gap, effect)
+
+
+def plan_observed_expected(prevalence: float, *, width: float, confidence: float = 0.95, effect: float = 1.0) -> int:
+    """Compute the number of images for an interval of the ratio of observed to expected images of a class.
+
+    n = (1 - φ) / (φ SE²) for the prevalence φ, with exp(z SE) - exp(-z SE) = width around a ratio of 1 (criterion 1 of
+    Riley et al., Stat Med 2021;40:4230, BMJ 2024;384:e074821). It counts the expected number as known.
+
+    Args:
+        prevalence: Fraction of the class among all images, in (0, 1).
+        width: Distance of the interval's ends, in (0, 1).
+        confidence: Coverage of the interval, in (0, 1).
+        effect: Design effect, >= 1.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> plan_observed_expected(0.3, width=0.2)
+        900
+    """
+    _check_fraction(prevalence, "the prevalence")
+    _check_fraction(width, "the width")
+    check_confidence(confidence)
+    error = math.asinh(width / 2) / compute_quantile(confidence)
+    return _round_up((1 - prevalence) / (prevalence * error**2), effect)
+
+
+def plan_calibration_slope(
+    log_odds: NDArray[np.float64],
+    *,
+    weights: NDArray[np.float64] | None = None,
+    width: float,
+    confidence: float = 0.95,
+    effect: float = 1.0,
+) -> int:
+    """Compute the number of images for an interval of the calibration slope, around a slope of 1.
+
+    n = a / (SE² (a c - b²)), where a, b and c are the means of p (1 - p), times 1, the log-odds, and their square
+    (criterion 2 of Riley et al., Stat Med 2021;40:4230, BMJ 2024;384:e074821).
+
+    Args:
+        log_odds: Logarithm of the odds of the class's probability in such images, of shape (n,): those of a pilot run,
+            or those that `compute_binormal_log_odds` expects.
+        weights: Weight of each of them, of shape (n,), >= 0; None: equal.
+        width: Distance of the interval's ends, in (0, 1).
+        confidence: Coverage of the interval, in (0, 1).
+        effect: Design effect, >= 1.
+
+    Raises:
+        ValueError: If an argument is out of range, or the log-odds do not vary.
+
+    Example:
+        >>> values, weights = compute_binormal_log_odds(0.8, prevalence=0.3)
+        >>> plan_calibration_slope(values, weights=weights, width=0.2)
+        2176
+    """
+    _check_fraction(width, "the width")
+    check_confidence(confidence)
+    share = np.ones(len(log_odds)) if weights is None else np.asarray(weights, dtype=np.float64)
+    # Centred, so that a c - b² keeps its digits.
+    information = share / share.sum() * special.expit(log_odds) * special.expit(-log_odds)
+    amount = float(information.sum())
+    centred = log_odds - float(information @ log_odds) / amount if amount > 0 else log_odds
+    slope = float(information @ centred**2)
+    if not slope > MIN_DISTANCE:
+        raise ValueError("all images have nearly the same probability; expected probabilities that differ")
+    error = width / (2 * compute_quantile(confidence))
+    return _round_up(1 / (error**2 * slope), effect)
+
+
+def compute_binormal_log_odds(area: float, *, prevalence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the log-odds of a calibrated model of a given AUROC, if they are normal in both classes (Riley 2021).
+
+    Their variance is σ² = 2 Φ⁻¹(A)² for the area A, and their means are σ² apart; calibration gives the rest.
+
+    Args:
+        area: The area, in (0.5, 1).
+        prevalence: Fraction of the class among all images, in (0, 1).
+
+    Returns:
+        Log-odds and their weights, of shape (n,) each, for sums over the distribution.
+
+    Example:
+        >>> values, weights = compute_binormal_log_odds(0.8, prevalence=0.3)
+        >>> round(float(weights.sum()), 6), round(float(weights @ special.expit(values)), 4)
+        (1.0, 0.3)
+    """
+    _check_area(area, "the area")
+    _check_fraction(prevalence, "the prevalence")
+    nodes, node_weights = np.polynomial.hermite_e.hermegauss(100)
+    deviation = math.sqrt(2) * float(special.ndtri(area))
+    middle = float(special.logit(prevalence)) - deviation**2 / 2
+    values = np.concatenate([middle + deviation * nodes, middle + deviation**2 + deviation * nodes])
+    parts = node_weights / node_weights.sum()
+    return values, np.concatenate([(1 - prevalence) * parts, prevalence * parts])
 
 
 def plan_paired_difference(
@@ -352,14 +401,61 @@ def _plan_test(
         level: Likewise.
         effect: Likewise.
     """
-    error, miss = compute_quantile(1 - level), float(special.ndtri(power))
     without, expected = spreads
-    if margin is None:
-        quantiles, distance = error * without + miss * expected, difference
-    else:
-        quantiles, distance = (error + miss) * expected, difference + margin
-    # A negative sum: the power is reached with any number of images.
-    return _round_up(max(0.0, quantiles) ** 2 / distance**2, effect)
+    reach = _compute_reach((expected if margin is not None else without, expected), power=power, level=level)
+    return _round_up(reach**2 / (difference + (margin or 0.0)) ** 2, effect)
+
+
+def _compute_reach(errors: tuple[float, ...], *, power: float, level: float) -> float:
+    """Return z_α times the error at the edge of what is to be shown, plus z_β times that of what is expected.
+
+    A negative sum is 0: the power is reached with any number of images.
+    """
+    edge, expected = errors
+    return max(0.0, compute_quantile(1 - level) * edge + float(special.ndtri(power)) * expected)
+
+
+def _compute_area_error(area: float, images: float, prevalence: float) -> float:
+    """Compute the standard error of an area by Hanley and McNeil, in Newcombe's form for any prevalence.
+
+    SE² = A (1 - A) (1 + (n/2 - 1) (1 - A) / (2 - A) + (n/2 - 1) A / (1 + A)) / (n² φ (1 - φ)).
+    """
+    slope = (1 - area) / (2 - area) + area / (1 + area)
+    factor = max(0.0, 1 + (images / 2 - 1) * slope)
+    return math.sqrt(area * (1 - area) * factor / (prevalence * (1 - prevalence))) / images
+
+
+def _compute_binormal_error(area: float, images: float, prevalence: float) -> float:
+    """Compute the standard error of an area between two normal distributions of equal variance (Bamber 1975)."""
+    return math.sqrt(compute_binormal_variance(area, (images * prevalence, images * (1 - prevalence))))
+
+
+def _find_images(compute_gap: Callable[[float], float], effect: float) -> int:
+    """Find the number of images at which a gap that decreases with it is closed."""
+    if not compute_gap(MAX_IMAGES) < 0:
+        raise ValueError(f"more than {MAX_IMAGES:,} images would be needed")
+    images = 2.0 if compute_gap(2.0) <= 0 else float(optimize.brentq(compute_gap, 2.0, MAX_IMAGES, xtol=1e-9))
+    return _round_up(images, effect)
+
+
+def _check_area(value: float, name: str) -> None:
+    if not 0.5 < value < 1:
+        raise ValueError(f"{name} is {value:g}; expected a number in (0.5, 1), such as 0.9")
+
+
+def _check_distance(value: float, reference: float, margin: float | None) -> None:
+    """Check that what is expected is what is to be shown.
+
+    Raises:
+        ValueError: If the two are equal and no margin is given, or the value is worse by the margin.
+    """
+    if margin is None and value == reference:
+        raise ValueError(f"found {value:g} and {reference:g}; expected two figures that differ, or a margin")
+    if margin is not None and not value - reference + margin > MIN_DISTANCE:
+        raise ValueError(
+            f"{value:.4g} is worse than {reference:.4g} by the margin of {margin:g} or more; expected one "
+            "that is worse by less, or a larger margin"
+        )
 
 
 def _check_test(margin: float | None, power: float, level: float) -> None:

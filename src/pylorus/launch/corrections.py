@@ -352,11 +352,11 @@ def correct_value(message: str, words: Sequence[str]) -> list[str] | None:
         ['data.fit=pad', '-m']
     """
     if re.match(r"data\.group: .* finds no patient", message):
-        mended = [
+        corrected = [
             re.sub(r"(?<![\\A-Za-z])([dws])([+*{])", r"\\\1\2", word) if word.startswith("data.group=") else word
             for word in words
         ]
-        return mended if mended != list(words) else None  # the shell took the backslash
+        return corrected if corrected != list(words) else None  # the shell took the backslash
     named = re.match(r"(?:\w*: )?([\w./<>@]+)(?:=([^:\n]*))?: ", message)
     suggested = re.search(r'Did you mean "([^"]+)"\?|, such as (\S+)\.(?:\n|$)', message)
     if named is None or suggested is None or " has no key " in message:

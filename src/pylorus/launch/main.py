@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice, product
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -45,7 +44,7 @@ from pylorus.config.unused_keys import (
 )
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
-from pylorus.core.formatting import format_command, format_duration, setup_terminal
+from pylorus.core.formatting import format_command, setup_terminal
 from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
 from pylorus.core.limits import explain_limit, format_stop, reserve_cpu_time
 from pylorus.core.storage import explain_disk_error, explain_lock, lock_folder
@@ -62,8 +61,12 @@ from pylorus.launch.sweep import (
     setup_sweep_process,
     start_reading,
 )
+from pylorus.runs.console import announce_job
 from pylorus.runs.folder import PREPARED, STATUS, RunFolder
 from pylorus.runs.process import Timeline, ensure_uninterrupted, exit_process, handle_signals
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 CHANGEABLE_KEYS = (
     "report",
@@ -255,29 +258,25 @@ def _count_jobs(config: DictConfig) -> tuple[int | None, frozenset[str]]:
     if not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
         return None, frozenset()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    sweeps = [override for override in parsed if override.is_sweep_override()]
+    sweeps = [each for each in _parse_overrides([*params, *config.hydra.overrides.task]) if each.is_sweep_override()]
     if not all(override.is_discrete_sweep() for override in sweeps):
         return None, frozenset()
-    count = math.prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+    count = math.prod(len(_list_choices(override)) for override in sweeps)
     return count, frozenset(str(override.key_or_group) for override in sweeps)
 
 
-def _announce_job(folder: RunFolder, overrides: Sequence[str]) -> None:
-    """Print which job of how many begins, and how long the others will take if they are like those before."""
-    jobs, seconds = SweepFolder.jobs, []
-    for path in folder.path.parent.glob("*/status.json"):
-        with suppress(OSError, PylorusError):  # a damaged one is reported at the end of the sweep
-            status = RunFolder(path.parent).read_status()
-            seconds += [float(status["seconds"])] if status.get("state") == "finished" and "seconds" in status else []
-    number = int(folder.path.name) + 1 if folder.path.name.isdigit() else len(seconds) + 1
-    varied = [word for word in overrides if word.partition("=")[0].lstrip("+~") in SweepFolder.varied]
-    words = [f"job {number}" if jobs is None else f"job {number} of {jobs}", format_command(varied or overrides)]
-    if jobs is not None and seconds:
-        words.append(f"about {format_duration(fmean(seconds) * max(1, jobs - len(seconds)))} left")
-    print(f"\n{' | '.join(filter(None, words))}", flush=True)
+def _parse_overrides(words: Sequence[str]) -> "list[Override]":
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides(list(words))
+
+
+def _list_choices(override: "Override") -> list[str]:
+    """Return the overrides of single jobs that one of a command line stands for; none for a range of a search."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    values = override.sweep_string_iterator() if override.is_discrete_sweep() else ()
+    return [f"{override.key_or_group}={value}" for value in values]
 
 
 def _explain_sweep_lock(sweep: Path) -> str:
@@ -354,7 +353,7 @@ def _start_or_resume(
     if in_sweep and folder.read_status()["state"] == "finished":
         print(f"job {folder.path.name}: already finished")
     elif in_sweep:
-        _announce_job(folder, context.overrides.task)
+        announce_job(folder, context.overrides.task, jobs=SweepFolder.jobs, varied=SweepFolder.varied)
         run_job_process(folder)  # it locks the folder itself
 
 
@@ -479,20 +478,15 @@ def _check_sweep(arguments: list[str]) -> None:
         PylorusError: If none does; the message names the key, and what to type instead.
     """
     from hydra._internal.utils import get_args_parser
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     options = get_args_parser().parse_args(arguments)
     typed = read_overrides(options.overrides)
     if not options.multirun or not any(re.fullmatch(rule.key, key) for rule in RULES for key in typed):
         return
     choices: list[list[str]] = []
-    for override in OverridesParser.create().parse_overrides(options.overrides):
-        if override.is_sweep_override():
-            values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-            is_decisive = override.key_or_group in DECISIVE_KEYS or override.key_or_group.startswith("stages.")
-            choices.append([f"{override.key_or_group}={value}" for value in values[: None if is_decisive else 1]])
-        else:
-            choices.append([str(override.input_line)])
+    for override in _parse_overrides(options.overrides):
+        is_decisive = override.key_or_group in DECISIVE_KEYS or override.key_or_group.startswith("stages.")
+        choices.append(_list_choices(override)[: None if is_decisive else 1])
     unused: dict[str, str] | None = None
     for words in islice(product(*filter(None, choices)), MAX_JOBS_CHECKED):
         try:

@@ -30,6 +30,7 @@ from pylorus.config.checks import load_config
 from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list
 from pylorus.core.io import BROKEN_PIPE_CODE, write_json
+from pylorus.runs.console import format_job_ends
 from pylorus.runs.folder import STATUS, RunFolder
 from pylorus.runs.process import (
     IN_SWEEP,
@@ -498,8 +499,8 @@ def explain_sweep_end(error: Exception, sweep: Path) -> str | None:
     finished = any(status["state"] == "finished" for status in states.values())
     if finished or not states or _get_raising_package(error) not in SEARCH_PACKAGES:
         return None
-    ends = [f"job {job} {status['state']}: {status.get('error', 'see its run.log')}" for job, status in states.items()]
-    return f"no job of the sweep finished ({reason[:400]})\n{format_name_list(ends)}\nFix the cause; {advice}"
+    ends = format_name_list(format_job_ends(states))
+    return f"no job of the sweep finished ({reason[:400]})\n{ends}\nFix the cause; {advice}"
 
 
 def _get_raising_package(error: Exception) -> str:

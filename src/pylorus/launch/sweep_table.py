@@ -1,5 +1,6 @@
 """The table of a finished sweep: one row a job and stage, means over replicates, and what a search maximises."""
 
+import math
 import re
 import shutil
 import sys
@@ -13,11 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from pylorus.config.checks import load_config
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import defuse_formulas, format_number, format_percent, join_names
+from pylorus.core.formatting import (
+    DASH,
+    defuse_formulas,
+    format_duration,
+    format_percent,
+    format_percent_with_unit,
+    join_names,
+)
 from pylorus.core.io import write_atomically, write_text
 from pylorus.evaluation.confusion import compute_class_metric, overall_indices, select_class_metrics
 from pylorus.evaluation.replicates import summarize_replicates
 from pylorus.report.page import write_report
+from pylorus.runs.console import format_job_ends, print_next_commands
 from pylorus.runs.folder import DAMAGED, RunFolder
 from pylorus.runs.predictions import read_predictions
 from pylorus.runs.reading import HASH_DIGITS, compute_configuration_key, read_config, read_run, read_split
@@ -52,10 +61,32 @@ def write_sweep_table(sweep: Path) -> int:
             print(f"error: the report was not written: {error}")
             code = 1
     print(f"sweep: {sweep}")
-    for job in table.loc[table["state"] != "finished", "job"].unique():
-        status = _find_status(RunFolder(sweep / str(job)))
-        print(f"job {job} {status['state']}: {status.get('error', 'see its run.log')}")
+    _print_best_job(sweep, table)
+    unfinished = table.loc[table["state"] != "finished", "job"].unique()
+    for line in format_job_ends({str(job): _find_status(RunFolder(sweep / str(job))) for job in unfinished}):
+        print(line)
     return code
+
+
+def _print_best_job(sweep: Path, table: pd.DataFrame) -> None:
+    """Print which job has the highest validation accuracy, and the commands that use its model.
+
+    Nothing is printed if jobs are replicates of each other, or were tested on different images.
+    """
+    shipped = table[(table["shipped"] == SHIPPED) & (table["state"] == "finished")]
+    if len(shipped) < 2 or shipped["test set"].nunique() > 1 or shipped["configuration"].duplicated().any():
+        return
+    best = shipped.iloc[0]  # the table is in this order
+    accuracy = best[f"val {ACCURACY}"]
+    ties = [str(job) for job in shipped.loc[shipped[f"val {ACCURACY}"] == accuracy, "job"] if job != best["job"]]
+    same = (
+        f"; job{'s' * (len(ties) > 1)} {join_names(ties)} {'have' if len(ties) > 1 else 'has'} the same" if ties else ""
+    )
+    print(
+        f"best: job {best['job']}, stage {best['stage']} (highest validation accuracy, "
+        f"{format_percent_with_unit(accuracy)}{same})"
+    )
+    print_next_commands(sweep / str(best["job"]) / "model")
 
 
 def _find_status(folder: RunFolder) -> dict[str, Any]:
@@ -259,7 +290,8 @@ def _format_jobs(rows: pd.DataFrame, table: pd.DataFrame, *, numbered: bool, is_
         if name.startswith(("val ", "test ")):
             rows[name] = [format_percent(proportion) for proportion in rows[name]]
     if "minutes" in rows:
-        rows["minutes"] = [format_number(minutes, 1) for minutes in rows["minutes"]]
+        rows["minutes"] = [DASH if math.isnan(value) else format_duration(60 * value) for value in rows["minutes"]]
+        rows = rows.rename(columns={"minutes": "duration"})
     return _render_markdown_table(
         [str(name) for name in rows.columns], [[str(cell) for cell in row] for row in rows.itertuples(index=False)]
     )
@@ -303,7 +335,7 @@ def _describe_job(folder: RunFolder, config: DictConfig, status: Mapping[str, An
         "shipped": "",
         "overrides": " ".join(status.get("overrides", [])) or "–",
         "state": status["state"],
-        "minutes": _get_minutes(status),
+        "minutes": folder.read_seconds(status) / 60,
     }
 
 
@@ -344,7 +376,3 @@ def _compute_measures(folder: RunFolder, stage: str, part: str, metrics: Sequenc
     for name, by_class in folder.get_stage(stage).read_own_metrics().get(part, {}).items():
         measures[name] = float(np.mean(np.array(list(by_class.values()), dtype=float)))
     return {f"{part} {measure}": value for measure, value in measures.items()}
-
-
-def _get_minutes(status: Mapping[str, Any]) -> float:
-    return float(status.get("seconds", float("nan"))) / 60

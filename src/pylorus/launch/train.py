@@ -70,7 +70,7 @@ from pylorus.model.freeze import (
 from pylorus.model.metrics import build_metrics
 from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
-from pylorus.runs.console import detach_streams, open_run_log, print_results
+from pylorus.runs.console import detach_streams, find_earlier_failure, open_run_log, print_results
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import (
     IN_SWEEP,
@@ -302,12 +302,13 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
 
 @contextmanager
 def _print_resume_hint(config: Config, folder: RunFolder) -> Iterator[None]:
-    """Print how to resume a run that ends early, unless its error message does."""
+    """Print how to resume a run that ends early, unless its error message or the end of its sweep does."""
     try:
         yield
     except BaseException as error:
         has_checkpoints = any((folder.path / name / "checkpoints").is_dir() for name in config.stages)
-        if has_checkpoints and f"resume={folder.path}" not in str(error):
+        ends_sweep = IN_SWEEP in os.environ and type(error) is KeyboardInterrupt
+        if has_checkpoints and not ends_sweep and f"resume={folder.path}" not in str(error):
             print(f"\nprogress is saved; to resume: {TRAIN_COMMAND} resume={folder.path}", file=sys.stderr)
         raise
 
@@ -359,6 +360,8 @@ def train(
     record = folder.path / "environment.json"
     initial = restore_trainer_config(config.trainer, record)
     engine = processes.run_on_first(lambda: resolve_engine(initial, Path(config.cache.folder)))
+    restored = [name for name in engine.reasons if getattr(initial, name) != getattr(config.trainer, name)]
+    engine = replace(engine, reasons={**engine.reasons, **dict.fromkeys(restored, "as chosen when the run started")})
     engine.setup_process(local_count=processes.local_count)
     if config.data.kind == "folders":
         check_root(Path(str(config.data.root)))
@@ -401,7 +404,7 @@ def train(
                     result,
                     validated_on=images.validation,
                     metrics=metrics,
-                    problems=find_problems(plan, result, folder, config.loss),
+                    problems=find_problems(plan, result, folder, config.loss, weights=backbone.weights),
                 )
             first_epoch += result.epochs
             if processes.is_first:
@@ -497,12 +500,11 @@ def main() -> None:
         os.environ.setdefault(ERROR_FILE, str(folder / f"{FAILURE_PREFIX}{processes.index}.json"))  # srun names none
         train_rank(folder, processes, train)
         return
-    timeline, code = Timeline.from_process_start(), 0
+    run_folder, timeline, code = RunFolder(Path(sys.argv[1])), Timeline.from_process_start(), 0
     reserve_cpu_time()
     if IN_SWEEP in os.environ:
         end_after_parent(int(os.environ[IN_SWEEP]))
     try:
-        run_folder = RunFolder(Path(sys.argv[1]))
         with handle_closed_pipe(), run_folder.lock():
             run(run_folder, timeline=timeline)
     except KeyboardInterrupt:
@@ -511,7 +513,8 @@ def main() -> None:
         message = str(error) if isinstance(error, PylorusError) else explain_limit(error)
         if message is None:
             raise
-        print(f"\nerror: {message}", file=sys.stderr)
+        earlier = find_earlier_failure(run_folder, message) if IN_SWEEP in os.environ else None
+        print(f"\nerror: {message if earlier is None else f'the same as that of job {earlier}'}", file=sys.stderr)
         code = 1
     exit_process(code)
 

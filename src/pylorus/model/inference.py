@@ -297,12 +297,24 @@ def combine_distances(features: Tensor, appearance: Tensor, scales: Tensor) -> T
     return 1 + excess / (1 + excess.abs())
 
 
-def compute_split_appearance(datamodule: ImageBatches, split: str, rows: NDArray[np.int64]) -> Tensor:
-    """Compute the appearance of some images of a split, in the order of the rows, without augmentation."""
+def compute_split_appearance(
+    datamodule: ImageBatches,
+    split: str,
+    rows: NDArray[np.int64],
+    compute: Callable[[Tensor], Tensor] = compute_appearance,
+) -> Tensor:
+    """Compute the appearance of some images of a split, in the order of the rows, without augmentation.
+
+    Args:
+        datamodule: The images.
+        split: Name of the split.
+        rows: The rows of the images.
+        compute: Computes the statistics of a batch, uint8 RGB of shape (n, 3, size, size), one row for each image.
+    """
     size = 2 * datamodule.batch_size
     batches = [[Draw(int(row), None) for row in rows[at : at + size]] for at in range(0, len(rows), size)]
     with torch.inference_mode():
-        parts = [compute_appearance(batch.image).cpu() for batch in datamodule.build_batch_loader(split, batches)]
+        parts = [compute(batch.image).cpu() for batch in datamodule.build_batch_loader(split, batches)]
     return torch.cat(parts)
 
 

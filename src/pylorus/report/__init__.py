@@ -15,7 +15,14 @@ from annotated_types import Ge
 from pylorus.core.errors import PylorusError, translate_errors
 from pylorus.core.io import check_arguments, resolve_path
 
-ARGUMENTS = {"--class": "class_name", "--sensitivity": "sensitivity", "--guarantee": "guarantee"}
+ARGUMENTS = {
+    "--class": "class_name",
+    "--sensitivity": "sensitivity",
+    "--guarantee": "guarantee",
+    "--margin": "margin",
+    "--reference": "reference",
+    "--against": "against",
+}
 """What the options in messages are called in Python."""
 
 
@@ -28,6 +35,9 @@ def report(
     sensitivity: float | None = None,
     guarantee: float | None = None,
     published: bool = False,
+    margin: float | None = None,
+    reference: str | None = None,
+    against: Sequence[str] = (),
     thumbnails: bool = False,
     names: bool = False,
     resamples: Annotated[int, Ge(1)] | None = None,
@@ -43,6 +53,12 @@ def report(
             the first run.
         guarantee: Confidence of this guarantee, in (0, 1); None: that of the first run.
         published: Whether to compare with the results of the published study.
+        margin: Largest difference at which a model counts as no worse, in (0, 1), for tests of non-inferiority and
+            equivalence; None: that of the runs (deploy.margin).
+        reference: Label, model or folder of the run that the others are compared with by the margin; None: the one
+            selected on validation images.
+        against: Figures that the selected model is compared with by the margin, such as `"sensitivity=0.9"`,
+            `"sensitivity=135/150"` or `"published"`.
         thumbnails: Whether to show the worst mistakes as small images.
         names: Whether to show file names, groups, folders and error messages, which may name patients.
         resamples: Random exchanges of two models' predictions in tests of macro F1 and similar indices; None: as many
@@ -65,6 +81,9 @@ def report(
             sensitivity=sensitivity,
             guarantee=guarantee,
             published=published,
+            margin=margin,
+            reference=reference,
+            against=tuple(against),
             thumbnails=thumbnails,
             names=names,
             resamples=ReportOptions.resamples if resamples is None else resamples,

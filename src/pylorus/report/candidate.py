@@ -26,7 +26,14 @@ from pylorus.evaluation.replicates import (
     estimate_replicates,
     summarize_replicates,
 )
-from pylorus.report.results import CONFIDENCE, ComparableResults, Result, compute_test_hash, set_run_labels
+from pylorus.report.results import (
+    CONFIDENCE,
+    ComparableResults,
+    Result,
+    compute_test_hash,
+    format_stage_label,
+    set_run_labels,
+)
 from pylorus.runs.reading import MACHINE_KEYS, REPLICATE_KEYS, SavedRun, compute_configuration_key
 
 SET, FOLDS, SPLITS = "set", "folds", "splits"
@@ -432,7 +439,7 @@ def _build_configuration(
         included = tuple(result for result in own if is_included(result))
         names = list(dict.fromkeys(result.stage.name for result in included))
         return Candidate(
-            f"{label} {names[0]}" if len(names) == 1 else f"{label} as shipped ({' or '.join(names)})",
+            format_stage_label(label, names[0]) if len(names) == 1 else f"{label} as shipped ({' or '.join(names)})",
             label,
             " or ".join(names),
             included,

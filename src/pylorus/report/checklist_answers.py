@@ -142,14 +142,14 @@ def report_thresholds(evidence: Evidence) -> str:
     points = [point for result in results for point in result.operating]
     met = sum(point.fixed.is_guaranteed for point in points)
     guarantee = {
-        0: "no threshold guarantees because there are too few patients",
-        len(points): "the threshold guarantees" if len(points) == 1 else "each threshold guarantees",
-    }.get(met, f"{met} of {len(points)} thresholds guarantee")
+        0: "no threshold guarantees this, because there are too few patients",
+        len(points): "the threshold guarantees this" if len(points) == 1 else "each threshold guarantees this",
+    }.get(met, f"{met} of {len(points)} thresholds guarantee this")
     return (
         f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true "
         f"sensitivity of at least {format_percent(evidence.target.sensitivity, digits=None)} % with "
         f"{format_percent(evidence.target.confidence, digits=None)} % "
-        f"confidence (one-sided tolerance bound by patient), which {guarantee}{applied}. "
+        f"confidence (one-sided tolerance bound by patient){applied}; {guarantee}. "
         "Otherwise, the class with the highest probability is predicted."
     )
 
@@ -197,6 +197,16 @@ def report_external_test(evidence: Evidence) -> str:
         evidence,
         lambda run: format_external_test(run, names=evidence.options.names) if _has_test_predictions(run) else "",
     )
+
+
+def report_test_images(evidence: Evidence) -> str:
+    """Report how many images the models were tested on, and how these were selected."""
+    return _merge_run_answers(evidence, lambda run: _format_test_images(run, names=evidence.options.names))
+
+
+def report_class_balance(evidence: Evidence) -> str:
+    """Report how many training images there are of each class, and whether the loss weights the classes."""
+    return _merge_run_answers(evidence, _format_class_balance)
 
 
 def report_characteristics(evidence: Evidence) -> str:
@@ -356,6 +366,31 @@ def _format_partitions(run: SavedRun, *, names: bool) -> str:
         f"{listed} images (split {run.split.short_hash}). Test images: {format_test_images_origin(run, names=names)}. "
         f"{validation}{unreadable}"
     )
+
+
+def _format_test_images(run: SavedRun, *, names: bool) -> str:
+    if run.split is None or not _has_test_predictions(run):
+        return ""
+    images = format_count(len(run.split.get_split_rows("test")), "test image")
+    return f"{images}: {format_test_images_origin(run, names=names)}"
+
+
+def _format_class_balance(run: SavedRun) -> str:
+    if run.split is None or not run.class_names:
+        return ""
+    counts = [
+        f"{short} {run.split.count_by_split(name)[0]:,}"
+        for name, short in zip(run.class_names, run.short_names, strict=True)
+    ]
+    own_loss = run.get_setting("loss._target_")
+    weights = (
+        f"whether {own_loss} weights the classes is not documented here"
+        if own_loss
+        else "the loss weights each class inversely to its frequency (loss.class_weights=balanced)"
+        if run.get_setting("loss.class_weights") == "balanced"
+        else "the loss does not weight the classes (loss.class_weights=none)"
+    )
+    return f"Training images: {', '.join(counts)}; {weights}. Probabilities are not adjusted to another prevalence"
 
 
 def _format_split_overlaps(run: SavedRun) -> str:

@@ -22,9 +22,10 @@ from pylorus.evaluation.comparison import (
     holm,
     mcnemar,
     paired_differences,
+    paired_share_difference,
     sign_flip_test,
 )
-from pylorus.evaluation.intervals import compute_satterthwaite_freedom
+from pylorus.evaluation.intervals import Estimate, compute_satterthwaite_freedom
 from pylorus.evaluation.predictions import Predictions, align_predictions
 from pylorus.evaluation.replicates import (
     compare_replicates,
@@ -179,6 +180,44 @@ def compare_pair(
     return replace(comparison, corrected=_collect_p_values(comparison))
 
 
+def estimate_difference(
+    first: Candidate, second: Candidate, pool: Pool, *, class_name: str | None = None, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Estimate the difference of two candidates in accuracy, or in AUROC of a class, at any confidence.
+
+    One model each: as in `paired_differences` and `delong_test`. Several seeds, folds or splits: the most conservative
+    interval, as in `compare_pair`.
+
+    Args:
+        first: First candidate.
+        second: Second candidate; the difference is first minus second.
+        pool: Pool in which they are compared.
+        class_name: Class whose AUROC is compared; None: accuracy.
+        confidence: Coverage of the interval, in (0, 1).
+    """
+    rounds = first.round_predictions, second.round_predictions
+    if pool.kind == SET and len(rounds[0]) == len(rounds[1]) == 1:
+        one, two = rounds[0][0], align_predictions(rounds[0][0], rounds[1][0])
+        if class_name is not None:
+            return delong_test(one, two, class_name=class_name, confidence=confidence)
+        return paired_share_difference(one.correct, two.correct, one.group, confidence=confidence)
+    paired = [result.run for result in first.results] == [result.run for result in second.results]
+    if len(first.by_test) > 1:
+        key = ACCURACY if class_name is None else AUROC
+        patients, training = None, _compare_over_tests(first, second, class_name, confidence=confidence)[key]
+        if class_name is None and pool.kind == FOLDS:
+            patients = _compare_rounds(*rounds, allow_for_seeds=False, confidence=confidence)[0]
+    elif class_name is not None:
+        compared = _compare_auroc(*rounds, class_name, paired=paired, confidence=confidence)
+        patients, training = compared.patients, compared.training
+    else:
+        patients, training = (
+            _compare_rounds(*rounds, allow_for_seeds=seeds, paired=paired and seeds, confidence=confidence)[0]
+            for seeds in (False, True)
+        )
+    return IndexComparison(patients, training).widest
+
+
 def compute_corrected_family(
     comparisons: Sequence[Comparison], *, question: str, others: Sequence[Comparison] = ()
 ) -> tuple[Comparison, ...]:
@@ -255,7 +294,12 @@ def _stack_predictions(
 
 
 def _compare_rounds(
-    first: Sequence[Predictions], second: Sequence[Predictions], *, allow_for_seeds: bool, paired: bool = False
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
+    *,
+    allow_for_seeds: bool,
+    paired: bool = False,
+    confidence: float = CONFIDENCE,
 ) -> tuple[Difference, Difference]:
     """Compute the differences in mean accuracy and in mean macro F1 over rounds on the same images."""
     reference, tables = _stack_predictions(first, second)
@@ -271,7 +315,7 @@ def _compare_rounds(
             degrees=indices.count_freedom(position, contrast),
             allow_for_seeds=allow_for_seeds,
             paired=paired,
-            confidence=CONFIDENCE,
+            confidence=confidence,
         )
         for position in (0, F1_POSITION)
     )
@@ -290,11 +334,16 @@ def _compute_sign_flip_p(first: Sequence[Predictions], second: Sequence[Predicti
 
 
 def _compare_auroc(
-    first: Sequence[Predictions], second: Sequence[Predictions], class_name: str, *, paired: bool
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
+    class_name: str,
+    *,
+    paired: bool,
+    confidence: float = CONFIDENCE,
 ) -> IndexComparison:
     """Compare AUROC on one test set by DeLong's test and, with several seeds, Obuchowski and Rockette's method."""
     if len(first) == len(second) == 1:
-        return IndexComparison(delong_test(first[0], second[0], class_name=class_name, confidence=CONFIDENCE), None)
+        return IndexComparison(delong_test(first[0], second[0], class_name=class_name, confidence=confidence), None)
     reference, tables = _stack_predictions(first, second)
     column = reference.class_names.index(class_name)
     positive = reference.true == column
@@ -315,14 +364,16 @@ def _compare_auroc(
             degrees=degrees,
             allow_for_seeds=allow_for_seeds,
             paired=paired and allow_for_seeds,
-            confidence=CONFIDENCE,
+            confidence=confidence,
         )
         for allow_for_seeds in (False, True)
     )
     return IndexComparison(patients, training if training.allows_for_training else None)
 
 
-def _compare_over_tests(first: Candidate, second: Candidate, class_name: str | None) -> dict[str, Difference | None]:
+def _compare_over_tests(
+    first: Candidate, second: Candidate, class_name: str | None, *, confidence: float = CONFIDENCE
+) -> dict[str, Difference | None]:
     """Compare the means over folds or splits, each averaged over its runs, with Nadeau and Bengio's interval."""
     tests = list(first.by_test)
     ratio = compute_test_train_ratio(first)
@@ -338,7 +389,7 @@ def _compare_over_tests(first: Candidate, second: Candidate, class_name: str | N
             for each in (first, second)
         ]
         differences[name] = corrected_resampled_t(
-            np.array(values[0]) - np.array(values[1]), test_to_train=ratio, confidence=CONFIDENCE
+            np.array(values[0]) - np.array(values[1]), test_to_train=ratio, confidence=confidence
         )
     return differences
 

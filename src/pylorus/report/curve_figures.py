@@ -16,6 +16,7 @@ from pylorus.evaluation.confusion import get_monitor_column
 from pylorus.evaluation.decisions import NetBenefit, RiskCoverage, net_benefit, risk_coverage
 from pylorus.report.candidate import Candidate
 from pylorus.report.captions import format_test_basis, format_training_basis, format_validation_images
+from pylorus.report.evidence import Evidence
 from pylorus.report.figure_style import (
     FAINT,
     INK,
@@ -27,7 +28,8 @@ from pylorus.report.figure_style import (
     get_replicate_style,
     report_style,
 )
-from pylorus.report.results import CONFIDENCE, Result
+from pylorus.report.mistakes import Item, Section, Sentences
+from pylorus.report.results import CONFIDENCE, Result, format_stage_label, make_file_stems
 from pylorus.runs.reading import SavedRun, SavedStage, get_metric_labels
 
 LOG_SCALE_RATIO = 30.0
@@ -95,6 +97,31 @@ def collect_curves(runs: Sequence[SavedRun]) -> list[StageCurves]:
         for stage in run.stages
         if stage.curves is not None and len(stage.curves)
     ]
+
+
+def build_training_section(evidence: Evidence) -> Section:
+    """Build the section of training curves: all models in one plot per stage, then the classes of each model."""
+    curves = collect_curves(evidence.runs)
+    labels = {run: label for label, runs in evidence.replicates.items() for run in runs}
+    stages = dict.fromkeys(each.stage.name for each in curves)
+    items: list[Item] = [
+        plot_training_curves([each for each in curves if each.stage.name == stage], labels=labels) for stage in stages
+    ]
+    stems = make_file_stems(list(evidence.replicates))
+    for stem, (label, runs) in zip(stems, evidence.replicates.items(), strict=True):
+        for stage in stages:
+            own = [each for each in curves if each.stage.name == stage and each.run in runs]
+            if own:
+                items.append(plot_class_metric_curves(own, own[0].run.short_names, label=label, stem=stem))
+    without = [
+        format_stage_label(run.label, stage.name)
+        for run in evidence.runs
+        for stage in run.stages
+        if stage.curves is None
+    ]
+    if without:
+        items.append(Sentences((f"No training curves, because metrics.csv is missing: {'; '.join(without)}.",)))
+    return Section("training", "Training", tuple(items))
 
 
 def plot_training_curves(curves: Sequence[StageCurves], *, labels: Mapping[SavedRun, str] | None = None) -> Drawing:

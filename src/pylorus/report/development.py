@@ -213,8 +213,9 @@ def build_class_calibration_table(model: StoredModel, evaluation: Mapping[str, A
         ),
         rows=create_rows(rows),
         notes=(
-            "Expected: the mean calibrated probability of the class. The line of recalibration has slope 1 and "
-            "intercept 0 where probabilities are right; a slope below 1 means that they are too extreme.",
+            "Expected: the mean calibrated probability of the class. Where probabilities are right, the line of "
+            "recalibration has slope 1 and intercept 0. A slope below 1 means that they are too extreme; an intercept "
+            "(with the slope held at 1) above 0, that the class is more frequent than they say.",
         ),
     )
 
@@ -240,6 +241,9 @@ def format_threshold_sentences(model: StoredModel, evaluation: Mapping[str, Any]
         return
     promised = threshold.sensitivity if threshold.is_guaranteed else threshold.sensitivity_reached
     guarantee = f"the {format_percent_with_unit(promised)} guaranteed for new patients of the development's hospitals"
+    if not threshold.is_guaranteed:
+        target = format_percent_with_unit(threshold.sensitivity)
+        guarantee += f" (the target was {target}, which too few patients were there to guarantee)"
     if sensitivity.high < promised:
         yield f"{text}: shown to be less than {guarantee}. The threshold did not carry over."
     elif sensitivity.low >= promised:
@@ -255,6 +259,12 @@ def format_prevalence_sentences(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if stated is None:
         return
     ppv, npv = (_read_estimate(stated[key]) for key in ("ppv", "npv"))
+    if not (ppv.defined and npv.defined):
+        yield (
+            f"PPV and NPV where {format_percent(stated['prevalence'], digits=None)} % of the images are "
+            f"{decision['class']} are unknown: they need both sensitivity and specificity on the external images."
+        )
+        return
     yield (
         f"Where {format_percent(stated['prevalence'], digits=None)} % of the images are {decision['class']}, the PPV "
         f"is {convert_to_percent_cell(ppv).text} % and the NPV {convert_to_percent_cell(npv).text} %."

@@ -186,11 +186,19 @@ class Winner:
         if len(self.pool.candidates) == 1:
             sentence = f"{label} is the only candidate, with {accuracies}."
             return f"{sentence} {self._shipping}".strip()
-        sentence = (
-            f"The model selected by validation accuracy is {label}, with {accuracies}; selection on the test set would "
-            "make its results optimistic."
-        )
+        sentence = f"The model selected by validation accuracy is {label}, with {accuracies}.{self._ties}"
         return f"{sentence} {self._shipping}".strip()
+
+    @property
+    def _ties(self) -> str:
+        """Sentence about other candidates of the same validation accuracy; empty without any."""
+        best = _round_validation(self.preferred)
+        names = [each.label for each in self.pool.candidates if _round_validation(each) == best]
+        others = [name for name in names if self.preferred is not None and name != self.preferred.label]
+        if not others:
+            return ""
+        verb = "has" if len(others) == 1 else "have"
+        return f" {join_names(others, most=4)} {verb} the same validation accuracy; of these the first is taken."
 
     @property
     def _shipping(self) -> str:
@@ -264,8 +272,12 @@ def _select_preferred(pool: Pool) -> Candidate | None:
         only = pool.configurations[0].shipped
         return only if only.validation is not None else None
     validated = [each for each in pool.candidates if each.validation is not None]
-    # Rounded, so that the first of equal means is taken in spite of rounding errors in their sums.
-    return max(validated, key=lambda each: round(each.validation.mean, 12) if each.validation else 0.0, default=None)
+    return max(validated, key=_round_validation, default=None)
+
+
+def _round_validation(candidate: Candidate | None) -> float:
+    """Round a validation accuracy, so that equal means are equal in spite of rounding errors in their sums."""
+    return -1.0 if candidate is None or candidate.validation is None else round(candidate.validation.mean, 12)
 
 
 def _format_spread(candidate: Candidate) -> str:

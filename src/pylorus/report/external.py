@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from pylorus.core.formatting import (
+    DASH,
     format_count,
     format_p_value,
     format_percent_with_unit,
@@ -94,6 +95,8 @@ class ExternalSet:
         unpredicted: Number of images for which the network's output is not finite.
         left_out: Number of images of each class that was left out on purpose.
         prevalence: Stated proportion of the class of interest; None if none was.
+        copies: Copies of development images among them: how many images were `compared`, the number of `copies` and a
+            `summary` in words.
     """
 
     test: SavedPredictions
@@ -105,6 +108,7 @@ class ExternalSet:
     unpredicted: int
     left_out: Mapping[str, int]
     prevalence: float | None
+    copies: Mapping[str, Any]
 
 
 def write_external_report(
@@ -260,7 +264,8 @@ def _build_items(
     notes = [
         "Development: as stored with the model. External minus development; proportions in percentage points. The two "
         "sets are different images: the intervals of the differences are combined from the two intervals (MOVER), and "
-        f"p is corrected for the {sum(not math.isnan(each.p_value) for each in comparison)} rows that have one (Holm)."
+        f"p is corrected for the {sum(not math.isnan(each.p_value) for each in comparison)} rows that have one (Holm). "
+        "Accuracy and precision depend on how frequent each class is: see the table of images by class."
     ]
     if not external.grouped:
         notes.append(
@@ -353,6 +358,8 @@ def _build_summary(
 
 
 def _collect_warnings(model: StoredModel, external: ExternalSet, evaluation: Mapping[str, Any]) -> Iterator[str]:
+    if external.copies["copies"]:
+        yield f"{external.copies['summary']} validation.json lists them."
     counts = np.bincount(external.test.predictions.true, minlength=len(model.short_names))
     missing = [name for name, count in zip(model.short_names, counts, strict=True) if not count]
     if missing:
@@ -382,5 +389,8 @@ def _build_facts(external: ExternalSet, looks: Mapping[str, Any]) -> Iterator[Ke
     groups = f"of {external.test.groups:,} groups" if external.grouped else "each its own group"
     yield KeyFigure("External images", f"{external.test.images:,}", groups)
     yield KeyFigure("Image set", external.image_set[:HASH_DIGITS], "first digits of the hash of its contents")
+    compared, copies, summary = (external.copies[key] for key in ("compared", "copies", "summary"))
+    detail = f"of {compared:,} compared with the fingerprints in the model" if compared else summary
+    yield KeyFigure("Copies of development images", f"{copies:,}" if compared else DASH, detail)
     where = "this one included" if looks["recorded in"] else "this one could not be recorded beside the bundle"
     yield KeyFigure("Evaluations of this set", str(looks["this set"]), f"{where}; {looks['all sets']} of any set")

@@ -93,7 +93,7 @@ def resolve_image_file(run: SavedRun, sample: str) -> Path:
         if run.get_setting("data.kind") == "synthetic"
         else Path(str(run.get_setting("data.root", "")))
     )
-    return root / str(run.split.table.set_index("sample_id").loc[sample, "path"])
+    return root / str(run.split.rows_by_sample.loc[sample, "path"])
 
 
 def read_run_image(run: SavedRun, sample: str) -> RGB:
@@ -112,7 +112,7 @@ def read_run_image(run: SavedRun, sample: str) -> RGB:
         content = resolve_image_file(run, sample).read_bytes()
     except OSError:
         raise UnreadableImageError("the file no longer exists") from None
-    if hashlib.sha256(content).hexdigest() != run.split.table.set_index("sample_id").loc[sample, "sha256"]:
+    if hashlib.sha256(content).hexdigest() != run.split.rows_by_sample.loc[sample, "sha256"]:
         raise UnreadableImageError("the file has changed since the run")
     return decode_image(content)
 
@@ -296,7 +296,7 @@ def _build_mistake_cells(result: Result, mistake: Misclassification, peers: int,
     cells: list[Cell] = [mistake.sample]
     if names:
         assert result.run.split is not None
-        row = result.run.split.table.set_index("sample_id").loc[mistake.sample]
+        row = result.run.split.rows_by_sample.loc[mistake.sample]
         cells += [str(row["path"]), str(row["group"])]
     cells += [mistake.true, mistake.predicted, Number(100 * mistake.certainty), Number(100 * mistake.true_probability)]
     return [*cells, mistake.missed_by] if peers > 1 else cells

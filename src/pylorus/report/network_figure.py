@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from pylorus.core.errors import PylorusError
+from pylorus.report.evidence import Evidence
 from pylorus.report.figure_style import FAINT, INK, PAPER, WIDTH, Drawing, create_figure, report_style
+from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.reading import SavedRun
 
@@ -85,6 +87,21 @@ def merge_similar_blocks(blocks: Sequence[NetworkBlock]) -> list[NetworkBlock]:
         else:
             runs.append([block])
     return [_merge_blocks(run) for run in runs]
+
+
+def build_network_section(evidence: Evidence) -> Section:
+    """Build the section of network structures, each shown once."""
+    distinct: dict[str, SavedRun] = {}
+    for run in evidence.runs:
+        if run.network:
+            distinct.setdefault(f"{run.model} {read_network_blocks(run)}", run)
+    items: list[Item] = []
+    for run in distinct.values():
+        items += [plot_network_structure(run), FileOnly(build_network_table(run))]
+    without = [run.label for run in evidence.runs if not run.network]
+    if without:
+        items.append(Sentences((f"No figure of the network, because network.json is missing: {', '.join(without)}.",)))
+    return Section("networks", "Networks", tuple(items))
 
 
 def build_network_table(run: SavedRun) -> Table:

@@ -6,7 +6,7 @@ The page is a single self-contained file that opens offline and needs no script.
 import base64
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -25,17 +25,19 @@ from pylorus.report import captions
 from pylorus.report.captions import format_validation_images
 from pylorus.report.comparison import AUROC, MACRO_F1, Comparison, IndexComparison
 from pylorus.report.curve_figures import (
-    collect_curves,
-    plot_class_metric_curves,
+    build_training_section,
     plot_net_benefit,
     plot_risk_coverage,
-    plot_training_curves,
 )
 from pylorus.report.evidence import Evidence, collect_evidence
 from pylorus.report.figure_style import Drawing, render_png, render_svg
 from pylorus.report.headline import format_answered_images
+from pylorus.report.manuscript import build_manuscript
+from pylorus.report.manuscript_blocks import Manuscript
+from pylorus.report.manuscript_files import MANUSCRIPT_FILES, check_docx, write_manuscript
+from pylorus.report.margins import build_margin_section
 from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
-from pylorus.report.network_figure import build_network_table, plot_network_structure, read_network_blocks
+from pylorus.report.network_figure import build_network_section
 from pylorus.report.record_sections import (
     build_audit_section,
     build_checklist_section,
@@ -44,6 +46,7 @@ from pylorus.report.record_sections import (
     build_method_section,
     build_mistake_section,
     build_picture_section,
+    build_stress_section,
 )
 from pylorus.report.replicate_tables import (
     build_fold_training_table,
@@ -67,7 +70,7 @@ from pylorus.report.result_tables import (
     build_threshold_table,
     build_unadjusted_table,
 )
-from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result, make_file_stems
+from pylorus.report.results import IMAGES, LEVEL, PATIENTS, ReportOptions, Result
 from pylorus.report.study_tables import (
     STUDY,
     build_accuracy_table,
@@ -81,7 +84,7 @@ from pylorus.report.study_tables import (
 from pylorus.report.subgroup_tables import build_subgroup_section
 from pylorus.report.summary import Summary, build_summary
 from pylorus.report.table import Cell, Number, Table, format_cell, format_csv, format_latex, format_markdown
-from pylorus.runs.reading import SavedRun, resolve_scope
+from pylorus.runs.reading import resolve_scope
 
 FIGURE_SCALE = 1.18
 """Size of a figure on the page relative to its size in print."""
@@ -189,33 +192,49 @@ def write_report(
     Raises:
         PylorusError: If a path is not a run or sweep, or a file is damaged; the message names it.
     """
+    options = options or ReportOptions()
+    if options.docx:
+        check_docx()
     folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     scope = resolve_scope(folders, None if output is None else Path(output))
-    evidence = collect_evidence(scope.folders, options or ReportOptions())
-    summary = build_summary(evidence, kind=scope.kind)
-    return write_page(scope.output, summary, build_sections(evidence), parallel=parallel)
+    evidence = collect_evidence(scope.folders, options)
+    summary, sections = build_summary(evidence, kind=scope.kind), build_sections(evidence)
+    draft = build_manuscript(evidence, sections) if options.docx or options.latex else None
+    return write_page(scope.output, summary, sections, draft=draft, options=options, parallel=parallel)
 
 
-def write_page(output: Path, summary: Summary, sections: Sequence[Section], *, parallel: bool = False) -> Path:
+def write_page(
+    output: Path,
+    summary: Summary,
+    sections: Sequence[Section],
+    *,
+    draft: Manuscript | None = None,
+    options: ReportOptions | None = None,
+    parallel: bool = False,
+) -> Path:
     """Write a report's tables, figures and page, and delete those of an earlier report in the same folder.
 
     Args:
         output: Folder to write to.
         summary: Head of the page.
         sections: Sections in the order of the page.
+        draft: Draft of a manuscript to write beside the page, in the formats that the options ask for.
+        options: Options of the report; only those formats are read.
         parallel: Whether to render the figures in forked processes, on all cores.
 
     Returns:
         Path of the HTML page.
     """
-    written = [output / name for name in _write_tables(output, sections)]
-    drawings = list(_iter_drawings(sections))
+    tables = {each.key: each for each in (*_iter_tables(sections), *(draft.tables if draft else ()))}
+    written = [output / name for name in _write_tables(output, tables.values())]
+    by_key = {each.key: each for each in (*_iter_drawings(sections), *(draft.drawings if draft else ()))}
+    drawings = list(by_key.values())
 
     def render_drawing(index: int) -> tuple[bytes, bytes]:
         return render_svg(drawings[index]), render_png(drawings[index])
 
     compute = compute_in_processes if parallel else map
-    rendered = compute(render_drawing, range(len(drawings)))
+    rendered = list(compute(render_drawing, range(len(drawings))))
     pictures: dict[str, bytes] = {}
     for drawing, (svg, png) in zip(drawings, rendered, strict=True):
         pictures[drawing.key] = svg
@@ -223,6 +242,9 @@ def write_page(output: Path, summary: Summary, sections: Sequence[Section], *, p
             written.append(output / "figures" / f"{drawing.key}.{kind}")
             with write_atomically(written[-1]) as temporary:
                 temporary.write_bytes(content)
+    if draft is not None and options is not None:
+        images = {drawing.key: png for drawing, (_, png) in zip(drawings, rendered, strict=True)}
+        written += write_manuscript(draft, output, images, docx=options.docx, latex=options.latex)
     page = output / PAGE
     write_text(page, render_page(summary, sections, pictures))
     _delete_stale_files(output, [*written, page])
@@ -234,11 +256,13 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
     return (
         build_study_section(evidence),
         build_comparison_section(evidence),
+        build_margin_section(evidence),
         build_published_section(evidence),
         build_run_section(evidence),
         build_index_section(evidence),
         build_subgroup_section(evidence),
         build_decision_section(evidence),
+        build_stress_section(evidence),
         build_training_section(evidence),
         build_test_figure_section(evidence),
         build_mistake_section(evidence),
@@ -252,8 +276,8 @@ def build_sections(evidence: Evidence) -> tuple[Section, ...]:
     )
 
 
-def _write_tables(output: Path, sections: Sequence[Section]) -> Iterator[str]:
-    for table in _iter_tables(sections):
+def _write_tables(output: Path, tables: Iterable[Table]) -> Iterator[str]:
+    for table in tables:
         for suffix, text in (("csv", format_csv(table)), ("md", format_markdown(table)), ("tex", format_latex(table))):
             name = f"tables/{table.key}.{suffix}"
             write_text(output / name, text)
@@ -289,7 +313,8 @@ def _delete_stale_files(output: Path, written: Sequence[Path]) -> None:
     for name in set(map(str, previous.get("files", []))) - set(names):
         stale = output / name
         # Only inside the folders of a report: an edited list must not delete anything elsewhere.
-        if stale.parent in (output / "tables", output / "figures") and stale.name == Path(name).name:
+        folders = (output / "tables", output / "figures")
+        if (stale.parent in folders or name in MANUSCRIPT_FILES) and stale.name == Path(name).name:
             stale.unlink(missing_ok=True)
     write_json(output / FILE_LIST, {"pylorus": __version__, "files": names})
 
@@ -504,26 +529,6 @@ def _group_by_classes(results: Sequence[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
-def build_training_section(evidence: Evidence) -> Section:
-    """Build the section of training curves: all models in one plot per stage, then the classes of each model."""
-    curves = collect_curves(evidence.runs)
-    labels = {run: label for label, runs in evidence.replicates.items() for run in runs}
-    stages = dict.fromkeys(each.stage.name for each in curves)
-    items: list[Item] = [
-        plot_training_curves([each for each in curves if each.stage.name == stage], labels=labels) for stage in stages
-    ]
-    stems = make_file_stems(list(evidence.replicates))
-    for stem, (label, runs) in zip(stems, evidence.replicates.items(), strict=True):
-        for stage in stages:
-            own = [each for each in curves if each.stage.name == stage and each.run in runs]
-            if own:
-                items.append(plot_class_metric_curves(own, own[0].run.short_names, label=label, stem=stem))
-    without = [f"{run.label} {stage.name}" for run in evidence.runs for stage in run.stages if stage.curves is None]
-    if without:
-        items.append(Sentences((f"No training curves, because metrics.csv is missing: {'; '.join(without)}.",)))
-    return Section("training", "Training", tuple(items))
-
-
 def build_test_figure_section(evidence: Evidence) -> Section:
     """Build the section of figures on the test images."""
     results, candidates = evidence.results, evidence.candidates
@@ -543,18 +548,3 @@ def build_test_figure_section(evidence: Evidence) -> Section:
     ]
     items += [plot_net_benefit(deciding, str(evidence.class_name))] if deciding else []
     return Section("test-figures", "Figures on the test images", tuple(items))
-
-
-def build_network_section(evidence: Evidence) -> Section:
-    """Build the section of network structures, each shown once."""
-    distinct: dict[str, SavedRun] = {}
-    for run in evidence.runs:
-        if run.network:
-            distinct.setdefault(f"{run.model} {read_network_blocks(run)}", run)
-    items: list[Item] = []
-    for run in distinct.values():
-        items += [plot_network_structure(run), FileOnly(build_network_table(run))]
-    without = [run.label for run in evidence.runs if not run.network]
-    if without:
-        items.append(Sentences((f"No figure of the network, because network.json is missing: {', '.join(without)}.",)))
-    return Section("networks", "Networks", tuple(items))

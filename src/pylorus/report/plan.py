@@ -5,95 +5,54 @@ The command line imports this module, which therefore imports what computes only
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_command, format_count, format_percent, join_names
+from pylorus.core.formatting import format_command
 from pylorus.report.plan_text import (
     FORMULAS,
+    NAMES,
+    POWER,
+    WIDTH,
+    Aim,
+    Pilot,
     Plan,
     PlannedSize,
+    PlanOptions,
+    find_warnings,
+    format_area,
     format_fraction,
     format_plan,
     format_points,
+    get_areas,
+    get_disagreement,
+    is_constant,
+    list_assumptions,
     round_up,
     write_plan,
 )
 
 if TYPE_CHECKING:
+    from pylorus.evaluation.pilot import PatientDesign, PilotMeasures
     from pylorus.evaluation.predictions import Predictions
-    from pylorus.evaluation.sample_size import PatientDesign, PilotMeasures
     from pylorus.runs.reading import SavedRun
 
-NAMES = {"sensitivity": "sensitivity", "specificity": "specificity", "auroc": "AUROC"}
-"""Figures of a class, with their names in texts."""
-FEW_PATIENTS, FEW_ERRORS = 30, 10
-"""Below these, an interval comes out wider than its formula says."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """What a test set is to show, and what is expected of it; None: taken from the pilot run, or not planned.
-
-    Attributes:
-        pilot: Folder of a finished run whose test predictions are measured.
-        compare: Folder of another run on the same test images, to be compared with the pilot.
-        class_name: Class of interest; None: that of the pilot.
-        prevalence: Fraction of its images among all, in (0, 1).
-        sensitivity: Expected sensitivity, in (0, 1).
-        specificity: Expected specificity, in (0, 1).
-        auroc: Expected area under the ROC curve, in (0.5, 1).
-        disagreement: Fractions of images that only the new and only the other of two models classify correctly.
-        against: A figure that sensitivity or specificity is compared with, in (0, 1).
-        margin: The comparison shows that a model is worse by less than this, in (0, 1); None: it shows a difference.
-        width: Width of the intervals, in (0, 1).
-        confidence: Coverage of the intervals, in (0, 1); tests have the level of 1 minus it.
-        power: Probability that a comparison is significant, in (0, 1).
-        icc: Intraclass correlation of correctness within patients, in [0, 1].
-        images_per_patient: Mean number of images of a patient, at least 1.
-    """
-
-    pilot: Path | None = None
-    compare: Path | None = None
-    class_name: str | None = None
-    prevalence: float | None = None
-    sensitivity: float | None = None
-    specificity: float | None = None
-    auroc: float | None = None
-    disagreement: tuple[float, float] | None = None
-    against: float | None = None
-    margin: float | None = None
-    width: float = 0.1
-    confidence: float = 0.95
-    power: float = 0.8
-    icc: float | None = None
-    images_per_patient: float | None = None
-
-
-@dataclass(frozen=True)
-class _Aim:
-    """An aim before its images are counted: those of the `class`, of `others`, or `all`."""
-
-    words: str
-    formula: str
-    compute: Callable[..., int]
-    kind: str
-    design: "PatientDesign"
-    errors: float = math.inf
-
-
-@dataclass(frozen=True)
-class _Pilot:
-    """A pilot run: the class of interest, what its predictions say, and its stage in words."""
-
-    class_name: str
-    measures: "PilotMeasures | None" = None
-    stage: str = ""
-    grouped: bool = False
+FRACTIONS = {
+    "sensitivity": 0.9,
+    "specificity": 0.9,
+    "prevalence": 0.2,
+    "against": 0.8,
+    "margin": 0.05,
+    "width": 0.1,
+    "calibration": 0.2,
+    "confidence": 0.95,
+    "power": 0.8,
+}
+"""Options that are numbers between 0 and 1, each with an example."""
 
 
 def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -116,9 +75,21 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         ("--prevalence", "fraction of images that are of the class (default: the pilot's)"),
     ):
         command.add_argument(option, type=float, metavar="P", help=text)
-    command.add_argument("--width", type=float, default=0.1, metavar="W", help="width of the intervals (default: 0.1)")
+    command.add_argument("--width", type=float, metavar="W", help=f"width of the intervals (default: {WIDTH:g})")
     command.add_argument(
-        "--against", type=float, metavar="P", help="figure that --sensitivity or --specificity is to be compared with"
+        "--calibration",
+        type=float,
+        nargs="?",
+        const=0.2,
+        metavar="W",
+        help="also plan observed/expected and the calibration slope, with intervals of this width (default: 0.2); "
+        "without a pilot it needs --auroc",
+    )
+    command.add_argument(
+        "--against",
+        type=float,
+        metavar="P",
+        help="figure that --sensitivity, --specificity or --auroc is to be compared with",
     )
     command.add_argument(
         "--disagreement",
@@ -128,17 +99,45 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         help="compare two models: fractions of images that only the new, and only the other one classifies correctly",
     )
     command.add_argument(
+        "--aurocs",
+        dest="areas",
+        type=float,
+        nargs="*",
+        metavar="P",
+        help="compare two models by AUROC: those of the new and of the other one (default: the pilot's and that of "
+        "--compare)",
+    )
+    command.add_argument(
+        "--correlation",
+        type=float,
+        metavar="R",
+        help="correlation of these two AUROCs on the same images, such as 0.5; 0 is safe",
+    )
+    command.add_argument(
         "--compare", type=Path, metavar="RUN", help="compare the pilot with this run on the same test images"
     )
     command.add_argument(
         "--margin", type=float, metavar="M", help="show that the (new) model is worse by less than M (non-inferiority)"
     )
-    command.add_argument("--power", type=float, default=0.8, help="power of a comparison (default: 0.8)")
     command.add_argument(
-        "--confidence", type=float, default=0.95, help="coverage of the intervals; 1 - level of tests (default: 0.95)"
+        "--power",
+        type=float,
+        metavar="P",
+        help=f"power of a comparison: how probably it succeeds if all is as expected (default: {POWER:g})",
     )
     command.add_argument(
-        "--icc", type=float, help="intraclass correlation of correctness within a patient (default: the pilot's)"
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="coverage of the intervals; 1 - level of tests (default: 0.95)",
+    )
+    command.add_argument(
+        "--icc",
+        type=float,
+        metavar="R",
+        help="how alike the images of a patient are (intraclass correlation): 0, as different as those of other "
+        "patients, to 1, copies of one another (default: the pilot's)",
     )
     command.add_argument(
         "--images-per-patient", type=float, metavar="N", help="mean number of images (default: the pilot's, or 1)"
@@ -149,8 +148,7 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 def _run_plan(arguments: argparse.Namespace) -> None:
     values = {name: value for name, value in vars(arguments).items() if name not in ("act", "output")}
-    if values["disagreement"] is not None:
-        values["disagreement"] = tuple(values["disagreement"])
+    values |= {name: tuple(values[name]) for name in ("disagreement", "areas") if values[name] is not None}
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         raise PylorusError(f"--output: {arguments.output} is a file, expected a folder.")
     plan = compute_plan(PlanOptions(**values))
@@ -167,7 +165,8 @@ def compute_plan(options: PlanOptions) -> Plan:
         PylorusError: If nothing is planned, a number is out of its range, or the pilot run can't be used.
     """
     _check_options(options)
-    pilot = _Pilot(options.class_name or "the class") if options.pilot is None else _measure_pilot(options)
+    options = replace(options, width=options.width or WIDTH, power=options.power or POWER)
+    pilot = Pilot(options.class_name or "the class") if options.pilot is None else _measure_pilot(options)
     prevalence = options.prevalence
     if prevalence is None and pilot.measures is not None:
         prevalence = pilot.measures.prevalence
@@ -182,19 +181,27 @@ def compute_plan(options: PlanOptions) -> Plan:
         )
     per_patient = _choose_design(options, pilot.measures, "accuracy").images_per_patient
     sizes = tuple(_compute_size(aim, prevalence, per_patient) for aim in aims)
-    warnings += _find_warnings(options, aims, sizes, pilot)
-    return Plan(pilot.class_name, prevalence, sizes, _list_assumptions(options, pilot, prevalence), tuple(warnings))
+    warnings += find_warnings(options, aims, sizes, pilot)
+    return Plan(pilot.class_name, prevalence, sizes, list_assumptions(options, pilot, prevalence), tuple(warnings))
 
 
 def _check_options(options: PlanOptions) -> None:
-    for name in ("sensitivity", "specificity", "prevalence", "against", "margin", "width", "confidence", "power"):
+    for name, example in FRACTIONS.items():
         value = getattr(options, name)
         if value is not None and not 0 < value < 1:
             meant = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
             meant = f" Did you mean {-value:g}?" if name == "margin" and -1 < value < 0 else meant
-            raise PylorusError(f"--{name}: found {value:g}, expected a number between 0 and 1, such as 0.1.{meant}")
-    if options.auroc is not None and not 0.5 < options.auroc < 1:
-        raise PylorusError(f"--auroc: found {options.auroc:g}, expected a number between 0.5 and 1, such as 0.9.")
+            raise PylorusError(
+                f"--{name}: found {value:g}, expected a number between 0 and 1, such as {example:g}.{meant}"
+            )
+    for name, area in (("auroc", options.auroc), *(("aurocs", area) for area in options.areas or ())):
+        if area is not None and not 0.5 < area < 1:
+            meant = f" Did you mean {area / 100:g}?" if 50 < area < 100 else ""
+            raise PylorusError(f"--{name}: found {area:g}, expected a number between 0.5 and 1, such as 0.9.{meant}")
+    if options.correlation is not None and not 0 <= options.correlation < 1:
+        raise PylorusError(
+            f"--correlation: found {options.correlation:g}, expected a number from 0 to below 1, such as 0.5."
+        )
     if options.icc is not None and not 0 <= options.icc <= 1:
         raise PylorusError(f"--icc: found {options.icc:g}, expected a number from 0 to 1, such as 0.3.")
     if options.images_per_patient is not None and not 1 <= options.images_per_patient < math.inf:
@@ -211,27 +218,68 @@ def _check_options(options: PlanOptions) -> None:
             )
         if options.icc and options.images_per_patient is None:
             raise PylorusError("--icc: has no effect without --images-per-patient. Add it, such as 3.")
-        class_aims = (options.sensitivity, options.specificity, options.auroc)
+        class_aims = (options.sensitivity, options.specificity, options.auroc, options.areas, options.calibration)
         if options.prevalence is None and any(value is not None for value in class_aims):
             raise PylorusError(
                 "--prevalence: not given, so the number of images in all is unknown. Add the fraction of images that "
                 "are of the class, such as --prevalence 0.2."
             )
+    if options.calibration is not None and options.pilot is None and options.auroc is None:
+        raise PylorusError(
+            "--calibration: how much the probabilities differ between images is unknown. Add the AUROC that you "
+            "expect, such as --auroc 0.9, or the folder of a pilot run."
+        )
+    _check_comparison(options)
+
+
+def _check_comparison(options: PlanOptions) -> None:
+    """Check that what compares fits together, and that no option is without effect."""
     if options.compare is not None and options.disagreement is not None:
         raise PylorusError("--disagreement: is measured with --compare. Leave one of the two out.")
-    if options.against is not None and (options.sensitivity is None) == (options.specificity is None):
+    if options.disagreement is not None and not (min(options.disagreement) >= 0 and 0 < sum(options.disagreement) <= 1):
+        first, second = options.disagreement
+        meant = f" Did you mean {first / 100:g} {second / 100:g}?" if first >= 0 and second >= 0 and second > 1 else ""
         raise PylorusError(
-            "--against: expected one figure to compare with it, --sensitivity P or --specificity P, and not both."
+            f"--disagreement: found {first:g} {second:g}, expected two fractions with a sum in (0, 1], such as "
+            f"0.08 0.04.{meant}"
         )
-    if options.margin is not None and options.against is None and not (options.disagreement or options.compare):
+    if options.areas is not None:
+        if len(options.areas) not in (0, 2):
+            raise PylorusError(
+                f"--aurocs: found {len(options.areas)} number, expected two, such as --aurocs 0.92 0.88."
+            )
+        if not options.areas and options.compare is None:
+            raise PylorusError("--aurocs: expected two numbers, such as --aurocs 0.92 0.88, or PILOT --compare RUN.")
+        if options.correlation is None and options.compare is None:
+            raise PylorusError(
+                "--aurocs: how much the two agree on the same images is unknown. Add --correlation: 0.5 is usual for "
+                "two networks, 0 needs the most images; or measure it with PILOT --compare RUN."
+            )
+    figures = [name for name in NAMES if getattr(options, name) is not None]
+    if options.against is not None and len(figures) != 1:
         raise PylorusError(
-            "--margin: nothing to compare. Add --against P (a figure), --disagreement NEW OTHER or --compare RUN."
+            "--against: expected one figure to compare with it, --sensitivity P, --specificity P or --auroc P, and "
+            "only one of them."
         )
+    has_models = options.disagreement or options.compare or options.areas
+    has_interval = (figures and options.against is None) or not (figures or has_models)
+    for name, value, has_effect, missing in (
+        ("margin", options.margin, options.against is not None or has_models, "compare"),
+        ("power", options.power, options.against is not None or has_models, "compare"),
+        ("width", options.width, has_interval, "measure with an interval"),
+        ("correlation", options.correlation, options.areas is not None, "compare by AUROC"),
+    ):
+        if value is not None and not has_effect:
+            add = {
+                "compare": "Add --against P (a figure), --disagreement NEW OTHER, --aurocs NEW OTHER or --compare RUN.",
+                "compare by AUROC": "Add --aurocs NEW OTHER.",
+            }.get(missing, "Leave it out, or add what you expect, such as --sensitivity 0.9.")
+            raise PylorusError(f"--{name}: nothing to {missing}. {add}")
 
 
-def _measure_pilot(options: PlanOptions) -> _Pilot:
+def _measure_pilot(options: PlanOptions) -> Pilot:
     """Measure figures and their correlation within patients on the test predictions of a run."""
-    from pylorus.evaluation.sample_size import measure_pilot
+    from pylorus.evaluation.pilot import measure_pilot
     from pylorus.report.results import resolve_class_name
 
     assert options.pilot is not None
@@ -246,7 +294,7 @@ def _measure_pilot(options: PlanOptions) -> _Pilot:
         )
     other = None if options.compare is None else _read_pilot(options.compare)[2]
     try:
-        measures = measure_pilot(predictions, class_name, other)
+        measures = measure_pilot(predictions, class_name, other, confidence=options.confidence)
     except ValueError as error:
         place = options.pilot if other is None else f"{options.pilot} and {options.compare}"
         raise PylorusError(f"{place}: {error}.") from error
@@ -255,17 +303,21 @@ def _measure_pilot(options: PlanOptions) -> _Pilot:
             f"{options.pilot}: each patient has one test image, so it does not show how much several images of a "
             "patient resemble each other. Add --icc, such as 0.3, or leave out --images-per-patient."
         )
-    return _Pilot(class_name, measures, stage, run.has_groups)
+    return Pilot(class_name, measures, stage, run.has_groups)
 
 
 def _read_pilot(folder: Path) -> "tuple[SavedRun, str, Predictions]":
     """Read a finished run, the name of its shipped stage, and the test predictions of that stage."""
     from pylorus.core.errors import TRAIN_COMMAND
+    from pylorus.evaluation.calibration import fit_temperature, probabilities_of_logits
     from pylorus.runs.folder import STATUS
     from pylorus.runs.reading import read_run
 
     if not (folder / STATUS).is_file():
-        raise PylorusError(f"{folder}: found no {STATUS}, expected the folder of a finished run.")
+        runs = [] if not folder.is_dir() else sorted(path.parent for path in folder.glob(f"*/{STATUS}"))
+        runs += [folder.parent] if (folder.parent / STATUS).is_file() else []
+        meant = f" Did you mean {runs[0]}?" if runs else ""
+        raise PylorusError(f"{folder}: found no {STATUS}, expected the folder of a finished run.{meant}")
     run = read_run(folder)
     if run.state != "finished":
         raise PylorusError(
@@ -276,17 +328,24 @@ def _read_pilot(folder: Path) -> "tuple[SavedRun, str, Predictions]":
         raise PylorusError(f"{folder}: the run has no test predictions, expected those of at least one stage.")
     stage = next(stage for stage in run.complete_stages if stage.name == run.bundle_stage.name)
     assert stage.test is not None
-    return run, stage.name, stage.test.predictions
+    predictions = stage.test.predictions
+    if stage.validation is not None:  # with the temperature of the bundle, as in a report
+        fitted = fit_temperature(stage.validation.logits, stage.validation.predictions.true)
+        probabilities = probabilities_of_logits(stage.test.logits, temperature=fitted.temperature)
+        predictions = replace(predictions, probabilities=probabilities)
+    return run, stage.name, predictions
 
 
 def _choose_design(options: PlanOptions, measures: "PilotMeasures | None", name: str) -> "PatientDesign":
     """Return how images come in patients for an aim: as the options say, else as in the pilot, else one by one."""
-    from pylorus.evaluation.sample_size import PatientDesign
+    from pylorus.evaluation.pilot import PatientDesign
 
     measured = PatientDesign()
     if measures is not None:
         designs = measures.designs
-        kind = "accuracy" if name == "difference" and measures.disagreement is None else name
+        kind = (
+            {"difference": "accuracy", "auroc difference": "auroc"}.get(name, name) if options.compare is None else name
+        )
         if kind not in designs and (options.icc is None or options.images_per_patient is None):
             raise PylorusError(
                 f"{options.pilot}: only one patient has test images that count for {NAMES.get(name, name)}, so it does "
@@ -294,17 +353,17 @@ def _choose_design(options: PlanOptions, measures: "PilotMeasures | None", name:
                 "--icc 0.3 --images-per-patient 3."
             )
         measured = designs.get(kind, measured)
-    return PatientDesign(
-        measured.images_per_patient if options.images_per_patient is None else options.images_per_patient,
-        measured.variation if options.images_per_patient is None else 0.0,
-        measured.correlation if options.icc is None else options.icc,
-    )
+    if options.images_per_patient is not None:
+        measured = replace(measured, images_per_patient=options.images_per_patient, variation=0.0)
+    if options.icc is not None:
+        measured = PatientDesign(measured.images_per_patient, measured.variation, options.icc)
+    return measured
 
 
-def _choose_values(options: PlanOptions, pilot: _Pilot) -> tuple[dict[str, float], list[str]]:
+def _choose_values(options: PlanOptions, pilot: Pilot) -> tuple[dict[str, float], list[str]]:
     """Return the expected figures to plan for, and why some of the pilot's can't be used."""
     typed = {name: getattr(options, name) for name in NAMES if getattr(options, name) is not None}
-    if typed or options.disagreement or options.compare or pilot.measures is None:
+    if typed or options.disagreement or options.compare or options.areas or pilot.measures is None:
         return typed, []
     values = {name: pilot.measures.values[name] for name in NAMES}
     useless = [name for name in NAMES if not (0.5 if name == "auroc" else 0) < values[name] < 1]
@@ -319,59 +378,132 @@ def _choose_values(options: PlanOptions, pilot: _Pilot) -> tuple[dict[str, float
 
 
 def _build_aims(
-    options: PlanOptions, pilot: _Pilot, values: Mapping[str, float], prevalence: float | None
-) -> Iterator[_Aim]:
+    options: PlanOptions, pilot: Pilot, values: Mapping[str, float], prevalence: float | None
+) -> Iterator[Aim]:
+    for name, value in values.items():
+        yield _build_figure_aim(options, pilot, name, value, prevalence)
+    yield from _build_calibration_aims(options, pilot, prevalence)
+    yield from _build_model_aims(options, pilot, prevalence)
+
+
+def _build_figure_aim(options: PlanOptions, pilot: Pilot, name: str, value: float, prevalence: float | None) -> Aim:
+    """Build the aim of a sensitivity, specificity or AUROC: an interval, or a comparison with a figure."""
     from pylorus.evaluation import sample_size
 
-    interval = f"{format_percent(options.confidence, digits=None)} % interval"
-    power = f"power {format_percent(options.power, digits=None)} %"
-    tested: dict[str, Any] = {"power": options.power, "level": 1 - options.confidence, "margin": options.margin}
-    measured: dict[str, Any] = {"width": options.width, "confidence": options.confidence}
-    margin = "" if options.margin is None else f" by {format_points(options.margin)} or more"
-    formula = "test" if options.margin is None else "margin"
-    for name, value in values.items():
-        design = _choose_design(options, pilot.measures, name)
-        if name == "auroc":
-            assert prevalence is not None
-            compute = partial(sample_size.plan_auroc, value, prevalence=prevalence, **measured)
-            words = f"AUROC {value:.3g}, {interval} {options.width:g} wide"
-            yield _Aim(words, FORMULAS["auroc"], compute, "all", design)
-            continue
-        kind = "class" if name == "sensitivity" else "others"
-        if options.against is None:
-            compute = partial(sample_size.plan_proportion, value, **measured)
-            words = f"{name} {format_fraction(value)}, {interval} {format_points(options.width)} wide"
-            yield _Aim(words, FORMULAS["interval"], compute, kind, design, min(value, 1 - value))
-        else:
-            compute = partial(sample_size.plan_proportion_test, value, reference=options.against, **tested)
-            relation = "not below" if margin else "other than"
-            words = f"{name} {format_fraction(value)}, {relation} {format_fraction(options.against)}{margin}, {power}"
-            yield _Aim(words, FORMULAS[f"figure {formula}"], compute, kind, design, min(value, 1 - value))
-    difference = options.disagreement or (pilot.measures and pilot.measures.disagreement)
-    if difference:
-        compute = partial(sample_size.plan_paired_difference, *difference, **tested)
-        words = f"accuracy of two models, {format_points(abs(difference[0] - difference[1]))} apart, {power}"
-        if margin:
-            model = "the new one" if options.compare is None else "the pilot"
-            words = f"accuracy of two models, {model} not worse{margin}, {power}"
+    design, is_area = _choose_design(options, pilot.measures, name), name == "auroc"
+    kind = {"sensitivity": "class", "specificity": "others"}.get(name, "all")
+    shared: dict[str, Any] = {"prevalence": prevalence} if is_area else {}
+    errors = min(prevalence or 0.0, 1 - (prevalence or 0.0)) if is_area else min(value, 1 - value)
+    figure = f"{NAMES[name]} {format_area(value) if is_area else format_fraction(value)}"
+    if options.against is None:
+        plan = sample_size.plan_auroc if is_area else sample_size.plan_proportion
+        compute = partial(plan, value, width=options.width or WIDTH, confidence=options.confidence, **shared)
+        width = f"{options.width:g}" if is_area else format_points(options.width or WIDTH)
+        words = f"{figure}, {_format_confidence(options)} interval {width} wide"
+        return Aim(words, FORMULAS["auroc" if is_area else "interval"], compute, kind, design, errors)
+    test = sample_size.plan_auroc_test if is_area else sample_size.plan_proportion_test
+    compute = partial(test, value, reference=options.against, **_collect_test_settings(options), **shared)
+    relation = "other than" if options.margin is None else "not below"
+    against = format_area(options.against) if is_area else format_fraction(options.against)
+    words = f"{figure}, {relation} {against}{_format_margin(options, is_area=is_area)}, {_format_power(options)}"
+    formula = f"{'area' if is_area else 'figure'} {'test' if options.margin is None else 'margin'}"
+    return Aim(words, FORMULAS[formula], compute, kind, design, errors, is_test=True)
+
+
+def _build_calibration_aims(options: PlanOptions, pilot: Pilot, prevalence: float | None) -> Iterator[Aim]:
+    """Build the aims of observed/expected and of the calibration slope (Riley et al. 2024)."""
+    import numpy as np
+
+    from pylorus.evaluation import sample_size
+
+    if options.calibration is None:
+        return
+    assert prevalence is not None
+    shared: dict[str, Any] = {"width": options.calibration, "confidence": options.confidence}
+    if pilot.measures is None:
+        assert options.auroc is not None
+        log_odds, weights = sample_size.compute_binormal_log_odds(options.auroc, prevalence=prevalence)
+    else:
+        log_odds, own = pilot.measures.log_odds, pilot.measures.prevalence
+        weights = np.where(pilot.measures.is_class, prevalence / own, (1 - prevalence) / (1 - own))
+    design, errors = _choose_design(options, pilot.measures, "calibration"), min(prevalence, 1 - prevalence)
+    words = f"{_format_confidence(options)} interval {options.calibration:g} wide"
+    observed = partial(sample_size.plan_observed_expected, prevalence, **shared)
+    yield Aim(f"observed/expected 1, {words}", FORMULAS["observed"], observed, "all", design, errors)
+    if is_constant(log_odds):
+        return
+    slope = partial(sample_size.plan_calibration_slope, log_odds, weights=weights, **shared)
+    yield Aim(f"calibration slope 1, {words}", FORMULAS["slope"], slope, "all", design, errors)
+
+
+def _build_model_aims(options: PlanOptions, pilot: Pilot, prevalence: float | None) -> Iterator[Aim]:
+    """Build the aims that compare two models on the same images: by accuracy, or by AUROC."""
+    from pylorus.evaluation import sample_size
+
+    model = "the new one" if options.compare is None else "the pilot"
+    settings, power = _collect_test_settings(options), _format_power(options)
+    if difference := get_disagreement(options, pilot):
+        compute = partial(sample_size.plan_paired_difference, *difference, **settings)
+        lead = difference[0] - difference[1]
+        words = (
+            f"accuracy of two models, {model} {format_points(abs(lead))} {'better' if lead > 0 else 'worse'}, {power}"
+        )
+        if options.margin is not None:
+            words = f"accuracy of two models, {model} not worse{_format_margin(options)}, {power}"
+        formula = FORMULAS[f"models {'test' if options.margin is None else 'margin'}"]
         design = _choose_design(options, pilot.measures, "difference")
-        yield _Aim(words, FORMULAS[f"models {formula}"], compute, "all", design)
+        yield Aim(words, formula, compute, "all", design, sum(difference), is_test=True)
+    if options.areas is not None:
+        assert prevalence is not None
+        one, two, correlation = get_areas(options, pilot)
+        compute = partial(
+            sample_size.plan_paired_auroc, one, two, correlation=correlation, prevalence=prevalence, **settings
+        )
+        words = f"AUROCs of two models, {format_area(one)} and {format_area(two)}, {power}"
+        if options.margin is not None:
+            words = f"AUROCs of two models, {model} not worse{_format_margin(options, is_area=True)}, {power}"
+        design = _choose_design(options, pilot.measures, "auroc difference")
+        yield Aim(words, FORMULAS["areas"], compute, "all", design, min(prevalence, 1 - prevalence), is_test=True)
 
 
-def _compute_size(aim: _Aim, prevalence: float | None, per_patient: float) -> PlannedSize:
+def _collect_test_settings(options: PlanOptions) -> dict[str, Any]:
+    return {"power": options.power, "level": 1 - options.confidence, "margin": options.margin}
+
+
+def _format_confidence(options: PlanOptions) -> str:
+    return format_fraction(options.confidence)
+
+
+def _format_power(options: PlanOptions) -> str:
+    return f"power {format_fraction(options.power or POWER)}"
+
+
+def _format_margin(options: PlanOptions, *, is_area: bool = False) -> str:
+    if options.margin is None:
+        return ""
+    return f" by {f'{options.margin:g}' if is_area else format_points(options.margin)} or more"
+
+
+def _compute_size(aim: Aim, prevalence: float | None, per_patient: float) -> PlannedSize:
     try:
         independent, counted = aim.compute(effect=1.0), aim.compute(effect=aim.design.effect)
+        at_high = None if aim.design.upper is None else aim.compute(effect=aim.design.upper.effect)
     except ValueError as error:
         raise PylorusError(f"{aim.words}: {error}.") from error
+    fraction = {"class": prevalence, "others": None if prevalence is None else 1 - prevalence}.get(aim.kind) or 1.0
+
+    def count_all(images: int) -> tuple[int, int, int]:
+        """Count the images in all, the patients with images that count, and the patients in all."""
+        in_all, own = round_up(images / fraction), round_up(images / aim.design.images_per_patient)
+        return in_all, own, max(own, round_up(in_all / per_patient))
+
+    images, own_patients, patients = count_all(counted)
     class_images = other_images = None
-    images = counted
     if prevalence is not None:
-        fraction = {"class": prevalence, "others": 1 - prevalence, "all": 1.0}[aim.kind]
-        images = round_up(counted / fraction)
         class_images = counted if aim.kind == "class" else round_up(images * prevalence)
         class_images = images - counted if aim.kind == "others" else class_images
         other_images = images - class_images
-    own_patients = round_up(counted / aim.design.images_per_patient)
+    images_at_high, _, patients_at_high = (None,) * 3 if at_high is None else count_all(at_high)
     return PlannedSize(
         aim=aim.words,
         formula=aim.formula,
@@ -386,77 +518,9 @@ def _compute_size(aim: _Aim, prevalence: float | None, per_patient: float) -> Pl
         class_images=class_images,
         other_images=other_images,
         images=images,
-        patients=max(own_patients, round_up(images / per_patient)),
+        patients=patients,
+        icc_low=None if at_high is None else aim.design.low,
+        icc_high=None if at_high is None else aim.design.high,
+        images_at_high=images_at_high,
+        patients_at_high=patients_at_high,
     )
-
-
-def _find_warnings(
-    options: PlanOptions, aims: Sequence[_Aim], sizes: Sequence[PlannedSize], pilot: _Pilot
-) -> Iterator[str]:
-    measures = None if options.icc is not None else pilot.measures
-    if pilot.grouped and measures is not None and measures.patients < FEW_PATIENTS:
-        yield (
-            f"The pilot has only {format_count(measures.patients, 'test patient')}: its figures and correlations are "
-            "uncertain. Plan again with a larger --icc to see how much depends on it."
-        )
-    elif measures is not None and measures.disagreement is None:
-        images = {"sensitivity": measures.prevalence, "specificity": 1 - measures.prevalence}
-        rarer = {name: min(measures.values[name], 1 - measures.values[name]) * measures.images for name in images}
-        if few := [name for name, fraction in images.items() if rarer[name] * fraction < FEW_ERRORS]:
-            yield (
-                f"The pilot's {join_names(few)} and the ICC rest on fewer than {FEW_ERRORS} errors and are uncertain. "
-                "Plan again with a lower figure and a larger --icc to see how much depends on them."
-            )
-    pairs = [(aim, size, aim.words.split(",")[0]) for aim, size in zip(aims, sizes, strict=True)]
-    if names := [name for aim, size, name in pairs if aim.errors * size.independent_images < FEW_ERRORS]:
-        yield (
-            f"{join_names(names)}: so few images that fewer than {FEW_ERRORS} independent ones are of the rarer "
-            "outcome (wrong, for a high figure). The interval of the report may be a quarter wider: choose a smaller "
-            "--width."
-        )
-    if names := [name for _, size, name in pairs if size.counted_patients < FEW_PATIENTS]:
-        yield (
-            f"{join_names(names)}: fewer than {FEW_PATIENTS} patients would count. The interval of the report is then "
-            "wider than planned: recruit at least that many."
-        )
-    if names := [name for aim, _, name in pairs if aim.design.correlation == 1 and aim.design.images_per_patient > 1]:
-        yield (
-            f"{join_names(names)}: an ICC of 1 makes the images of a patient copies of one another. If the pilot is "
-            "merely too small or too good to show the ICC, add --icc, such as 0.5."
-        )
-
-
-def _list_assumptions(options: PlanOptions, pilot: _Pilot, prevalence: float | None) -> tuple[str, ...]:
-    sentences, measures = [], pilot.measures
-    if measures is not None:
-        patients = f" of {format_count(measures.patients, 'patient')}" if pilot.grouped else ""
-        sentences.append(
-            f"What was not typed is as in the pilot (stage {pilot.stage}, {format_count(measures.images, 'test image')}"
-            f"{patients})."
-        )
-    if prevalence is not None:
-        sentences.append(f"{format_fraction(prevalence)} of the images are of {pilot.class_name}.")
-    if options.icc is None and (measures is None or measures.patients == measures.images):
-        sentences.append("One image per patient. For several, add --icc and --images-per-patient.")
-    else:
-        sentences.append(
-            "Images of a patient resemble each other: the formula's number is multiplied by the design effect, "
-            "1 + ((1 + cv²) m - 1) ICC for m images per patient, which vary by cv (Eldridge et al., Int J Epidemiol "
-            "2006;35:1292)."
-        )
-    if measures is None and prevalence is not None:
-        sentences.append("All images of a patient are of one class, and patients of all classes have as many images.")
-    disagreement = options.disagreement or (measures and measures.disagreement)
-    if disagreement:
-        first, second = map(format_fraction, disagreement)
-        sentences.append(
-            f"{'The new model is' if measures is None else 'The pilot is'} the only one that is correct on {first} of "
-            f"the images, the other model on {second}."
-        )
-    if options.margin is not None:
-        sentences.append(
-            f"The test of non-inferiority is one-sided at the level of {(1 - options.confidence) / 2:.3g}. Choose the "
-            "margin on clinical grounds, before the data are seen."
-        )
-    sentences.append("No image is lost. Add what you expect to lose to poor quality, withdrawal or missing histology.")
-    return tuple(sentences)

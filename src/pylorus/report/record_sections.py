@@ -1,19 +1,15 @@
-"""Sections that document a report: worst mistakes, data, audit, configuration, checklist and methods.
+"""Sections that document a report: worst mistakes, data, audit, configuration, checklist and methods."""
 
-The checklist is a draft of STARD-AI and CLAIM: facts of the runs are filled in, the rest is left to the author. Item
-numbers are those of STARD 2015 (30 items) and CLAIM 2020 (42 items); STARD-AI (2025) builds on STARD 2015, and its
-additions are marked `AI`. The wording is ours: authors submit the published checklists.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pylorus.core.formatting import format_count
+from pylorus.core.io import read_json
 from pylorus.core.privacy import format_redacted_yaml
 from pylorus.evaluation.subgroups import PERMUTATIONS
-from pylorus.report import checklist_answers as answers
 from pylorus.report.captions import count_accepted_leaks, count_excluded_files, is_validated_on_test
+from pylorus.report.checklists import build_checklist_table
 from pylorus.report.evidence import Evidence
 from pylorus.report.mistakes import (
     Item,
@@ -27,16 +23,21 @@ from pylorus.report.mistakes import (
     find_worst_mistakes,
     read_saved_maps,
 )
+from pylorus.report.participants import build_characteristic_table
 from pylorus.report.result_tables import explain_comparisons
 from pylorus.report.results import Result
-from pylorus.report.run_tables import build_run_table, build_split_table, format_command_lines, format_split_sentences
+from pylorus.report.run_tables import (
+    build_run_table,
+    build_setting_table,
+    build_split_table,
+    format_command_lines,
+    format_split_sentences,
+)
+from pylorus.report.stress_text import FOLDER, RECORD, SUMS
 from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.folder import read_shipped
 from pylorus.runs.reading import SavedRun
-
-AUTHOR = "[author: "
-"""Opening of a blank that the author fills in."""
 
 METHODS = (
     "This report was computed from the predictions, training curves and records that the runs saved.",
@@ -95,167 +96,6 @@ KINDS = {
 """Kinds of leaks between splits in audit.json, with singular and plural."""
 
 
-@dataclass(frozen=True)
-class ChecklistItem:
-    """One item that a paper has to report.
-
-    Attributes:
-        topic: Subject of the item.
-        stard: Item number in STARD 2015, `AI` if STARD-AI adds it, or empty.
-        claim: Item number in CLAIM 2020, or empty.
-        answer: Function that returns what the runs document, or None.
-        blank: What the author has to add, or empty.
-    """
-
-    topic: str
-    stard: str
-    claim: str
-    answer: Callable[[Evidence], str] | None
-    blank: str
-
-
-ITEMS = (
-    ChecklistItem(
-        "Title and abstract",
-        "1, 2",
-        "1, 2",
-        None,
-        "the AI method and a measure of diagnostic accuracy; structured abstract",
-    ),
-    ChecklistItem(
-        "Background, intended use",
-        "3",
-        "3",
-        answers.report_intended_use,
-        "clinical background and intended role of the model",
-    ),
-    ChecklistItem("Objectives, study goal", "4", "4, 6", None, "objectives and hypotheses"),
-    ChecklistItem("Design", "5", "5", None, "prospective or retrospective data collection"),
-    ChecklistItem(
-        "Setting, sources, dates", "8", "7", answers.report_images, "hospitals, endoscopes, dates of the examinations"
-    ),
-    ChecklistItem(
-        "Eligibility, series",
-        "6, 7, 9",
-        "8, 10",
-        None,
-        "inclusion and exclusion criteria; consecutive, random or convenience series",
-    ),
-    ChecklistItem("Preprocessing", "", "9", answers.report_preprocessing, ""),
-    ChecklistItem("Classes", "", "11", answers.report_classes, "definition of each class"),
-    ChecklistItem(
-        "De-identification", "", "12", answers.report_deidentification, "how the images themselves were de-identified"
-    ),
-    ChecklistItem(
-        "Missing and indeterminate data", "15, 16", "13", answers.report_missing_data, "images excluded beforehand"
-    ),
-    ChecklistItem(
-        "Reference standard", "10b, 11, 12b", "14, 15", None, "how the true class was established, such as histology"
-    ),
-    ChecklistItem(
-        "Annotators, tools, agreement",
-        "13b",
-        "16, 17, 18",
-        None,
-        "who labelled the images, with which tools, and agreement between annotators",
-    ),
-    ChecklistItem("Blinding of the model", "13a", "", answers.report_blinding, ""),
-    ChecklistItem("Sample size", "18", "19", answers.report_sample_size, "how the sample size was determined"),
-    ChecklistItem("Partitions", "AI", "20", answers.report_partitions, ""),
-    ChecklistItem("Level at which partitions are disjoint", "AI", "21", answers.report_split_overlaps, ""),
-    ChecklistItem("Model", "10a", "22", answers.report_models, ""),
-    ChecklistItem("Software", "AI", "23", answers.report_software, ""),
-    ChecklistItem("Initial weights", "", "24", answers.report_initial_weights, ""),
-    ChecklistItem("Training", "AI", "25", answers.report_training, ""),
-    ChecklistItem("Selection of the final model", "", "26, 27", answers.report_model_selection, ""),
-    ChecklistItem("Cut-offs", "12a", "", answers.report_thresholds, "rationale for this sensitivity"),
-    ChecklistItem("Measures of accuracy", "14", "28", answers.report_measures, ""),
-    ChecklistItem("Uncertainty and tests", "14", "29", answers.report_uncertainty, ""),
-    ChecklistItem("Robustness", "17", "30", None, "robustness to other endoscopes, sites and image quality"),
-    ChecklistItem("Explainability", "", "31", answers.report_explainability, "methods for explainability, if any"),
-    ChecklistItem("External test", "AI", "32", answers.report_external_test, "results on images from another hospital"),
-    ChecklistItem(
-        "Flow of participants",
-        "19",
-        "33",
-        answers.report_partitions,
-        "flow diagram from eligible patients to these images",
-    ),
-    ChecklistItem(
-        "Characteristics of patients",
-        "20, 21, 22",
-        "34",
-        answers.report_characteristics,
-        "age, sex, and stage, size and location of lesions, for each split",
-    ),
-    ChecklistItem("Cross tabulation", "23", "", answers.report_confusion_matrices, ""),
-    ChecklistItem("Estimates of accuracy and their precision", "24", "35, 36", answers.report_accuracy, ""),
-    ChecklistItem(
-        "Failure analysis", "", "37", answers.report_failures, "what the misclassified images have in common"
-    ),
-    ChecklistItem(
-        "Bias and fairness",
-        "AI",
-        "",
-        answers.report_fairness,
-        "results by sex, age, site and device, unless given above; consequences",
-    ),
-    ChecklistItem("Adverse events", "25", "", None, "adverse events, if any"),
-    ChecklistItem("Limitations", "26", "38", answers.report_limitations, "further limitations"),
-    ChecklistItem(
-        "Implications for practice",
-        "27",
-        "39",
-        None,
-        "implications for practice, including the intended use and clinical role",
-    ),
-    ChecklistItem(
-        "Registration, protocol",
-        "28, 29",
-        "40, 41",
-        None,
-        "registration number and registry; where the protocol is available",
-    ),
-    ChecklistItem("Code and data", "AI", "41", answers.report_availability, "where code and data are available"),
-    ChecklistItem(
-        "Funding and interests", "30", "42", None, "sources of funding, role of the funders, competing interests"
-    ),
-)
-
-
-def build_checklist_table(evidence: Evidence) -> Table:
-    """Build the draft, filled in as far as the runs document it."""
-    return Table(
-        key="checklist",
-        title="Draft of the STARD-AI and CLAIM checklists",
-        basis="",
-        columns=create_text_columns("topic", "STARD", "CLAIM", "from the runs, and blanks for the author"),
-        rows=_build_checklist_rows(evidence, ITEMS),
-        notes=(
-            "Item numbers: STARD 2015 and CLAIM 2020; AI: added or changed by STARD-AI (2025). This is a draft to "
-            "write from, not a completed form: check each line against the published checklists.",
-        ),
-    )
-
-
-def _build_checklist_rows(evidence: Evidence, items: Sequence[ChecklistItem]) -> tuple[Row, ...]:
-    rows = []
-    for item in items:
-        answer = item.answer(evidence) if item.answer is not None else ""
-        blank = f"{AUTHOR}{item.blank}]" if item.blank else ""
-        rows.append(
-            Row(
-                (
-                    item.topic,
-                    item.stard,
-                    item.claim,
-                    f"{answer} {blank}".strip() or f"{AUTHOR}not documented by these runs]",
-                )
-            )
-        )
-    return tuple(rows)
-
-
 def build_mistake_section(evidence: Evidence) -> Section:
     """Build the section of the most confident mistakes of the selected model on each test set.
 
@@ -312,6 +152,10 @@ def build_data_section(evidence: Evidence) -> Section:
             build_split_table(run),
             Sentences((f"SHA-256 of split.csv: {digest}.", *format_split_sentences(run))),
         ]
+        characteristics = build_characteristic_table(run)
+        items += [characteristics] if characteristics is not None else []
+    settings = build_setting_table(evidence.runs)
+    items += [settings] if settings is not None else []
     return Section("data", "Runs, data and split", tuple(items))
 
 
@@ -461,3 +305,22 @@ def build_finding_table(run: SavedRun, *, number: int) -> Table:
             for each in run.audit["findings"]
         ),
     )
+
+
+def build_stress_section(evidence: Evidence) -> Section:
+    """Build the section of what `pylorus stress` found with a run's own bundle, in the short report if a shortcut."""
+    sentences: list[str] = []
+    has_shortcut = False
+    for run in evidence.runs:
+        record: Any = read_json(run.folder / FOLDER / RECORD)
+        sums = run.folder / "model" / SUMS
+        if not isinstance(record, dict) or not sums.is_file():
+            continue
+        if record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
+            continue
+        has_shortcut |= bool(record.get("shortcuts"))
+        label = f"{run.label}: " if len(evidence.runs) > 1 else ""
+        sentences.append(f"{label}{format_count(int(record['images']), 'image')}, {record['source']}.")
+        sentences += [*map(str, record["findings"]), f"Figures and tables: {FOLDER}/ in the run."]
+    items = (Sentences(tuple(sentences)),) if sentences else ()
+    return Section("stress", "Degraded images and shortcuts", items, is_appendix=not has_shortcut)

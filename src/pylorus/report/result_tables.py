@@ -12,7 +12,7 @@ from pylorus.core.formatting import (
     format_threshold,
     join_names,
 )
-from pylorus.evaluation.calibration import calibration_line
+from pylorus.evaluation.calibration import CalibrationLine, calibration_line
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric
 from pylorus.evaluation.decisions import area_under_risk_coverage
 from pylorus.evaluation.intervals import Estimate
@@ -209,7 +209,7 @@ def build_calibration_table(results: Sequence[Result], *, class_name: str | None
         results: At least one, each with a calibration.
         class_name: Short name of the class whose calibration line is reported; None for no line.
     """
-    rows = []
+    rows, flat = [], []
     for result in results:
         calibration = result.calibration
         assert calibration is not None
@@ -224,11 +224,12 @@ def build_calibration_table(results: Sequence[Result], *, class_name: str | None
             certainty = predictions.probabilities.max(axis=1)
             area = area_under_risk_coverage(predictions.correct, certainty, result.test.clusters, confidence=CONFIDENCE)
             cells: list[Cell] = [convert_to_number_cell(each) for each in (scores.ece, scores.brier, scores.nll, area)]
-            cells += (
-                _build_calibration_line_cells(predictions, class_name, result.test.clusters)
-                if class_name is not None
-                else []
-            )
+            if class_name in predictions.class_names:
+                line = _fit_calibration_line(predictions, class_name, result.test.clusters)
+                cells += [convert_to_number_cell(each, digits=2) for each in (line.slope, line.intercept)]
+                flat += [f"{result.label} ({label.partition(' (')[0]})"] * line.is_flat
+            elif class_name is not None:
+                cells += ["", ""]
             rows.append(Row((result.run.label, result.stage.name, label, *cells)))
     notes = [
         "ECE: expected calibration error over ten bins with equal numbers of images; by chance it exceeds 0 even under "
@@ -241,6 +242,12 @@ def build_calibration_table(results: Sequence[Result], *, class_name: str | None
             f"Calibration line of {class_name}: log odds of the true class regressed on the log odds of the model. "
             "Slope 1 and intercept 0 are ideal; a slope below 1 indicates overconfidence, an intercept (with the "
             f"slope held at 1) above 0 means that {class_name} is more frequent than the model predicts."
+        )
+    if flat:
+        where = "here" if len(flat) == len(rows) else f"of {join_names(flat, most=4)}"
+        notes.append(
+            f"The slope can't be interpreted {where}: the model gives all images nearly the same probability of "
+            f"{class_name}."
         )
     if any(not result.calibration.temperature.identified for result in results if result.calibration is not None):
         notes.append(
@@ -262,15 +269,12 @@ def build_calibration_table(results: Sequence[Result], *, class_name: str | None
     )
 
 
-def _build_calibration_line_cells(
+def _fit_calibration_line(
     predictions: Predictions, class_name: str, groups: NDArray[np.generic] | None
-) -> tuple[Number, Number] | tuple[str, str]:
-    if class_name not in predictions.class_names:
-        return "", ""
+) -> CalibrationLine:
     column = predictions.class_names.index(class_name)
     probability = np.clip(predictions.probabilities[:, column], 0, 1)
-    line = calibration_line(predictions.true == column, probability, groups, confidence=CONFIDENCE)
-    return convert_to_number_cell(line.slope, digits=2), convert_to_number_cell(line.intercept, digits=2)
+    return calibration_line(predictions.true == column, probability, groups, confidence=CONFIDENCE)
 
 
 def build_threshold_table(results: Sequence[Result], *, level: str = IMAGES) -> Table:

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError, resolve_short_name
 from pylorus.core.privacy import collect_config_values, redact_value
 from pylorus.evaluation.calibration import (
     BINS,
@@ -50,6 +50,8 @@ from pylorus.evaluation.ranking import RankingEstimates, ranking_of_predictions
 from pylorus.runs.predictions import SavedPredictions
 from pylorus.runs.reading import SavedRun, SavedStage
 
+ONLY_STAGE = " only"
+"""End of the name of a single stage in the label of a run."""
 CONFIDENCE = 0.95
 """Coverage of every interval in a report."""
 
@@ -88,31 +90,50 @@ class ReportOptions:
             the first run (deploy.sensitivity).
         guarantee: Confidence of this guarantee, in (0, 1); None: that of the first run (deploy.confidence).
         published: Whether to compare with the results of the published study.
+        margin: Largest difference at which a model counts as no worse, in (0, 1), for tests of non-inferiority and
+            equivalence; None: that of the runs (deploy.margin).
+        reference: Label, model or folder of the run that the others are compared with by the margin; None: the one
+            selected on validation images.
+        against: Figures that the selected model is compared with by the margin, such as `sensitivity=0.9`,
+            `sensitivity=135/150` or `published`.
         thumbnails: Whether to show the worst mistakes as small images.
         names: Whether to show file names, groups, folders and error messages, which may name patients.
+        docx: Whether to write a draft of a manuscript as a Word file.
+        latex: Whether to write a draft of a manuscript as LaTeX.
         resamples: Number of random exchanges of two models' predictions in tests of macro F1 and similar indices, >= 1.
         seed: Random seed of these exchanges and of permutation tests: the same seed gives the same report.
 
     Raises:
-        PylorusError: If sensitivity is not in (0, 1], or guarantee is not in (0, 1).
+        PylorusError: If sensitivity is not in (0, 1], or guarantee or margin is not in (0, 1).
     """
 
     class_name: str | None = None
     sensitivity: float | None = None
     guarantee: float | None = None
     published: bool = False
+    margin: float | None = None
+    reference: str | None = None
+    against: tuple[str, ...] = ()
     thumbnails: bool = False
     names: bool = False
+    docx: bool = False
+    latex: bool = False
     resamples: int = RESAMPLES
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.sensitivity is not None and not 0 < self.sensitivity <= 1:
-            raise PylorusError(
-                f"--sensitivity: found {self.sensitivity:g}, expected a proportion in (0, 1], such as 0.95."
-            )
-        if self.guarantee is not None and not 0 < self.guarantee < 1:
-            raise PylorusError(f"--guarantee: found {self.guarantee:g}, expected a proportion in (0, 1), such as 0.9.")
+        if self.sensitivity != 1:
+            _check_proportion(self.sensitivity, "--sensitivity", example=0.95, end="]")
+        _check_proportion(self.guarantee, "--guarantee", example=0.9)
+        _check_proportion(self.margin, "--margin", example=0.05)
+
+
+def _check_proportion(value: float | None, option: str, *, example: float, end: str = ")") -> None:
+    if value is None or 0 < value < 1:
+        return
+    meant = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
+    meant = f" Did you mean {-value:g}?" if -1 < value < 0 else meant
+    raise PylorusError(f"{option}: found {value:g}, expected a proportion in (0, 1{end}, such as {example:g}.{meant}")
 
 
 def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | None:
@@ -125,19 +146,26 @@ def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | Non
     Raises:
         PylorusError: If no run has the class that was asked for.
     """
-    known = dict.fromkeys(name for run in runs for name in run.short_names)
-    full = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
-    if asked is None:
-        first = next(iter(known), None)
-        deciding = runs[0].get_setting("deploy.class_name", first) if runs else first
-        return str(full.get(deciding, deciding)) if deciding in {*known, *full} else first
-    short_name = asked if asked in known else full.get(asked)
-    if short_name is None:
-        raise PylorusError(
-            f'--class: found "{asked}", expected one of {", ".join(known) or "no class"}.'
-            f"{format_suggestion(asked, [*full, *known])}"
-        )
-    return short_name
+    short_names = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
+    names = {"classes": list(short_names), "short_names": list(short_names.values())}
+    if asked is not None:
+        return resolve_short_name(asked, **names, where="--class")
+    first = next(iter(short_names.values()), None)
+    deciding = runs[0].get_setting("deploy.class_name") if runs else None
+    try:
+        return first if deciding is None else resolve_short_name(deciding, **names, where="deploy.class_name")
+    except PylorusError:  # of a run of other classes
+        return first
+
+
+def format_stage_label(label: str, stage: str) -> str:
+    """Name a stage of a run, unless the label of the run says that it is the only one.
+
+    Example:
+        >>> format_stage_label("vgg19", "pretrain"), format_stage_label("vgg19 (pretrain only)", "pretrain")
+        ('vgg19 pretrain', 'vgg19 (pretrain only)')
+    """
+    return label if f"({stage}{ONLY_STAGE}" in label else f"{label} {stage}"
 
 
 def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) -> tuple[SavedRun, ...]:
@@ -185,7 +213,7 @@ def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_
     stages = [stage.name for stage in run.stages]
     differences = []
     if any([stage.name for stage in other.stages] != stages for other in others) and stages:
-        differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]} only")
+        differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]}{ONLY_STAGE}")
     for key, value in settings.items():
         if key in left_out or key.startswith((*KEYS_WITHOUT_LABEL, *(f"{name}." for name in left_out))):
             continue
@@ -425,7 +453,7 @@ class Result:
     @property
     def label(self) -> str:
         """Run and stage as named in tables and figures."""
-        return f"{self.run.label} {self.stage.name}"
+        return format_stage_label(self.run.label, self.stage.name)
 
     @property
     def is_shipped(self) -> bool:

@@ -6,9 +6,15 @@ from pylorus.core.errors import TRAIN_COMMAND
 from pylorus.core.formatting import format_command
 from pylorus.core.privacy import redact_overrides
 from pylorus.data.stratification import explain_split, get_requested_fractions
-from pylorus.report.captions import format_caveats, format_training_basis
+from pylorus.report.captions import (
+    count_epochs_run,
+    format_caveats,
+    format_training_basis,
+    get_augmentation_name,
+    get_peak_learning_rate,
+)
 from pylorus.report.table import Cell, Column, Number, Row, Table, create_text_columns
-from pylorus.runs.reading import PARTS, SavedRun
+from pylorus.runs.reading import PARTS, SavedRun, SavedStage
 
 NO_PATIENTS = "neither data.group, nor a manifest column `group`, nor data.patients=dicom identifies patients"
 
@@ -24,6 +30,55 @@ def build_run_table(runs: Sequence[SavedRun]) -> Table:
             Column("minutes"),
         ),
         rows=tuple(_build_run_row(run) for run in runs),
+    )
+
+
+def build_setting_table(runs: Sequence[SavedRun]) -> Table | None:
+    """Build the table of how each stage was trained, one row per run and stage; None if no stage is known."""
+    rows = [_build_setting_row(run, stage) for run in runs for stage in run.stages]
+    if not rows:
+        return None
+    return Table(
+        key="training-settings",
+        title="How each stage was trained",
+        basis=format_training_basis(runs),
+        columns=(
+            *create_text_columns("run", "stage", "trained layers"),
+            Column("run", heading="epochs"),
+            Column("planned", heading="epochs"),
+            Column("peak learning rate"),
+            *create_text_columns("schedule", "augmentation", "optimizer"),
+            Column("weight decay"),
+            Column("batch size"),
+            Column("seed"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _build_setting_row(run: SavedRun, stage: SavedStage) -> Row:
+    def get_setting(key: str, default: object = "–") -> str:
+        return str(run.get_setting(f"stages.{stage.name}.{key}", default))
+
+    rate = get_peak_learning_rate(run, stage)
+    decay = run.get_setting("optimizer.weight_decay")
+    size = run.environment.get("batch_size", run.get_setting("trainer.batch_size"))
+    batch = int(size) * int(run.get_setting("trainer.accumulate", 1)) if str(size).isdigit() else str(size)
+    return Row(
+        (
+            run.label,
+            stage.name,
+            get_setting("learn"),
+            count_epochs_run(stage),
+            int(run.get_setting(f"stages.{stage.name}.epochs", 0)),
+            "–" if rate is None else Number(rate, words=f"{rate:g}"),
+            get_setting("schedule"),
+            get_augmentation_name(run, stage),
+            str(run.get_setting("optimizer.name", "–")),
+            "–" if decay is None else Number(float(decay), words=f"{float(decay):g}"),
+            batch,
+            str(run.get_setting("seed", "–")),
+        )
     )
 
 
@@ -113,21 +168,20 @@ def _format_split_notes(run: SavedRun) -> tuple[str, ...]:
     if not several:
         return ()
     if several == 1:
-        return ("1 group has images of several classes and is counted in each of them.",)
-    return (f"{several:,} groups have images of several classes and are counted in each of them.",)
+        return ("1 group has images with different labels (classes), and is counted in each of these classes.",)
+    return (f"{several:,} groups have images with different labels (classes), and are counted in each of these.",)
 
 
 def _build_run_row(run: SavedRun) -> Row:
-    weights = run.bundle.get("weights", {}).get("from") or run.get_setting("model.weights", "–")
     return Row(
         (
             run.label,
             run.model,
-            str(weights).replace("\\", "/").rpartition("/")[2],
+            run.initial_weights.replace("\\", "/").rpartition("/")[2],
             run.state,
             ", ".join(stage.name for stage in run.complete_stages) or "none",
             run.bundle_stage.name if run.bundle and run.bundle_stage else "–",
             run.split.short_hash if run.split else "–",
-            Number(run.minutes),
+            Number(run.minutes, digits=1 if run.minutes >= 10 else 2),
         )
     )

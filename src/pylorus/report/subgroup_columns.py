@@ -105,7 +105,7 @@ def _build_subgroups_or_reason(values: NDArray[np.str_], group: NDArray[np.gener
         return "no test image has a value"
     if len(distinct) == 1:
         return "all test images have the same value" if known.all() else "only one value is given"
-    dates, numbers = _parse_months(values), _parse_numbers(values)
+    dates, numbers = _parse_months(values), parse_numbers(values)
     if dates is not None:
         if dates[known].max() - dates[known].min() > 12 * MAX_YEARS:
             return "its values look like dates of birth; give ages to form subgroups"
@@ -220,7 +220,7 @@ def _parse_months(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
     return months
 
 
-def _parse_numbers(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
+def parse_numbers(values: NDArray[np.str_]) -> NDArray[np.float64] | None:
     """Convert values to numbers, NaN for empty values; None if one is not a number, or is a code such as 007."""
     known = values[values != ""]
     if any(re.match(r"-?0\d", value) for value in known.tolist()):

@@ -125,9 +125,15 @@ def _format_training_sentences(evidence: Evidence) -> list[str]:
             candidates = [configurations[each.label].shipped for each in pool.configurations]
             pooled |= {result.run for each in candidates for result in each.results}
             sentences.append(_format_training_on_splits(candidates))
-    sentences += dict.fromkeys(
-        _format_training_of_run(run) for run in evidence.runs if run.split is not None and run not in pooled
-    )
+    stages: dict[str, list[str]] = {}  # by what the runs have in common
+    for run in evidence.runs:
+        if run.split is not None and run not in pooled:
+            names = " then ".join(stage.name for stage in run.complete_stages)
+            stages.setdefault(_format_training_data(run), []).append(names)
+    for data, trained in stages.items():
+        alternatives = " or ".join(dict.fromkeys(filter(None, trained)))
+        training = f"Models were trained ({alternatives})" if alternatives else "Models were to be trained"
+        sentences.append(f"{training} {data}")
     return sentences
 
 
@@ -156,17 +162,15 @@ def _format_range(sizes: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _format_training_of_run(run: SavedRun) -> str:
-    """Describe the training of one run; runs that differ only in the model get the same sentence."""
+def _format_training_data(run: SavedRun) -> str:
+    """Describe the images of a run, in the end of a sentence; runs that differ only in the model get the same."""
     assert run.split is not None
     kind = "synthetic images" if run.get_setting("data.kind") == "synthetic" else "images"
     validation = "test" if run.get_setting("data.validation") == "test" else "val"
     sizes = {name: len(run.split.get_split_rows(name)) for name in ("train", validation, "test")}
     validated = "the test images" if validation == "test" else f"{sizes[validation]:,}"
-    stages = " then ".join(stage.name for stage in run.complete_stages)
-    training = f"Models were trained ({stages})" if stages else "Models were to be trained"
     return (
-        f"{training} on {sizes['train']:,} {kind} of {len(run.class_names)} classes "
+        f"on {sizes['train']:,} {kind} of {len(run.class_names)} classes "
         f"({', '.join(run.short_names)}), validated on {validated} and tested on {sizes['test']:,} "
         f"(split {run.split.short_hash})."
     )
@@ -220,7 +224,7 @@ def _collect_warnings(evidence: Evidence, headline: Headline | None) -> list[str
 
 
 def _collect_problems(evidence: Evidence, headline: Headline | None) -> list[str]:
-    """Say which shipped stages are degenerate and which networks began with random weights, if the verdict does not."""
+    """Say which shipped stages are degenerate, or began with random weights, if the verdict does not."""
     verdict = "" if headline is None else headline.verdict
     problems: dict[str, list[str]] = {}
     for result in evidence.results:
@@ -228,11 +232,4 @@ def _collect_problems(evidence: Evidence, headline: Headline | None) -> list[str
             for sentence in result.run.explain_problems(result.stage):
                 if sentence not in verdict:
                     problems.setdefault(sentence, []).append(result.label)
-    sentences = [f"{join_names(labels, most=MAX_LABELS)}: {sentence}" for sentence, labels in problems.items()]
-    random = list(dict.fromkeys(run.label for run in evidence.runs if run.get_setting("model.weights") == "none"))
-    if random:
-        sentences.append(
-            f"{join_names(random, most=MAX_LABELS)}: training began with random weights (model.weights=none), not with "
-            "weights pretrained on other images. This is not transfer learning."
-        )
-    return sentences
+    return [f"{join_names(labels, most=MAX_LABELS)}: {sentence}" for sentence, labels in problems.items()]

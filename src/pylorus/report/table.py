@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -325,10 +325,14 @@ def format_markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}.** {table.basis}", "", *rows, *([""] if notes else []), *notes]).rstrip() + "\n"
 
 
-def format_latex(table: Table) -> str:
+def format_latex(table: Table, *, targets: Mapping[tuple[int, int], str] | None = None) -> str:
     """Format a table as LaTeX with booktabs rules: floating, or a longtable if it is long.
 
     In a wide table, intervals are placed below their values.
+
+    Args:
+        table: The table.
+        targets: Names of the cells that text links to (package hyperref), by row and column.
     """
     has_prose = any(len(format_cell(cell)) > MAX_CELL_LENGTH for row in table.rows for cell in row.cells)
     is_long = has_prose or len(table.rows) > MAX_LATEX_ROWS
@@ -338,11 +342,12 @@ def format_latex(table: Table) -> str:
     label = rf"\label{{tab:{table.key}}}"
     header = [r"\toprule", *_format_latex_head(table), r"\midrule"]
     columns = "".join(_format_latex_column(table, index, prose=has_prose) for index in range(len(table.columns)))
-    rows = _format_latex_rows(table, stacked=is_stacked)
+    rows = _format_latex_rows(table, stacked=is_stacked, targets=targets or {})
     notes = escape_latex(" ".join(table.all_notes))
     footnotes = [rf"\par\smallskip{{\footnotesize {notes}}}"] if notes else []
     if is_long:
-        lines = [rf"\begin{{longtable}}{{{columns}}}", rf"{caption}{label}\\", *header, r"\endhead"]
+        lines = [rf"\begin{{longtable}}{{{columns}}}", rf"{caption}{label}\\", *header, r"\endfirsthead"]
+        lines += [*header, r"\endhead"]
         lines += [*rows, r"\bottomrule", r"\end{longtable}", *footnotes]
         return "\n".join([r"% Needs \usepackage{booktabs, longtable}.", *lines, ""])
     body = [rf"\begin{{tabular}}{{{columns}}}", *header, *rows, r"\bottomrule", r"\end{tabular}"]
@@ -353,7 +358,7 @@ def format_latex(table: Table) -> str:
     return "\n".join([*start, *body, *footnotes, r"\end{table}", ""])
 
 
-def _format_latex_rows(table: Table, *, stacked: bool) -> list[str]:
+def _format_latex_rows(table: Table, *, stacked: bool, targets: Mapping[tuple[int, int], str]) -> list[str]:
     """Format the rows; merged cells are left empty, and blocks are separated by space."""
     lines: list[str] = []
     has_blocks = len(table.blocks) < len(table.rows)
@@ -364,6 +369,9 @@ def _format_latex_rows(table: Table, *, stacked: bool) -> list[str]:
             escape_latex(_format_latex_value(cell, stacked)) if height else ""
             for cell, height in zip(row.cells, heights, strict=True)
         ]
+        for column in range(len(cells)):
+            if (number, column) in targets:
+                cells[column] = rf"\hypertarget{{{targets[number, column]}}}{{{cells[column]}}}"
         lines.append(" & ".join(cells) + r" \\")
         intervals = [cell.interval_text if isinstance(cell, Number) else "" for cell in row.cells]
         if stacked and any(intervals):

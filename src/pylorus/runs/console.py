@@ -8,16 +8,26 @@ import shlex
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
-from pylorus.core.formatting import format_count, format_percent, format_percent_with_unit, setup_terminal
+from pylorus.core.distributed import PARALLEL_JOBS
+from pylorus.core.errors import PylorusError
+from pylorus.core.formatting import (
+    format_command,
+    format_count,
+    format_duration,
+    format_estimate,
+    join_names,
+    setup_terminal,
+)
 from pylorus.core.io import read_json
-from pylorus.runs.folder import RunFolder, explain_choice
+from pylorus.runs.folder import STATUS, RunFolder, explain_choice
 
 MAX_PENDING = 10_000
 """Texts that wait for a terminal or a pipe that does not take them; further ones are dropped."""
@@ -139,6 +149,62 @@ def _write_texts(texts: "queue.Queue[tuple[TextIO, str] | None]") -> None:
             stream.flush()
 
 
+def announce_job(
+    folder: RunFolder, overrides: Sequence[str], *, jobs: int | None, varied: Collection[str] = ()
+) -> None:
+    """Print which job of a sweep begins, and how long the sweep will take if the other jobs are like those before.
+
+    Args:
+        folder: The job's folder, beside those of the other jobs.
+        overrides: Of the job's command line.
+        jobs: Number of jobs; None for a search, which decides as it goes.
+        varied: Keys in which the jobs differ; empty: all overrides are printed.
+    """
+    seconds = []
+    for path in folder.path.parent.glob("*/status.json"):
+        with suppress(OSError, PylorusError):  # a damaged one is reported at the end of the sweep
+            job = RunFolder(path.parent)
+            status = job.read_status()
+            seconds += [job.read_seconds(status)] if status["state"] == "finished" else []
+    number = int(folder.path.name) + 1 if folder.path.name.isdigit() else len(seconds) + 1
+    differing = [word for word in overrides if word.partition("=")[0].lstrip("+~") in varied]
+    count = "" if jobs is None else f" ({number} of {jobs})"
+    words = [f"job {folder.path.name}{count}", format_command(differing or overrides)]
+    if jobs is not None and seconds:
+        at_once = int(os.environ.get(PARALLEL_JOBS, "1"))
+        rounds = math.ceil(max(1, jobs - len(seconds)) / at_once)
+        words.append(f"about {format_duration(fmean(seconds) * rounds)} left in this sweep")
+    print(f"\n{' | '.join(filter(None, words))}", flush=True)
+
+
+def format_job_ends(statuses: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say how jobs ended that did not finish; what several have in common is said once.
+
+    Args:
+        statuses: Their status by the name of the job.
+
+    Example:
+        >>> failed = {"state": "failed", "error": "no weights"}
+        >>> format_job_ends({"0": failed, "1": {"state": "stopped"}, "2": failed})
+        ['jobs 0 and 2 failed: no weights', 'job 1 stopped: see its run.log']
+    """
+    jobs: dict[str, list[str]] = {}
+    for job, status in statuses.items():
+        jobs.setdefault(f"{status['state']}: {status.get('error', 'see its run.log')}", []).append(job)
+    return [f"{'job' if len(names) == 1 else 'jobs'} {join_names(names)} {end}" for end, names in jobs.items()]
+
+
+def find_earlier_failure(folder: RunFolder, message: str) -> str | None:
+    """Return the name of an earlier job of the same sweep that failed with the same message; None if there is none."""
+    for path in sorted(folder.path.parent.glob(f"*/{STATUS}")):
+        job = path.parent.name
+        if job.isdigit() and folder.path.name.isdigit() and int(job) < int(folder.path.name):
+            status = RunFolder(path.parent).find_status()
+            if status["state"] == "failed" and status.get("error") == message:
+                return job
+    return None
+
+
 def print_results(folder: RunFolder, *, validated_on: str) -> None:
     """Print where the results of a run are, what its model achieved on the test images, and what to do next.
 
@@ -159,22 +225,27 @@ def print_results(folder: RunFolder, *, validated_on: str) -> None:
     description = read_json(bundle / "model.json") or {}
     test, class_name = description.get("test") or {}, (description.get("decision") or {}).get("class")
     if test:
-        figures = [f"accuracy {_format_share(test.get('accuracy'))}"]
+        figures = [f"accuracy {format_estimate(*_list_limits(test.get('accuracy')))}"]
         figures += [
-            f"{index} for {class_name} {_format_share(test[index][class_name])}"
+            f"{index} for {class_name} {format_estimate(*_list_limits(test[index][class_name]))}"
             for index in ("sensitivity", "specificity")
             if class_name in test.get(index, {})
         ]
         images = format_count(int(test["images"]), "test image")
         print(f"test: {', '.join(figures)}; {images}, 95 % confidence intervals")
+    print_next_commands(bundle)
+
+
+def print_next_commands(bundle: Path) -> None:
+    """Print the commands that use a model.
+
+    Args:
+        bundle: The model's folder.
+    """
     name = shlex.quote(str(bundle))
     print(f"next: pylorus predict {name} IMAGES --output predictions.csv\n      pylorus serve {name}")
 
 
-def _format_share(estimate: dict[str, float | None] | None) -> str:
-    """Format a proportion of a bundle in % with its interval."""
-    value, low, high = (
-        math.nan if (number := (estimate or {}).get(end)) is None else number for end in ("value", "low", "high")
-    )
-    interval = "" if math.isnan(low) or math.isnan(high) else f" ({format_percent(low)} to {format_percent(high)})"
-    return f"{format_percent_with_unit(value)}{interval}"
+def _list_limits(estimate: dict[str, float | None] | None) -> list[float]:
+    """Return the value of a bundle's estimate, and the limits of its interval; NaN for each that is missing."""
+    return [math.nan if (number := (estimate or {}).get(end)) is None else number for end in ("value", "low", "high")]

@@ -6,10 +6,10 @@ stage. `deploy.stage` overrides the rule.
 """
 
 import errno
+import math
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from pylorus.core.storage import (
     is_process_alive,
     lock_folder,
     remove_incomplete_files,
+    send_heartbeats,
     write_digest,
 )
 
@@ -49,8 +50,6 @@ DAMAGED = "damaged"
 PREPARED = ("config.yaml", "environment.json", "network.json", "audit.json", "catalog.parquet", "split.csv",
             "split.csv.sha256", "quarantine.csv", "ignored.csv")  # fmt: skip
 """Files that a run writes before it trains."""
-HEARTBEAT_SECONDS = 20.0
-"""Seconds between two heartbeats of a running run."""
 
 
 @dataclass(frozen=True)
@@ -419,6 +418,16 @@ class RunFolder:
         except PylorusError as error:
             return {"state": DAMAGED, "error": str(error)}
 
+    def read_seconds(self, status: Mapping[str, Any]) -> float:
+        """Return the seconds that a run of that status has taken, without interruptions; NaN if unknown.
+
+        Those of a finished run include its start-up and its report.
+        """
+        speed: dict[str, Any] = {}
+        with suppress(PylorusError):  # it is damaged
+            speed = read_json(self.speed) or {}
+        return max(float(status.get("seconds", math.nan)), float(speed.get("seconds", 0.0)))
+
     @property
     def has_trained(self) -> bool:
         """Whether any stage has saved something, be it a part of an epoch."""
@@ -507,7 +516,7 @@ class RunFolder:
 
         write_update()
         try:
-            with _send_heartbeats(write_update):
+            with send_heartbeats(write_update):
                 yield
         except KeyboardInterrupt as stop:
             reason = {"error": str(stop)} if isinstance(stop, TimeLimitReached) else {}
@@ -531,22 +540,3 @@ class RunFolder:
 
     def _write_status(self, status: dict[str, Any]) -> None:
         write_json(self.path / STATUS, status, sealed=True)
-
-
-@contextmanager
-def _send_heartbeats(write: Callable[..., None]) -> Iterator[None]:
-    """Write a heartbeat at regular intervals while the code inside the context runs."""
-    ended = threading.Event()
-
-    def send_heartbeat() -> None:
-        while not ended.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # the run itself will report a full disk
-                write(heartbeat=format_now())
-
-    thread = threading.Thread(target=send_heartbeat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

@@ -192,6 +192,10 @@ def check_predictions(table: pd.DataFrame, *, order: Sequence[str] = ()) -> Save
     return SavedPredictions(predictions, logits, about)
 
 
+RANDOM_WEIGHTS = (
+    "Training began with random weights (model.weights=none), not with weights pretrained on other images: this is not "
+    "transfer learning."
+)
 MAX_LOSS_RATIO = 3.0
 """A loss above this multiple of that of equal probabilities for all classes has exploded."""
 LEARNED, MAX_GAIN = 0.9, 0.1
@@ -211,27 +215,26 @@ def explain_degenerate_predictions(
         accuracy: Accuracy with its interval.
 
     Returns:
-        Sentences; none if nothing is wrong.
+        A sentence; none if nothing is wrong.
 
     Example:
-        >>> true, predicted = np.array([0, 1, 1]), np.array([1, 1, 1])
-        >>> for sentence in explain_degenerate_predictions(true, predicted, ["GC", "CG"], Estimate(2 / 3, 0.2, 0.9)):
-        ...     print(sentence)
-        It predicts CG for every image.
-        Its accuracy is not shown to be above that of always answering CG, 66.7 %.
+        >>> true, accuracy = np.array([0, 1, 1]), Estimate(2 / 3, 0.2, 0.9)
+        >>> explain_degenerate_predictions(true, np.array([1, 1, 1]), ["GC", "CG"], accuracy)
+        ('The model predicts CG for every test image.',)
+        >>> print(*explain_degenerate_predictions(true, np.array([0, 1, 0]), ["GC", "CG"], accuracy))
+        The model's accuracy is not shown to be above that of always answering CG, 66.7 %.
     """
-    sentences = []
     answers = np.unique(predicted)
     if len(answers) == 1:
-        sentences.append(f"It predicts {class_names[answers[0]]} for every image.")
+        return (f"The model predicts {class_names[answers[0]]} for every test image.",)
     counts = np.bincount(true, minlength=len(class_names))
-    frequent = counts.max() / len(true)
+    most, frequent = int(counts.argmax()), counts.max() / len(true)
     if accuracy.has_interval and accuracy.low <= frequent:
-        sentences.append(
-            f"Its accuracy is not shown to be above that of always answering {class_names[int(counts.argmax())]}, "
-            f"{format_percent_with_unit(frequent)}."
+        return (
+            f"The model's accuracy is not shown to be above that of always answering {class_names[most]}, "
+            f"{format_percent_with_unit(frequent)}.",
         )
-    return tuple(sentences)
+    return ()
 
 
 def explain_training_problems(
@@ -293,8 +296,10 @@ def explain_stage_problems(
     curves: pd.DataFrame | None,
     predictions: Mapping[str, SavedPredictions],
     is_cross_entropy: bool,
+    weights: str,
 ) -> tuple[str, ...]:
-    """Say what makes the results of a stage degenerate: one predicted class, chance, an exploded loss, a contradiction.
+    """Say what makes the results of a stage degenerate: one predicted class, chance, an exploded loss, a contradiction,
+    random weights at the start.
 
     Args:
         name: Name of the stage.
@@ -302,6 +307,7 @@ def explain_stage_problems(
         curves: Content of its metrics.csv; None if it is missing.
         predictions: Predictions by split: test, and val if there is one.
         is_cross_entropy: Whether the loss is comparable with that of equal probabilities.
+        weights: Source of the network's initial weights; none: random ones.
 
     Returns:
         Sentences, the first ones about the test images; none if nothing is wrong.
@@ -327,4 +333,4 @@ def explain_stage_problems(
                 frequent=float(np.bincount(truth).max() / len(truth)),
                 classes=validation.predictions.classes,
             )
-    return tuple(sentences)
+    return (*sentences, *[RANDOM_WEIGHTS] * (weights == "none"))

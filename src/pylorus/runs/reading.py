@@ -79,6 +79,11 @@ class SavedSplit:
         """Hash of the contents of the test images: the same for every split that tests on these images."""
         return compute_image_set_hash(set(self.get_split_rows("test")["sha256"]))
 
+    @cached_property
+    def rows_by_sample(self) -> pd.DataFrame:
+        """The table with the sample ids as its index."""
+        return self.table.set_index("sample_id")
+
     def get_split_rows(self, name: str) -> pd.DataFrame:
         """Return the rows of train, val or test."""
         return self.table[self.table["split"] == name]
@@ -267,12 +272,17 @@ class SavedRun:
     @property
     def minutes(self) -> float:
         """Run time in minutes, without interruptions; NaN if unknown."""
-        return float(self.status.get("seconds", float("nan"))) / 60
+        return RunFolder(self.folder).read_seconds(self.status) / 60
 
     @property
     def model(self) -> str:
         """Name of the model in timm, with its tag if known."""
         return str(self.bundle.get("architecture") or self.get_setting("model.name", "unknown model"))
+
+    @property
+    def initial_weights(self) -> str:
+        """Source of the initial weights: hub, none (random weights) or the name of a file."""
+        return str(self.bundle.get("weights", {}).get("from") or self.get_setting("model.weights", "–"))
 
     @property
     def short_names(self) -> list[str]:
@@ -312,6 +322,7 @@ class SavedRun:
             curves=stage.curves,
             predictions={split: saved for split, saved in parts.items() if saved is not None},
             is_cross_entropy=self.get_setting("loss.name") == "cross_entropy",
+            weights=self.initial_weights,
         )
 
     def get_setting(self, key: str, default: Any = None) -> Any:

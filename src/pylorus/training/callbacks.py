@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_number, format_percent, open_progress_bar
+from pylorus.core.formatting import format_count, format_number, format_percent, open_progress_bar
 from pylorus.core.io import write_atomically, write_json, write_text
 from pylorus.core.storage import SUFFIX, compute_digest
 from pylorus.model.classifier import StageClassifier, StagePlan
@@ -88,7 +88,7 @@ class StageBar(ProgressBar):
 
     def _open(self, trainer: pl.Trainer, activity: str, batches: float, *, done: int = 0) -> None:
         self._close()
-        epoch = f"{self.plan.name} {trainer.current_epoch + 1}/{self.plan.config.epochs}"
+        epoch = f"{self.plan.name} epoch {trainer.current_epoch + 1}/{self.plan.config.epochs}"
         self._bar = open_progress_bar(epoch + activity, int(batches) if math.isfinite(batches) else None, done=done)
 
     def _advance(self) -> None:
@@ -102,16 +102,17 @@ class StageBar(ProgressBar):
 
 
 class EpochLine(pl.Callback):
-    """Log one line per epoch, with the time remaining in the stage.
+    """Log one line per epoch, with the time remaining in the stage and what follows it.
 
     Args:
         plan: The stage.
-        is_last: Whether it is the run's last one: otherwise the line says that the time is that of the stage.
+        following: Number of epochs of each stage that follows: how long one takes is not known before.
     """
 
-    def __init__(self, plan: StagePlan, *, is_last: bool = True) -> None:
+    def __init__(self, plan: StagePlan, *, following: Mapping[str, int] | None = None) -> None:
         self.plan = plan
-        self._remainder = "left" if is_last else f"left in {plan.name}"
+        stages = [f", then {name} ({format_count(epochs, 'epoch')})" for name, epochs in (following or {}).items()]
+        self._remainder = f"left in {plan.name}{''.join(stages)}" if stages else "left"
         self._epoch_start = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

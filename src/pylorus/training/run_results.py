@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pylorus.core.formatting import format_number, format_percent
+from pylorus.core.formatting import format_estimate
 from pylorus.core.io import read_json
 from pylorus.data.dataset import ImageBatches
 from pylorus.evaluation.predictions import Predictions
@@ -182,7 +182,7 @@ def read_run_results(folder: RunFolder) -> RunResults:
             unit = "_percent" if is_percentage else ""
             values[f"{name}{unit}"] = value
             limits |= {f"{name}{unit}_low": low, f"{name}{unit}_high": high}
-            texts[name] = _format_estimate(estimate, is_percentage=is_percentage)
+            texts[name] = format_estimate(*estimate, in_percent=is_percentage, label="95 % CI ")
     return RunResults(
         stage=stage,
         class_name=class_name,
@@ -201,12 +201,6 @@ def _list_limits(estimate: Any) -> tuple[float, float, float]:
 def _remove_undefined(values: Mapping[str, float]) -> dict[str, float]:
     """Remove NaN, which dashboards draw as 0 or refuse."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
-
-
-def _format_estimate(estimate: Sequence[float], *, is_percentage: bool) -> str:
-    value, low, high = (format_percent(each) if is_percentage else format_number(each, 2) for each in estimate)
-    unit = " %" if is_percentage else ""
-    return f"{value}{unit} (95 % CI {low} to {high}{unit})"
 
 
 def iter_figures(predictions: Predictions, title: str) -> Iterator[tuple[str, Figure]]:

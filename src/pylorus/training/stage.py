@@ -14,7 +14,7 @@ from pylorus.config.instantiation import check_node, get_target
 from pylorus.config.schema import EXTENSIBLE, CacheConfig, Config, LossConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.formatting import format_count, format_estimate, format_percent
 from pylorus.core.io import write_json
 from pylorus.data.augmentation import build_augmentation, resolve_augmentation
 from pylorus.data.datamodule import ImageDataModule
@@ -329,7 +329,9 @@ def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
     )
 
 
-def find_problems(plan: StagePlan, result: StageResult, folder: RunFolder, loss: LossConfig) -> tuple[str, ...]:
+def find_problems(
+    plan: StagePlan, result: StageResult, folder: RunFolder, loss: LossConfig, *, weights: str
+) -> tuple[str, ...]:
     """Say what makes the result of a stage degenerate; see `explain_stage_problems`."""
     return explain_stage_problems(
         plan.name,
@@ -337,6 +339,7 @@ def find_problems(plan: StagePlan, result: StageResult, folder: RunFolder, loss:
         curves=read_curves(folder.get_stage(plan.name).metrics_path),
         predictions=result.predictions,
         is_cross_entropy=loss.name == "cross_entropy",
+        weights=weights,
     )
 
 
@@ -359,8 +362,9 @@ def log_stage_table(
     """
     metrics = select_class_metrics() if metrics is None else metrics
     images = "the test images" if validated_on == "test" else "validation images"
-    selection = f"best by {plan.config.monitor} on {images}" if result.epochs > 1 else "the only one"
-    title = f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, {selection}"
+    title = f"{plan.name}: after its only epoch"
+    if result.epochs > 1:
+        title = f"{plan.name}: epoch {result.best_epoch} of {result.epochs}, best by {plan.config.monitor} on {images}"
     # Without lines between the columns, three classes fit into 80 characters.
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("%", justify="left")
@@ -396,7 +400,5 @@ def _format_accuracy(split: str, saved: SavedPredictions) -> str:
     """Return accuracy with its confidence interval, and the numbers of images and groups."""
     accuracy = saved.accuracy
     grouping = format_count(saved.groups, "group") if saved.clusters is not None else "each image its own group"
-    return (
-        f"{split}: accuracy {format_percent(accuracy.value)} % (95 % CI {format_percent(accuracy.low)} to "
-        f"{format_percent(accuracy.high)}), {format_count(saved.images, 'image')}, {grouping}"
-    )
+    estimate = format_estimate(accuracy.value, accuracy.low, accuracy.high, label="95 % CI ")
+    return f"{split}: accuracy {estimate}, {format_count(saved.images, 'image')}, {grouping}"

@@ -154,6 +154,9 @@ def _resolve_limits(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: SpeedMonitor) -> pl.Trainer:
     """Build the Trainer of a stage, with its loggers, callbacks and `trainer.args`."""
     curves = CurvesFile(stage_folder.metrics_path, last_step=plan.first_epoch + stage_folder.progress.epochs)
+    stages = run.config.stages
+    names = list(stages)
+    following = {name: stages[name].epochs for name in names[names.index(plan.name) + 1 :]}
     progress = run.config.trainer.progress and run.processes.is_first
     progress_bar = [StageBar(plan)] if progress else []
     checkpoints = Checkpoints(
@@ -170,7 +173,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         "callbacks": [
             FreezeBackbone(plan.config.learn),
             *_build_early_stopping(plan.config),
-            EpochLine(plan, is_last=plan.name == list(run.config.stages)[-1]),
+            EpochLine(plan, following=following),
             speed,
             *([LossScale(plan)] if run.engine.precision == "16" else []),
             *progress_bar,

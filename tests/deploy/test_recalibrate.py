@@ -1,0 +1,97 @@
+"""`pylorus recalibrate` writes a bundle with other probabilities, and leaves its parent as it is."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+
+from pylorus.cli import main
+from pylorus.core.errors import PylorusError
+from pylorus.deploy.model import load_bundle
+from pylorus.deploy.onnx import write_onnx
+from pylorus.deploy.predict import load_model
+from pylorus.deploy.recalibrate import RecalibrateOptions, recalibrate
+
+CLASSES = {"gastric_cancer": 3, "gastric_ulcer": 1, "chronic_gastritis": 1}
+
+
+@pytest.fixture
+def local_images(synthetic_root, tmp_path):
+    """Images of a clinic that sees three times as many cancers, whose folders have names of their own."""
+    for name, copies in CLASSES.items():
+        (tmp_path / "local" / f"local_{name}").mkdir(parents=True)
+        for number, path in enumerate(sorted((synthetic_root / name).iterdir())):
+            for copy in range(copies):
+                shutil.copy(path, tmp_path / "local" / f"local_{name}" / f"p{number}{copy}_{path.name}")
+    return tmp_path / "local"
+
+
+def hash_files(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_the_new_bundle_has_other_probabilities_and_records_its_parent(bundle_folder, local_images, tmp_path, capsys):
+    before = hash_files(bundle_folder)
+    names = [word for name in CLASSES for word in ("--map", f"local_{name}={name}")]
+    main(["recalibrate", str(bundle_folder), str(local_images), "--output", str(tmp_path / "new"), *names])
+    said = capsys.readouterr().out
+    assert "GC  30 images; observed/expected" in said
+    assert "It was carried over, not fitted on these images" in " ".join(said.split())
+    assert hash_files(bundle_folder) == before
+    parent, new = load_bundle(bundle_folder), load_model(tmp_path / "new", "cpu")
+    record = new.description.recalibration
+    assert (record.parent, record.images, record.groups) == (parent.identity, (30, 10, 10), 50)
+    assert record.log_loss["after"] < record.log_loss["before"]
+    assert record.observed_over_expected["before"]["GC"] > 1.2 > record.observed_over_expected["after"]["GC"]
+    assert new.identity != parent.identity
+    assert "## Recalibrated on" in (tmp_path / "new" / "MODEL_CARD.md").read_text()
+
+    images = parent.input.load_images(sorted(local_images.rglob("*.*")))
+    first, second = parent.predict_images(images), new.predict_images(images)
+    assert second.probabilities[:, 0].mean() == pytest.approx(0.6, abs=0.1)
+    assert (second.unlikeness == first.unlikeness).all()
+    assert (second.positive | ~first.positive).all()
+    assert (second.sets | ~first.sets).all()
+    weights = np.exp(np.asarray(new.description.calibration.bias))
+    scale = parent.description.calibration.temperature / new.description.calibration.temperature
+    expected = first.probabilities**scale * weights
+    assert second.probabilities == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=1e-6)
+    assert new.description.reference.split == "recalibration"
+    assert new.description.reference.images == 50
+
+
+def test_an_onnx_file_of_it_has_the_same_probabilities(edit_model_json, synthetic_root, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    bundle = load_bundle(edit_model_json(lambda content: content["calibration"].update(bias=[0.9, -0.5, -0.4])))
+    write_onnx(bundle, tmp_path / "model.onnx")
+    images = bundle.input.load_images(sorted((synthetic_root / "gastric_ulcer").iterdir()))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (probabilities,) = session.run(["probabilities"], {"image": images})
+    assert probabilities == pytest.approx(bundle.predict_images(images).probabilities, abs=1e-5)
+
+
+def test_what_can_not_be_recalibrated_is_refused_and_nothing_is_written(bundle_folder, local_images, tmp_path):
+    names = {f"local_{name}": name for name in CLASSES}
+
+    def refuse(words, **options):
+        with pytest.raises(PylorusError, match=words):
+            recalibrate(
+                bundle_folder,
+                local_images,
+                RecalibrateOptions(**{"output": tmp_path / "new", "names": names, **options}),
+            )
+        assert not (tmp_path / "new").exists()
+
+    refuse("3 classes that the model does not have", names={})
+    refuse('--map: "cancer" is no class of the model', names={"local_gastric_cancer": "cancer"})
+    refuse("is not an empty folder", output=local_images)
+    refuse("patient_", group="patient_(x)")
+    next(iter((local_images / "local_gastric_ulcer").iterdir())).unlink()
+    refuse("GU has 9 images of 9 patients. Expected at least 10")
+
+
+@pytest.mark.parametrize("bias", [[0.1, 0.2], [0.1, 0.2, 1000.0]])
+def test_an_invalid_bias_in_a_bundle_is_refused(edit_model_json, bias):
+    with pytest.raises(PylorusError, match=r"calibration\.bias"):
+        load_bundle(edit_model_json(lambda content: content["calibration"].update(bias=bias)))
