@@ -428,7 +428,7 @@ def test_predictive_values_are_given_for_these_images_and_for_a_stated_prevalenc
     assert stated["npv"]["value"] > decision["npv"]["value"]
     said = capsys.readouterr().out
     assert f"where {100 * decision['prevalence']:.1f} % of the images are {decision['class']}, as here: PPV" in said
-    assert f"where 1.0 % of the images are {decision['class']}: PPV" in said
+    assert f"where 1 % of the images are {decision['class']}: PPV" in said
     without = asked(bundle_folder, [synthetic_root], tmp_path / "q.csv", evaluate=True)
     assert without[0] == 0
     assert "at_prevalence" not in json.loads((tmp_path / "q.csv.about.json").read_text())["evaluation"]["decision"]

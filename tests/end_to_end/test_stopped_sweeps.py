@@ -239,8 +239,7 @@ def test_a_job_that_reaches_its_time_limit_is_saved_and_the_sweep_goes_on(fork_s
     )
     assert found.returncode == 1, found.stderr
     assert read_states(sweep) == {"0": "interrupted", "1": "interrupted"}
-    for job in ("0", "1"):
-        assert f"job {job} interrupted: time limit: trainer.time_limit=0.1 minutes are over" in found.stdout
+    assert "jobs 0 and 1 interrupted: time limit: trainer.time_limit=0.1 minutes are over" in found.stdout
 
 
 def test_a_run_that_reached_its_time_limit_continues_with_another_limit(train, tmp_path):
