@@ -85,8 +85,10 @@ def test_a_corner_alone_keeps_its_mark_and_no_tissue(frame):
     alone = isolate_region(marked, surroundings, "top left", fill)
     assert (alone[4:20, 4:20] == (60, 200, 240)).all()
     assert (alone[surroundings.inside] == fill).all()
-    assert (alone[160:] == fill).all()
-    assert (isolate_region(marked, surroundings, "top right", fill)[:, :160] == fill).all()
+    blank = isolate_region(marked, surroundings, None, fill)
+    assert (blank[~surroundings.inside] == 0).all()
+    assert (alone[160:] == blank[160:]).all()
+    assert (isolate_region(marked, surroundings, "top right", fill) == blank).all()
 
 
 def test_a_hidden_border_loses_its_mark_and_keeps_the_tissue(frame):

@@ -364,19 +364,19 @@ def find_surroundings(image: RGB, field: FieldOfView) -> Surroundings:
     return Surroundings(inside, find_overlays(image), ground.astype(np.uint8), has_border)
 
 
-def isolate_region(image: RGB, surroundings: Surroundings, region: str, fill: NDArray[np.uint8]) -> RGB:
-    """Return a frame of one colour that shows only a region of `REGIONS`; around text, the border keeps its colour.
+def isolate_region(image: RGB, surroundings: Surroundings, region: str | None, fill: NDArray[np.uint8]) -> RGB:
+    """Return a frame that shows only a region of `REGIONS`: one colour in the field, one around it, and the region.
 
     Args:
         image: RGB, uint8 of shape (height, width, 3).
         surroundings: The result of `find_surroundings`.
-        region: A key of `REGIONS`.
-        fill: The colour, the same for all images of a set: an image's own mean colour could tell its class.
+        region: A key of `REGIONS`; None: no region, so that the field's shape is all that is left.
+        fill: The colour in the field, the same for all images of a set: an image's own could tell its class.
     """
-    mask = surroundings.get_mask(region)
-    # Letters in their black boxes would be dark on a bright canvas: the opposite of what the network knows.
-    canvas = np.where(surroundings.inside[..., None], fill, surroundings.ground) if region == "overlays" else fill
-    return np.asarray(np.where(mask[..., None], image, canvas), dtype=np.uint8)
+    canvas = np.where(surroundings.inside[..., None], fill, surroundings.ground).astype(np.uint8)
+    if region is None:
+        return canvas
+    return np.asarray(np.where(surroundings.get_mask(region)[..., None], image, canvas), dtype=np.uint8)
 
 
 def hide_region(image: RGB, surroundings: Surroundings, region: str) -> RGB:

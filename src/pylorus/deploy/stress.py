@@ -25,6 +25,7 @@ from pylorus.deploy.parity import TrialImages, find_run_images
 from pylorus.deploy.predict import load_model
 from pylorus.deploy.variants import (
     ALONE,
+    BLANK,
     DEGRADED_VARIANTS,
     HIDDEN,
     REGION_VARIANTS,
@@ -369,8 +370,11 @@ def evaluate_regions(
         if problem:
             results.append(RegionResult(region, images, problem))
             continue
-        alone = outputs.get_logits(f"{ALONE}/{region}")[rows]
-        scores = np.round(alone - _compute_log_sum(alone), LOGIT_DIGITS)
+        scores = _compute_log_probabilities(outputs.get_logits(f"{ALONE}/{region}")[rows])
+        if region != "border":
+            # What the region adds to the field's shape, whose variation would hide the effect of a small mark.
+            scores -= _compute_log_probabilities(outputs.get_logits(BLANK)[rows])
+        scores = np.round(scores, LOGIT_DIGITS)
         test = chance_test(scores, true[rows], part, seed=compute_seed(seed, region) % 2**32)
         if test.smallest_p * len(REGIONS) > LEVEL:
             problem = f"{format_count(test.units, 'patient')} are too few to show anything at the level {LEVEL:g}"
@@ -406,6 +410,6 @@ def _correct_p_values(results: list[RegionResult]) -> list[RegionResult]:
     return [each if each.test is None else replace(each, corrected_p=next(corrected)) for each in results]
 
 
-def _compute_log_sum(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    highest = logits.max(axis=1, keepdims=True)
-    return np.asarray(highest + np.log(np.exp(logits - highest).sum(axis=1, keepdims=True)))
+def _compute_log_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    above = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(above - np.log(np.exp(above).sum(axis=1, keepdims=True)))

@@ -35,11 +35,11 @@ from pylorus.data.files import RGB
 from pylorus.data.input_format import InputFormat
 from pylorus.model.inference import NetworkOutput
 
-WHOLE, ALONE, HIDDEN = "whole", "alone", "hidden"
+WHOLE, BLANK, ALONE, HIDDEN = "whole", "blank", "alone", "hidden"
 FILL_IMAGES = 48
 """Images whose fields give the fill colour."""
 DEGRADED_VARIANTS = tuple(f"{name}/{grade}" for name in DEGRADATIONS for grade in range(1, GRADES + 1))
-REGION_VARIANTS = tuple(f"{how}/{region}" for how in (ALONE, HIDDEN) for region in REGIONS)
+REGION_VARIANTS = (BLANK, *(f"{how}/{region}" for how in (ALONE, HIDDEN) for region in REGIONS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,8 @@ class VariantOutputs:
     """What the network says about n images in several variants.
 
     Attributes:
-        variants: Names of the variants: whole, KIND/GRADE, alone/REGION, hidden/REGION.
+        variants: Names of the variants: whole, KIND/GRADE, blank (the field's shape only), alone/REGION,
+            hidden/REGION.
         logits: float64 of shape (variants, n, classes).
         unlikeness: float64 of shape (variants, n).
         has_border: Whether a border surrounds the field of view, of shape (n,).
@@ -169,8 +170,8 @@ def _prepare_variants(
         name, _, detail = variant.partition("/")
         if name == WHOLE:
             return image
-        if name == ALONE:
-            return isolate_region(image, surroundings, detail, fill)
+        if name in (ALONE, BLANK):
+            return isolate_region(image, surroundings, detail or None, fill)
         if name == HIDDEN:
             return hide_region(image, surroundings, detail)
         return degrade_image(image, name, int(detail), seed=seed, field=field, content=content)
