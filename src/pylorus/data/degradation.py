@@ -83,6 +83,21 @@ class Degradation:
         """Return the quantity of a grade as text."""
         return f"{self.amounts[grade - 1]:g}"
 
+    def describe_grade(self, grade: int) -> str:
+        """Return the quantity of a grade with its meaning.
+
+        Example:
+            >>> DEGRADATIONS["defocus"].describe_grade(3), DEGRADATIONS["jpeg"].describe_grade(5)
+            ("radius 8 ‰ of the field's diameter", 'quality 7')
+            >>> DEGRADATIONS["dark"].describe_grade(3)
+            '1.5 stops less light'
+        """
+        noun, _, unit = self.quantity.partition(", ")
+        amount = self.format_amount(grade)
+        if unit.startswith(("‰", "%")) or noun == "quality":
+            return f"{noun} {amount} {unit}".rstrip()
+        return f"{amount} {self.quantity}"
+
 
 def draw_field_mask(field: FieldOfView, shape: tuple[int, ...]) -> Mask:
     """Return a mask of shape (height, width) that is True inside a field of view.

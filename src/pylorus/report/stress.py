@@ -135,11 +135,11 @@ def build_region_table(result: StressResult) -> Table:
         rows=create_rows(rows),
         notes=(
             "Alone: the field in the mean colour of all fields, the rest in the colour around it. For corners, text "
-            "and plates the network's answer to the same frame without them is subtracted, so that the shape of the field "
-            "does not count; for the border it does. AUROC: that of the class that is furthest from 0.5 (each patient "
-            "and class counts once). It is below 0.5 if the network answers the opposite where there is no tissue. "
-            "Chance lies between the second number and its mirror image in 999 of 1,000 random assignments of the classes to "
-            "patients: a weaker use of the region can't be found with these images.",
+            "and plates the network's answer to the same frame without them is subtracted, so that the shape of the "
+            "field does not count; for the border it does. AUROC: that of the class that is furthest from 0.5 (each "
+            "patient and class counts once). It is below 0.5 if the network answers the opposite where there is no "
+            "tissue. Chance lies between the second number and its mirror image in 999 of 1,000 random assignments of "
+            "the classes to patients: a weaker use of the region can't be found with these images.",
             "p: permutation test with whole patients, corrected for the number of regions (Holm). A region "
             f"is a possible shortcut if p ≤ {LEVEL:g} and hiding it changes the probabilities by "
             f"{format_percent(MIN_CHANGE, digits=None)} point or more on average.",

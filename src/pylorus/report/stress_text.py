@@ -150,7 +150,7 @@ def format_loss_sentence(grades: Sequence[GradeResult], first: GradeResult, marg
     kind = DEGRADATIONS[first.name]
     begin = f"from grade {first.grade} on" if first.grade < len(grades) else f"at grade {first.grade}"
     return (
-        f"{kind.title}: {begin} ({kind.format_amount(first.grade)} {kind.quantity}) accuracy is shown to fall by more "
+        f"{kind.title}: {begin} ({kind.describe_grade(first.grade)}) accuracy is shown to fall by more "
         f"than {format_percent(margin, digits=None)} points ({_format_points(first.accuracy_change)}). "
         f"{_format_caught(first)}"
     )
