@@ -60,6 +60,8 @@ def test_the_figures_of_the_runs_own_test_images_are_those_of_the_bundle(
         assert evaluation["auroc"][name] == vars(description.test.auroc[name])
     assert evaluation["decision"]["sensitivity"] == vars(description.decision.test["GC"].sensitivity)
     assert evaluation["answered"] == vars(description.abstention.answered_test)
+    validate_bundle(bundle_copy, manifest, output, ValidateOptions(root=synthetic_root))
+    assert read_record(output)["evaluation"] == evaluation  # to the last digit, from the rows that it saved
     table = pd.read_csv(output / "tables" / "development.csv", na_values="–")
     assert (table["difference"].dropna() == 0).all()
     assert len(table) == 17
