@@ -60,6 +60,14 @@ def test_the_figures_of_the_runs_own_test_images_are_those_of_the_bundle(
         assert evaluation["auroc"][name] == vars(description.test.auroc[name])
     assert evaluation["decision"]["sensitivity"] == vars(description.decision.test["GC"].sensitivity)
     assert evaluation["answered"] == vars(description.abstention.answered_test)
+    validate_bundle(bundle_copy, manifest, output, ValidateOptions(root=synthetic_root))
+    assert read_record(output)["evaluation"] == evaluation  # to the last digit, from the rows that it saved
+    guaranteed = loaded_bundle.description.decision.get_threshold("GC")
+    assert not guaranteed.is_guaranteed
+    at_least = f"{np.floor(round(1000 * guaranteed.sensitivity_reached, 6)) / 10:.1f}"  # a lower bound is rounded down
+    text = (output / "report.html").read_text()
+    assert f"the {at_least} % guaranteed for new patients" in text.replace("\u00a0", " ")
+    assert "too few patients to guarantee the target of 95 %" in text.replace("\u00a0", " ")
     table = pd.read_csv(output / "tables" / "development.csv", na_values="–")
     assert (table["difference"].dropna() == 0).all()
     assert len(table) == 17

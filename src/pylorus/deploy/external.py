@@ -21,8 +21,8 @@ import pandas as pd
 
 from pylorus import __version__
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name
-from pylorus.core.formatting import defuse_formula, format_command, format_count
-from pylorus.core.io import write_json
+from pylorus.core.formatting import format_command, format_count
+from pylorus.core.io import write_atomically, write_json
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.catalog import Catalog, ReadOptions, build_catalog, extract_groups, write_quarantine
 from pylorus.data.manifest import explain_missing_files, read_manifest_rows
@@ -45,6 +45,8 @@ from pylorus.runs.reading import HASH_DIGITS, SavedSplit, compute_image_set_hash
 LOOKS_SUFFIX = ".looks.jsonl"
 """Beside a bundle: a line for each validation of it."""
 RECORD, TABLE = "validation.json", "predictions.csv"
+EXACT_TABLE = "predictions.parquet"
+"""The same rows with all digits: a repeated validation gives the same figures to the last digit."""
 LABELS = ("path", "class", "group", "split")
 
 
@@ -273,35 +275,36 @@ def _match_classes(
 def _predict_images(
     model: InferenceModel, labelled: LabelledImages, output: Path, options: ValidateOptions
 ) -> pd.DataFrame:
-    """Predict the images and write predictions.csv; return its rows, in the order of the catalog."""
+    """Predict the images and write both tables; return the rows with all digits, in the order of the catalog."""
     request: dict[str, object] = {
         "bundle": {"architecture": model.description.architecture, SUMS: model.identity},
         "image set": labelled.set_hash,
         "labels": hashlib.sha256(labelled.labels.tobytes()).hexdigest()[:HASH_DIGITS],
         "class": _resolve_deciding_class(model.description, options),
     }
-    path = output / TABLE
+    path, exact = output / TABLE, output / EXACT_TABLE
     parts = ResumableTable(path, request, also={})
     paths = list(labelled.catalog.table["path"])
     with suppress(PylorusError):
-        if parts.load_record() is not None:
-            return _sort_as(pd.read_csv(path, keep_default_na=False, na_values={"unlikeness": [""]}), paths)
-    path.unlink(missing_ok=True)  # of an earlier validation of other images, which this one replaces
+        if parts.load_record() is not None and exact.is_file():
+            return _sort_as(pd.read_parquet(exact), paths)
+    for earlier in (path, exact):  # of other images or another model, which this validation replaces
+        earlier.unlink(missing_ok=True)
     inference = replace(options.inference, class_name=options.class_name and str(request["class"]))
     with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
         predict_remaining(model, labelled.iter_items(), parts, inference, stop)
         table = pd.concat(list(parts.iter_tables()), ignore_index=True)
+        with write_atomically(exact) as temporary:
+            table.to_parquet(temporary, index=False)
         columns = [name for name in table.columns if name != "second"]
         parts.merge_parts({"images": len(table)}, columns=columns)
     return _sort_as(table, paths)
 
 
 def _sort_as(table: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
-    """Return the rows in the order of the paths, which a CSV file may hold with a formula defused."""
-    position = {defuse_formula(path): index for index, path in enumerate(paths)}
-    position |= {path: index for index, path in enumerate(paths)}
-    order = np.argsort([position[path] for path in table["path"]])
-    return table.iloc[order].assign(path=list(paths)).reset_index(drop=True)
+    """Return the rows in the order of the paths."""
+    position = {path: index for index, path in enumerate(paths)}
+    return table.iloc[np.argsort([position[path] for path in table["path"]])].reset_index(drop=True)
 
 
 def _find_copies(model: InferenceModel, labelled: LabelledImages) -> dict[str, object]:

@@ -16,6 +16,7 @@ from scipy.stats import norm
 from pylorus.core.formatting import (
     format_p_value,
     format_percent,
+    format_percent_at_least,
     format_percent_with_unit,
     format_threshold,
     join_names,
@@ -240,10 +241,10 @@ def format_threshold_sentences(model: StoredModel, evaluation: Mapping[str, Any]
         yield f"{text}; the bundle states no guarantee for it."
         return
     promised = threshold.sensitivity if threshold.is_guaranteed else threshold.sensitivity_reached
-    guarantee = f"the {format_percent_with_unit(promised)} guaranteed for new patients of the development's hospitals"
+    guarantee = f"the {format_percent_at_least(promised)} % guaranteed for new patients of the development's hospitals"
     if not threshold.is_guaranteed:
-        target = format_percent_with_unit(threshold.sensitivity)
-        guarantee += f" (the target was {target}, which too few patients were there to guarantee)"
+        target = format_percent(threshold.sensitivity, digits=None)
+        guarantee += f" (there were too few patients to guarantee the target of {target} %)"
     if sensitivity.high < promised:
         yield f"{text}: shown to be less than {guarantee}. The threshold did not carry over."
     elif sensitivity.low >= promised:
