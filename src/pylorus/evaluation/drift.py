@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from pylorus.evaluation.influence import estimate_design_effect
+from pylorus.evaluation.influence import estimate_correlation
 from pylorus.evaluation.predictions import encode_groups
 
 MAX_BINS, IMAGES_PER_BIN = 20, 5
@@ -244,15 +244,9 @@ def measure_correlation(values: NDArray[np.float64], groups: NDArray[np.generic]
     codes = encode_groups(groups, length=len(values))
     sizes = np.bincount(codes).astype(np.float64)
     typical = float((sizes**2).sum() / sizes.sum())
-    if typical == 1:
-        return 0.0, 1.0
     deviations = values - values.mean()
-    spread = float((deviations**2).sum())
-    correlation = 1.0
-    if len(sizes) > 1 and spread > 1e-12 * len(values):
-        totals = np.asarray(np.bincount(codes, weights=deviations), dtype=np.float64)
-        effect = estimate_design_effect(totals, sizes, spread)
-        correlation = min(1.0, max(0.0, (effect - 1) / (typical - 1)))
+    totals = np.asarray(np.bincount(codes, weights=deviations), dtype=np.float64)
+    correlation = estimate_correlation(totals, sizes, float((deviations**2).sum()))
     return correlation, 1 + (typical - 1) * correlation
 
 

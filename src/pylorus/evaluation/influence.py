@@ -202,6 +202,20 @@ def estimate_design_effect(deviations: NDArray[np.float64], sizes: NDArray[np.fl
     return 1 + (squares / total - 1) * correlation
 
 
+def estimate_correlation(deviations: NDArray[np.float64], sizes: NDArray[np.float64], spread: float) -> float:
+    """Estimate the intraclass correlation of a one-way analysis of variance; see `estimate_design_effect`.
+
+    Returns:
+        In [0, 1]: 0 if each group has one image; 1 if it is unknown, since nothing varies or there is a single group.
+    """
+    typical = float((sizes**2).sum() / sizes.sum())
+    if typical == 1:
+        return 0.0
+    if len(sizes) < 2 or not spread > 1e-12 * sizes.sum():
+        return 1.0
+    return min(1.0, max(0.0, (estimate_design_effect(deviations, sizes, spread) - 1) / (typical - 1)))
+
+
 def estimate_bounded_mean(
     values: NDArray[np.float64], codes: NDArray[np.int64], *, highest: float, confidence: float
 ) -> Estimate:

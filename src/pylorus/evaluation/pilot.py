@@ -10,7 +10,7 @@ from scipy import special
 
 from pylorus.evaluation.auroc import compute_area_covariance, compute_placements, compute_structural_components
 from pylorus.evaluation.comparison import mcnemar
-from pylorus.evaluation.influence import estimate_design_effect
+from pylorus.evaluation.influence import estimate_correlation
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
 from pylorus.evaluation.predictions import Predictions, align_predictions, encode_groups
 from pylorus.evaluation.sample_size import compute_design_effect
@@ -90,7 +90,7 @@ def measure_patient_design(
     if not spread > 1e-12 * len(numbers):
         return PatientDesign(mean, variation, 1.0, 0.0, 1.0)
     sums = np.bincount(codes, weights=deviations).astype(np.float64)
-    correlation = min(1.0, max(0.0, (estimate_design_effect(sums, sizes, spread) - 1) / (typical - 1)))
+    correlation = estimate_correlation(sums, sizes, spread)
     low, high = _estimate_correlation_interval(
         sums, sizes, np.bincount(codes, weights=deviations**2).astype(np.float64), confidence
     )
