@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from pylorus.core.errors import PylorusError, format_path, normalize_name
 from pylorus.core.formatting import format_count, join_names
 from pylorus.core.io import read_json, write_atomically, write_text
-from pylorus.data.catalog import get_matched_group, parse_group_pattern
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import Description, UsageReference
@@ -34,6 +32,7 @@ from pylorus.deploy.monitor_page import (
     sort_alarms,
 )
 from pylorus.deploy.thresholds import Answers, build_usage_reference, collect_answers
+from pylorus.deploy.validation import extract_patients
 from pylorus.deploy.verified_files import DESCRIPTION, EXPORT_FILES, FILES, SUMS, is_export, open_verified_folder
 from pylorus.evaluation.drift import compare_rate, compare_score
 
@@ -218,8 +217,7 @@ def _collect(table: pd.DataFrame, description: Description, group: str | None) -
     has_quality = set(QUALITY) <= set(table.columns) and not table[list(QUALITY)].isna().to_numpy().any()
     groups = None
     if group is not None:
-        finder = parse_group_pattern(group, key="--group")
-        groups = np.array([_match(finder, path, "--group", "patient", get_matched_group) for path in table["path"]])
+        groups = np.array(extract_patients(table["path"], group))
     return collect_answers(
         table[[f"probability/{name}" for name in description.short_names]].to_numpy(dtype=np.float64),
         table["unlikeness"].to_numpy(dtype=np.float64),
@@ -231,11 +229,11 @@ def _collect(table: pd.DataFrame, description: Description, group: str | None) -
     )
 
 
-def _match(finder: "re.Pattern[str]", path: str, option: str, what: str, extract: Any) -> str:
+def _find_date(finder: "re.Pattern[str]", path: str) -> str:
     match = finder.search(normalize_name(path))
     if match is None:
-        raise PylorusError(f"{option}: the pattern {finder.pattern!r} finds no {what} in {format_path(path)}.")
-    return str(extract(match))
+        raise PylorusError(f"--date: the pattern {finder.pattern!r} finds no date in {format_path(path)}.")
+    return str(match[1 if finder.groups else 0])
 
 
 def _split_into_periods(table: pd.DataFrame, options: MonitorOptions) -> list[Period]:
@@ -289,10 +287,7 @@ def _read_times(table: pd.DataFrame, options: MonitorOptions) -> "pd.Series[pd.T
             finder = re.compile(options.date)
         except re.error as error:
             raise PylorusError(f"--date: {options.date!r} is not a regular expression: {error}.") from error
-        found = [
-            _match(finder, path, "--date", "date", lambda match: match[1 if finder.groups else 0])
-            for path in table["path"]
-        ]
+        found = [_find_date(finder, path) for path in table["path"]]
         texts, option = pd.Series(found, index=table.index), "--date"
     else:
         return None

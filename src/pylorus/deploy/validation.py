@@ -182,7 +182,7 @@ def _collect_known_images(
         left_out += int((known["error"] != "").sum())
         readable = known[known["error"] == ""]
         part = readable[["true", "why", *columns]].reset_index(drop=True)
-        part["group"] = _extract_groups(readable["path"], group) if group is not None else ""
+        part["group"] = extract_patients(readable["path"], group) if group is not None else ""
         tables_of_known_class.append(part)
     rows = pd.concat(tables_of_known_class, ignore_index=True)
     if rows.empty:
@@ -200,7 +200,12 @@ def _collect_known_images(
     return predictions, rows["why"].to_numpy(dtype=str), left_out
 
 
-def _extract_groups(paths: "pd.Series[str]", pattern: str) -> list[str]:
+def extract_patients(paths: "pd.Series[str]", pattern: str) -> list[str]:
+    """Return the patient in each path that `pylorus predict` wrote, as matched by the regular expression of --group.
+
+    Raises:
+        PylorusError: If it is not a regular expression, or finds no patient in a path.
+    """
     finder = parse_group_pattern(pattern, key="--group")
     groups = [get_matched_group(match) if (match := finder.search(normalize_name(path))) else "" for path in paths]
     if "" in groups:
