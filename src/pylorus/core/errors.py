@@ -157,6 +157,26 @@ def resolve_short_name(name: str, *, classes: Sequence[str], short_names: Sequen
     )
 
 
+def check_fraction(value: float | None, option: str, *, example: float) -> None:
+    """Check that a number that a user typed is between 0 and 1; guess what a percentage or a wrong sign meant.
+
+    Raises:
+        PylorusError: If it is not; None is accepted.
+
+    Example:
+        >>> try:
+        ...     check_fraction(5, "--margin", example=0.05)
+        ... except PylorusError as error:
+        ...     print(error)
+        --margin: found 5, expected a number between 0 and 1, such as 0.05. Did you mean 0.05?
+    """
+    if value is None or 0 < value < 1:
+        return
+    meant = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
+    meant = f" Did you mean {-value:g}?" if -1 < value < 0 else meant
+    raise PylorusError(f"{option}: found {value:g}, expected a number between 0 and 1, such as {example:g}.{meant}")
+
+
 def format_name_list(names: Iterable[object], *, most: int = 10) -> str:
     """Format `names` as indented lines, at most `most` of them; the rest is only counted.
 

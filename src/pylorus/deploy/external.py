@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from pylorus import __version__
-from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name
+from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name, resolve_short_name
 from pylorus.core.formatting import format_command, format_count
 from pylorus.core.io import write_atomically, write_json
 from pylorus.core.privacy import MANIFEST_PREFIX
@@ -47,7 +47,6 @@ LOOKS_SUFFIX = ".looks.jsonl"
 RECORD, TABLE = "validation.json", "predictions.csv"
 EXACT_TABLE = "predictions.parquet"
 """The same rows with all digits: a repeated validation gives the same figures to the last digit."""
-LABELS = ("path", "class", "group", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,20 +156,15 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
 def _resolve_deciding_class(description: Description, options: ValidateOptions) -> str:
     if options.class_name is None:
         return description.decision.class_name
-    full = dict(zip(description.classes, description.short_names, strict=True))
-    name = full.get(options.class_name, options.class_name)
-    if name not in description.short_names:
-        raise PylorusError(
-            f'--class: found "{options.class_name}", expected one of {", ".join(description.short_names)}.'
-            f"{format_suggestion(options.class_name, description.short_names)}"
-        )
+    names = {"classes": description.classes, "short_names": description.short_names}
+    name = resolve_short_name(options.class_name, **names, where="--class")
     if description.decision.thresholds.get(name) is None:
         raise PylorusError(f"--class: the bundle has no threshold for {name}. Choose another class.")
     return name
 
 
 def _check_output(output: Path, bundle: Path, images: Path) -> None:
-    """Refuse a folder that holds something else, or lies where its files would be taken for a model or images."""
+    """Refuse a folder that holds other files, or that lies inside the bundle or the images."""
     for folder, name in ((bundle, "the bundle"), (images, "the images")):
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise PylorusError(f"--output: {output} is inside the folder of {name}. Name a folder outside {folder}.")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from pylorus.core.distributed import compute_seed
-from pylorus.core.errors import PylorusError, format_path, format_suggestion, normalize_name
+from pylorus.core.errors import PylorusError, check_fraction, format_path, normalize_name, resolve_short_name
 from pylorus.core.formatting import format_count, join_names
 from pylorus.core.io import check_new_folder
 from pylorus.data.degradation import (
@@ -126,22 +127,16 @@ def stress(folder: Path, source: Path | None, output: Path | None, options: Stre
 def _check_options(options: StressOptions) -> None:
     if options.limit < MIN_IMAGES:
         raise PylorusError(f"--limit: found {options.limit}, expected at least {MIN_IMAGES}.")
-    if not 0 < options.margin < 1:
-        meant = f" Did you mean {options.margin / 100:g}?" if 1 <= options.margin < 100 else ""
-        raise PylorusError(
-            f"--margin: found {options.margin:g}, expected a number between 0 and 1, such as 0.05.{meant}"
-        )
+    check_fraction(options.margin, "--margin", example=0.05)
     if options.seed < 0:
         raise PylorusError(f"--seed: found {options.seed}, expected 0 or more.")
 
 
 def _resolve_class(description: Description, class_name: str | None) -> str:
-    if class_name is not None and class_name not in description.short_names:
-        raise PylorusError(
-            f'--class: found "{class_name}".{format_suggestion(class_name, description.short_names)} '
-            f"Expected one of {', '.join(description.short_names)}."
-        )
-    return class_name or description.decision.class_name
+    if class_name is None:
+        return description.decision.class_name
+    names = {"classes": description.classes, "short_names": description.short_names}
+    return resolve_short_name(class_name, **names, where="--class")
 
 
 # --- images ---
@@ -370,10 +365,10 @@ def evaluate_regions(
         if problem:
             results.append(RegionResult(region, images, problem))
             continue
-        scores = _compute_log_probabilities(outputs.get_logits(f"{ALONE}/{region}")[rows])
+        scores = log_softmax(outputs.get_logits(f"{ALONE}/{region}")[rows], axis=1)
         if region != "border":
             # What the region adds to the field's shape, whose variation would hide the effect of a small mark.
-            scores -= _compute_log_probabilities(outputs.get_logits(BLANK)[rows])
+            scores -= log_softmax(outputs.get_logits(BLANK)[rows], axis=1)
         scores = np.round(scores, LOGIT_DIGITS)
         test = chance_test(scores, true[rows], part, seed=compute_seed(seed, region) % 2**32)
         if test.smallest_p * len(REGIONS) > LEVEL:
@@ -408,8 +403,3 @@ def _correct_p_values(results: list[RegionResult]) -> list[RegionResult]:
         return results
     corrected = iter(holm(np.array([each.corrected_p for each in tested])).tolist())
     return [each if each.test is None else replace(each, corrected_p=next(corrected)) for each in results]
-
-
-def _compute_log_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    above = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(above - np.log(np.exp(above).sum(axis=1, keepdims=True)))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, check_fraction
 from pylorus.core.formatting import format_command
 from pylorus.report.plan_text import (
     FORMULAS,
@@ -187,13 +187,7 @@ def compute_plan(options: PlanOptions) -> Plan:
 
 def _check_options(options: PlanOptions) -> None:
     for name, example in FRACTIONS.items():
-        value = getattr(options, name)
-        if value is not None and not 0 < value < 1:
-            meant = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
-            meant = f" Did you mean {-value:g}?" if name == "margin" and -1 < value < 0 else meant
-            raise PylorusError(
-                f"--{name}: found {value:g}, expected a number between 0 and 1, such as {example:g}.{meant}"
-            )
+        check_fraction(getattr(options, name), f"--{name}", example=example)
     for name, area in (("auroc", options.auroc), *(("aurocs", area) for area in options.areas or ())):
         if area is not None and not 0.5 < area < 1:
             meant = f" Did you mean {area / 100:g}?" if 50 < area < 100 else ""

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.core.errors import PylorusError, resolve_short_name
+from pylorus.core.errors import PylorusError, check_fraction, resolve_short_name
 from pylorus.core.privacy import collect_config_values, redact_value
 from pylorus.evaluation.calibration import (
     BINS,
@@ -122,18 +122,13 @@ class ReportOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.sensitivity != 1:
-            _check_proportion(self.sensitivity, "--sensitivity", example=0.95, end="]")
-        _check_proportion(self.guarantee, "--guarantee", example=0.9)
-        _check_proportion(self.margin, "--margin", example=0.05)
-
-
-def _check_proportion(value: float | None, option: str, *, example: float, end: str = ")") -> None:
-    if value is None or 0 < value < 1:
-        return
-    meant = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
-    meant = f" Did you mean {-value:g}?" if -1 < value < 0 else meant
-    raise PylorusError(f"{option}: found {value:g}, expected a proportion in (0, 1{end}, such as {example:g}.{meant}")
+        if self.sensitivity is not None and not 0 < self.sensitivity <= 1:
+            raise PylorusError(
+                f"--sensitivity: found {self.sensitivity:g}, expected a proportion in (0, 1], such as 0.95."
+            )
+        if self.guarantee is not None and not 0 < self.guarantee < 1:
+            raise PylorusError(f"--guarantee: found {self.guarantee:g}, expected a proportion in (0, 1), such as 0.9.")
+        check_fraction(self.margin, "--margin", example=0.05)
 
 
 def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | None:
