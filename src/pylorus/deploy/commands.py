@@ -33,6 +33,10 @@ def _add_inference_options(command: argparse.ArgumentParser, *, batch: int) -> N
     command.add_argument(
         "--frames-every", type=float, metavar="SECONDS", help="also read videos: one frame every SECONDS seconds"
     )
+    _add_computing_options(command, batch=batch)
+
+
+def _add_computing_options(command: argparse.ArgumentParser, *, batch: int) -> None:
     command.add_argument("--batch", type=int, default=batch, metavar="N", help=f"images per batch (default: {batch})")
     _add_device_option(command)
 
@@ -158,8 +162,7 @@ def _add_stress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     command.add_argument("--limit", type=int, default=500, metavar="N", help="use at most N images (default: 500)")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed degrades in the same way")
-    command.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch (default: 32)")
-    _add_device_option(command)
+    _add_computing_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_stress)
 
@@ -254,8 +257,7 @@ def _add_recalibrate(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
     _add_map_option(command)
     command.add_argument("--root", type=Path, metavar="DIR", help="folder of a manifest's paths (default: its own)")
-    command.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch (default: 32)")
-    _add_device_option(command)
+    _add_computing_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_recalibrate)
 
@@ -326,8 +328,7 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         action="store_true",
         help="show file names and groups, which may identify patients",
     )
-    command.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch (default: 32)")
-    _add_device_option(command)
+    _add_computing_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_validate)
 

@@ -4,7 +4,6 @@ The network, its abstention and what it looks for stay as they are: one scale an
 new bundle is written that records its parent. The parent stays untouched.
 """
 
-import hashlib
 import shutil
 import tempfile
 import time
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent, join_names
 from pylorus.core.io import convert_to_plain, write_json, write_text
+from pylorus.core.storage import compute_digest
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import build_description
 from pylorus.deploy.description import Description, RecalibrationRecord
@@ -221,10 +221,7 @@ def _write_bundle(bundle: Bundle, description: Description, output: Path) -> Non
         write_json(new / DESCRIPTION, content)
         card = bundle.contents[CARD].decode("utf-8")
         write_text(new / CARD, _insert_after_title(card, _format_card_section(description)))
-        hashes = {}
-        for name in bundle.sha256:
-            with (new / name).open("rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes = {name: compute_digest(new / name) for name in bundle.sha256}
         for name in names:
             if hashes[name] != bundle.sha256[name]:
                 raise PylorusError(f"{bundle.folder / name}: was changed while it was copied.")
