@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pylorus.evaluation import build_rate_reference, build_score_reference, compare_rate, compare_score
+from pylorus.evaluation.drift import accumulate_samples, compare_sample, summarize_score
 
 
 def test_without_drift_limits_are_exceeded_about_as_often_as_stated():
@@ -49,10 +50,31 @@ def test_images_of_one_patient_count_as_fewer():
     assert reference.correlation == pytest.approx(1)
     assert reference.effective == pytest.approx(40)
     period = np.repeat(np.arange(10) < 5, 5)
-    alone = compare_rate(period, reference, false_alarms=0.05)
+    unknown = compare_rate(period, reference, false_alarms=0.05)
+    alone = compare_rate(period, reference, np.arange(50), false_alarms=0.05)
     grouped = compare_rate(period, reference, np.repeat(np.arange(10), 5), false_alarms=0.05)
     assert alone.is_beyond
     assert not grouped.is_beyond
+    assert unknown == grouped  # as many images per patient as in the reference are assumed
+
+
+def test_few_patients_in_the_reference_widen_the_limits():
+    reference = build_rate_reference(np.repeat(np.arange(12) < 4, 5), np.repeat(np.arange(12), 5))
+    period, patients = np.repeat(np.arange(12) < 4, 5), np.repeat(np.arange(12), 5)
+    certain = compare_rate(period, reference, patients, false_alarms=0.05)
+    uncertain = compare_rate(period, reference, patients, false_alarms=0.05, patients=12)
+    assert uncertain.low <= certain.low < certain.high < uncertain.high
+
+
+def test_the_average_of_recent_periods_finds_a_lasting_change_that_no_period_shows():
+    reference = build_score_reference(np.random.default_rng(0).normal(size=1000))
+    scores = np.sort(np.random.default_rng(1).normal(size=1000))[12::25] + 0.25  # like the reference, but higher
+    samples = [summarize_score(scores, reference) for _ in range(12)]
+    level = {"false_alarms": 0.001}
+    assert not any(compare_sample(sample, reference, **level).is_beyond for sample in samples)
+    assert compare_sample(accumulate_samples(samples, decay=0.8), reference, **level).is_beyond
+    assert accumulate_samples(samples, decay=1).effective == pytest.approx(480)
+    assert accumulate_samples(samples, decay=0) == samples[-1]
 
 
 def test_a_score_that_rises_is_found_and_said_to_be_higher():

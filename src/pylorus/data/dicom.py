@@ -19,12 +19,14 @@ refused                  several frames; 1, 12 or 32 bits allocated; lookup tabl
 =======================  ========================================================================================
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import io
 import logging
 import math
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +36,7 @@ from PIL import Image
 from pylorus.core.errors import UnreadableImageError, format_path
 from pylorus.core.formatting import format_count
 from pylorus.core.limited_process import call_within_limits, require_limits
-from pylorus.data.files import MAX_FIRST_LENGTH, ImageLocation, read_image_bytes
+from pylorus.data.files import MAX_FIRST_LENGTH, ImageLocation, read_head, read_image_bytes
 from pylorus.data.structure import PLAIN_SYNTAXES, check_container, check_dicom, read_jpeg2000_size
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from pylorus.core.errors import PylorusError, format_name_list
@@ -150,6 +151,33 @@ def _read_patient(content: bytes) -> tuple[str, str]:
     dataset = _read_dataset(content, pixels=False)
     patient, issuer = (str(dataset.get(name) or "").strip() for name in ("PatientID", "IssuerOfPatientID"))
     return patient, issuer
+
+
+DATE_ELEMENTS = ("AcquisitionDateTime", "AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate")
+"""Elements that tell when an image was acquired, the most precise first."""
+
+
+def read_acquisition_date(path: Path) -> str:
+    """Read the day on which the image of a DICOM file was acquired, by the first of `DATE_ELEMENTS` that it has.
+
+    Returns:
+        The day, such as 2026-11-27; empty if the file is not DICOM, can't be read or states no valid date.
+    """
+    try:
+        if not is_dicom(read_head(str(path))):
+            return ""
+        return call_within_limits(_read_date, read_image_bytes(path))
+    except Exception:  # pydicom raises almost any exception on damaged files; the decoder tells what is wrong
+        return ""
+
+
+def _read_date(content: bytes) -> str:
+    dataset = _read_dataset(content, pixels=False)
+    for name in DATE_ELEMENTS:
+        digits = str(dataset.get(name) or "").strip()[:8]
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(digits, "%Y%m%d").date().isoformat()
+    return ""
 
 
 def _read_dataset(content: bytes, *, pixels: bool = True) -> "Dataset":
@@ -436,7 +464,7 @@ def _create_salt(path: Path) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32))
-        with suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
     finally:
         temporary.unlink()

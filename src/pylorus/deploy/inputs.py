@@ -183,6 +183,22 @@ class Sources:
                 else:
                     yield from self._iter_file(path, root)
 
+    def iter_labelled_paths(self) -> Iterator[str]:
+        """Iterate over the files in folders that are named after classes, as tables write them; no file is opened.
+
+        Raises:
+            PylorusError: If an evaluation is required, and the name of a folder only looks like that of a class.
+        """
+        quiet = dataclasses.replace(self, on_ignored=lambda _: None)
+        for user_input in self._list_paths():
+            for path, root, error in quiet._iter_files(user_input):
+                if root is None or error:
+                    continue
+                if self._find_label(path.relative_to(root)) is not None:
+                    yield format_path(path)
+                elif self.evaluate:
+                    self._report_look_alikes(path.relative_to(root).parent)
+
     def _list_paths(self) -> list[str]:
         return [user_input for user_input in self.inputs if isinstance(user_input, str)]
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,15 @@ from pylorus.deploy.description import Description, UsageReference
 from pylorus.deploy.inputs import RECORD_SUFFIX
 from pylorus.deploy.monitor_page import (
     ALL,
+    DECAY,
+    EVERY,
+    PERIOD,
+    RECENT,
     Comparison,
+    explain_reference,
     format_alarm,
     format_chance,
+    format_period,
     format_reference,
     render_monitor_page,
     sort_alarms,
@@ -34,7 +41,14 @@ from pylorus.deploy.monitor_page import (
 from pylorus.deploy.thresholds import Answers, build_usage_reference, collect_answers
 from pylorus.deploy.validation import extract_patients
 from pylorus.deploy.verified_files import DESCRIPTION, EXPORT_FILES, FILES, SUMS, is_export, open_verified_folder
-from pylorus.evaluation.drift import compare_rate, compare_score
+from pylorus.evaluation.drift import (
+    RateReference,
+    ScoreReference,
+    accumulate_samples,
+    compare_sample,
+    summarize_rate,
+    summarize_score,
+)
 
 PAGE, TABLE = "monitor.html", "monitor.csv"
 BEYOND_LIMITS = 3
@@ -44,6 +58,10 @@ CALENDAR = {"day": "D", "week": "W-SUN", "month": "M"}
 PRINTED_ALARMS = 12
 FEW_IMAGES = 20
 """A period with fewer images shows hardly any drift."""
+FEW_PATIENTS = 30
+"""With fewer patients in the reference, false alarms are more frequent than stated; see docs/monitor.md."""
+DATES = "acquired"
+"""Column of the predictions with the day on which the image of a DICOM file was acquired."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +138,7 @@ def monitor(folder: Path, files: Sequence[Path], options: MonitorOptions) -> int
     sizes = {period.name: len(period.rows) for period in periods}
     page = render_monitor_page(description, comparisons, reference, sizes, notes, false_alarms=options.false_alarms)
     write_text(options.output / PAGE, page)
-    _print_result(comparisons, reference, periods, notes, options)
+    _print_result(description, comparisons, reference, periods, notes, options)
     return BEYOND_LIMITS if any(each.drift.is_beyond for each in comparisons) else 0
 
 
@@ -134,27 +152,41 @@ def compare_periods(
         reference: The reference; measures that it does not have are left out.
         periods: The periods.
         false_alarms: Probability that a period without drift is beyond any limit. It is shared equally by the measures
-            (Bonferroni).
+            (Bonferroni) and, from the second period on, by the period itself and the average of the recent ones.
     """
     rates = [name for name in answers.rates if name in reference.rates]
     scores = [name for name in answers.scores if name in reference.scores]
-    level = {"false_alarms": false_alarms / (len(rates) + len(scores))}
-    every = (
-        [*periods, Period(ALL, np.concatenate([period.rows for period in periods]))] if len(periods) > 1 else periods
-    )
-    comparisons = []
-    for period in every:
-        groups = None if answers.groups is None else answers.groups[period.rows]
-        patients = len(period.rows) if groups is None else len(np.unique(groups))
-        for name in rates:
-            drift = compare_rate(answers.rates[name][period.rows], reference.rates[name], groups, **level)
-            comparisons.append(Comparison(period.name, name, len(period.rows), patients, drift, math.nan))
-        for name in scores:
-            values = answers.scores[name][period.rows]
-            drift = compare_score(values, reference.scores[name], groups, **level)
-            median = float(np.median(values))
-            comparisons.append(Comparison(period.name, name, len(period.rows), patients, drift, median))
-    return comparisons
+    tests = (len(rates) + len(scores)) * min(2, len(periods))
+    patients = reference.groups if reference.groups < reference.images else None
+    level: dict[str, Any] = {"false_alarms": false_alarms / tests, "patients": patients}
+    comparisons: dict[tuple[str, str, str], Comparison] = {}
+    every = Period(ALL, np.concatenate([period.rows for period in periods]))
+    for name in (*rates, *scores):
+        samples = []
+        for period in (*periods, every):
+            groups = None if answers.groups is None else answers.groups[period.rows]
+            counts = len(period.rows), len(period.rows) if groups is None else len(np.unique(groups))
+            known: RateReference | ScoreReference
+            if name in reference.rates:
+                known, median = reference.rates[name], math.nan
+                sample = summarize_rate(answers.rates[name][period.rows], known, groups)
+            else:
+                known, values = reference.scores[name], answers.scores[name][period.rows]
+                sample, median = summarize_score(values, known, groups), float(np.median(values))
+            drift = compare_sample(sample, known, **level)
+            window = EVERY if period is every else PERIOD
+            comparisons[period.name, window, name] = Comparison(period.name, window, name, *counts, drift, median)
+            samples.append(sample)
+            if window == PERIOD and len(samples) > 1:
+                drift = compare_sample(accumulate_samples(samples, decay=DECAY), known, **level)
+                comparisons[period.name, RECENT, name] = Comparison(period.name, RECENT, name, *counts, drift, median)
+    return [
+        comparisons[period.name, window, name]
+        for period in (*periods, *((every,) if len(periods) > 1 else ()))
+        for window in (PERIOD, RECENT, EVERY)
+        for name in (*rates, *scores)
+        if (period.name, window, name) in comparisons
+    ]
 
 
 def _read_bundle(folder: Path) -> tuple[Description, str]:
@@ -244,9 +276,12 @@ def _split_into_periods(table: pd.DataFrame, options: MonitorOptions) -> list[Pe
         raise PylorusError(f"--by: found {by}, expected day, week, month or a number of images, such as 200.")
     if times is None:
         if by in CALENDAR:
+            undated = int((table[DATES] == "").sum()) if DATES in table else len(table)
+            some = "" if undated == len(table) else f" for {undated:,} of {len(table):,}"
             raise PylorusError(
-                f"--by {by}: the time of the images is not known. Name the column that has it with --time COLUMN, or "
-                "find it in the paths with --date REGEX; or use --by N for periods of N images in the order given."
+                f"--by {by}: the time of the images is not known{some}. Name the column that has it with --time "
+                "COLUMN, or find it in the paths with --date REGEX; or use --by N for periods of N images in the "
+                "order given."
             )
         if by is None:
             names = list(dict.fromkeys(zip(table["file"], table["file_name"], strict=True)))
@@ -289,6 +324,8 @@ def _read_times(table: pd.DataFrame, options: MonitorOptions) -> "pd.Series[pd.T
             raise PylorusError(f"--date: {options.date!r} is not a regular expression: {error}.") from error
         found = [_find_date(finder, path) for path in table["path"]]
         texts, option = pd.Series(found, index=table.index), "--date"
+    elif DATES in table and (table[DATES] != "").all():
+        texts, option = table[DATES].astype(str), DATES
     else:
         return None
     times = pd.to_datetime(texts, errors="coerce", format="ISO8601", utc=True)
@@ -309,9 +346,8 @@ def _list_notes(
 ) -> Iterator[str]:
     if options.group is None and reference.groups < reference.images:
         yield (
-            "Patients are not known: each image counts as its own patient. If patients have several images, the limits "
-            "are too narrow and chance alone is beyond them more often than stated. Find the patient in the path with "
-            "--group REGEX."
+            "Patients are not known: as many images per patient as in the reference are assumed. If patients have "
+            "more, the limits are too narrow. Find the patient in the path with --group REGEX."
         )
     if options.group is None and options.baseline:
         yield "Patients are not known: each image counts as its own patient, also in the baseline (--group REGEX)."
@@ -319,6 +355,12 @@ def _list_notes(
         yield (
             "Some predictions are from before predictions recorded how images look: brightness, redness, sharpness and "
             "field of view are not compared."
+        )
+    if reference.groups < reference.images and reference.groups < FEW_PATIENTS:
+        yield (
+            f"The reference has only {format_count(reference.groups, 'patient')}, so that it is uncertain how much "
+            "images of one patient resemble each other. The limits are wider for it; still, chance alone may be beyond "
+            "them twice as often as stated."
         )
     few = [period.name for period in periods if len(period.rows) < FEW_IMAGES]
     if few:
@@ -331,6 +373,7 @@ def _list_notes(
 
 
 def _print_result(
+    description: Description,
     comparisons: Sequence[Comparison],
     reference: UsageReference,
     periods: Sequence[Period],
@@ -342,12 +385,13 @@ def _print_result(
         f"{format_count(images, 'image')} in {format_count(len(periods), 'period')}, compared with "
         f"{format_reference(reference)}"
     )
+    print(explain_reference(reference, validated_on=description.training.validated_on))
     for note in notes:
         print(f"note: {note}")
     alarms = sort_alarms(comparisons)
     print("\nbeyond limits:" if alarms else "\nnothing is beyond its limits")
     for each in alarms[:PRINTED_ALARMS]:
-        print(f"  {each.period}: {format_alarm(each, reference)}")
+        print(f"  {format_period(each)}: {format_alarm(each, reference)}")
     if len(alarms) > PRINTED_ALARMS:
         print(f"  and {len(alarms) - PRINTED_ALARMS} more: see {TABLE}")
     print(format_chance(len(periods), options.false_alarms))
@@ -360,6 +404,7 @@ def _write_table(comparisons: Sequence[Comparison], reference: UsageReference, p
             "period": each.period,
             "images": each.images,
             "patients": each.patients,
+            "window": each.window,
             "measure": each.measure,
             "value": each.drift.value,
             "reference": each.drift.reference,

@@ -19,6 +19,10 @@ from pylorus.report.table import Column, Number, Row, Table, convert_to_p_value_
 
 ALL = "all periods"
 """Name of the row of all periods together."""
+PERIOD, RECENT, EVERY = "period", "recent", "all"
+"""What is compared: the images of a period; the weighted average of it and of those before; all images."""
+DECAY = 0.8
+"""How much an image counts in the average of recent periods, relative to one of the next period."""
 MAX_TICKS = 8
 LABELS = {
     "abstained": "abstained",
@@ -39,6 +43,7 @@ class Comparison:
 
     Attributes:
         period: Name of the period.
+        window: `PERIOD`, `RECENT` or `EVERY`.
         measure: Name of the measure; see `Answers`.
         images: Number of images of the period.
         patients: Number of its patients.
@@ -47,6 +52,7 @@ class Comparison:
     """
 
     period: str
+    window: str
     measure: str
     images: int
     patients: int
@@ -67,21 +73,56 @@ def get_label(measure: str) -> str:
     ]
 
 
+def format_period(each: Comparison) -> str:
+    """Name the images of a comparison."""
+    return f"recent periods to {each.period}" if each.window == RECENT else each.period
+
+
 def format_alarm(each: Comparison, reference: UsageReference) -> str:
     """Describe a measure that is beyond a limit, in one line."""
     drift, images = each.drift, format_count(each.images, "image")
     if each.is_score:
         direction = "higher" if drift.value > 0.5 else "lower"
-        share = max(drift.value, 1 - drift.value)
+        percent = format_percent(max(drift.value, 1 - drift.value))
+        share = f"{direction} in {percent} % of comparisons with a reference image"
+        if each.window == RECENT:
+            return f"{get_label(each.measure)} is {direction}: {share}"
         return (
             f"{get_label(each.measure)} is {direction}: median {format_number(each.median, 3)} of {images}, reference "
-            f"{format_number(reference.scores[each.measure].median, 3)} ({direction} in "
-            f"{format_percent(share)} % of comparisons with a reference image)"
+            f"{format_number(reference.scores[each.measure].median, 3)} ({share})"
         )
+    basis = "weighted average" if each.window == RECENT else f"of {images}"
     return (
-        f"{get_label(each.measure)}: {format_percent(drift.value)} % of {images}; limits "
+        f"{get_label(each.measure)}: {format_percent(drift.value)} % {basis}; limits "
         f"{format_percent(drift.low)} to {format_percent(drift.high)} %, reference {format_percent(drift.reference)} %"
     )
+
+
+def explain_reference(reference: UsageReference, *, validated_on: str) -> str:
+    """Explain which images the reference is, and why.
+
+    Args:
+        reference: The reference.
+        validated_on: The split on which the run chose epoch and thresholds: val or test.
+    """
+    if reference.split == "test" and validated_on == "test":
+        return (
+            "The reference are the run's test images. The run validated on them too, and fixed its thresholds for "
+            "abstention on them: fewer of them exceed these than of new images, so that a higher rate of abstentions "
+            "may be no drift. --baseline PREDICTIONS gives a better reference."
+        )
+    if reference.split == "test":
+        return (
+            "The reference are the run's test images, on which its results were measured. The validation images would "
+            "be a biased one: the thresholds for abstention were fixed on them, so that fewer of them exceed these "
+            "than of new images."
+        )
+    if reference.split == "recalibration":
+        return (
+            "The reference are the images of this clinic on which the bundle was recalibrated: they were selected and "
+            "labelled for that, and may contain the classes in other proportions than the clinic's routine."
+        )
+    return "The reference are the predictions given as --baseline: a period in which the model was accepted."
 
 
 def format_reference(reference: UsageReference) -> str:
@@ -97,10 +138,11 @@ def format_reference(reference: UsageReference) -> str:
 
 def format_chance(periods: int, false_alarms: float) -> str:
     """State how many periods are expected to be beyond a limit by chance."""
-    expected = false_alarms * periods
+    average = ", itself or in the average of recent periods" if periods > 1 else ""
     return (
-        f"Without any drift, a period has a probability of {format_percent(false_alarms)} % to be beyond a limit "
-        f"of any measure: of {format_count(periods, 'period')}, {format_number(expected, 2)} by chance."
+        f"Without any drift, a period has a probability of {format_percent(false_alarms)} % to be beyond a limit of "
+        f"any measure{average}: of {format_count(periods, 'period')}, "
+        f"{format_number(false_alarms * periods, 2)} by chance."
     )
 
 
@@ -108,7 +150,7 @@ def sort_alarms(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Return what is beyond a limit: all periods together first, then the newest periods."""
     names = list(dict.fromkeys(each.period for each in comparisons))
     alarms = [each for each in comparisons if each.drift.is_beyond]
-    return sorted(alarms, key=lambda each: -names.index(each.period))
+    return sorted(alarms, key=lambda each: (-names.index(each.period), each.window != PERIOD))
 
 
 def render_monitor_page(
@@ -134,6 +176,7 @@ def render_monitor_page(
     images = sum(periods.values())
     rates = [each for each in comparisons if not each.is_score]
     scores = [each for each in comparisons if each.is_score]
+    rows = [[each for each in group if each.window != RECENT] for group in (rates, scores)]
     drawings = [
         _plot_charts(rates, key="rates", title="Proportions of images by period", reference=reference),
         _plot_charts(scores, key="scores", title="Scores by period", reference=reference),
@@ -149,7 +192,12 @@ def render_monitor_page(
     sections = (
         Section("beyond", "Beyond limits", items, is_appendix=False),
         Section("charts", "Control charts", tuple(drawings), is_appendix=False),
-        Section("figures", "All figures", (_build_rate_table(rates), _build_score_table(scores)), is_appendix=True),
+        Section(
+            "figures",
+            "All figures",
+            (_build_rate_table(rows[0]), _build_score_table(rows[1])),
+            is_appendix=True,
+        ),
         Section("method", "How to read this", (Sentences(METHODS),), is_appendix=False),
     )
     summary = Summary(
@@ -157,7 +205,11 @@ def render_monitor_page(
         subtitle=" to ".join(dict.fromkeys((next(iter(periods)), list(periods)[-1]))),
         marks=(),
         headline=None,
-        findings=(verdict, format_chance(len(periods), false_alarms)),
+        findings=(
+            verdict,
+            explain_reference(reference, validated_on=description.training.validated_on),
+            format_chance(len(periods), false_alarms),
+        ),
         warnings=tuple(notes),
         facts=(
             KeyFigure("Periods", f"{len(periods):,}", f"{len(concerned)} beyond a limit"),
@@ -172,11 +224,16 @@ METHODS = (
     "A proportion is compared with the reference by the conditional test of two proportions (hypergeometric, mid-p), a "
     "score by Wilcoxon's rank-sum test on classes of the reference's histogram. The limits know how uncertain the "
     "reference itself is: with few reference images they are wide.",
-    "The false-alarm probability of a period is shared equally by the measures (Bonferroni). The reference is the same "
-    "for all periods: if it happened to be unusual, several periods are beyond a limit together. The row of all "
-    "periods finds a small change that lasts.",
-    "Images of a patient resemble each other. Where patients are known, images count as fewer independent ones, by the "
-    "correlation within the patients of the reference.",
+    "The false-alarm probability of a period is shared equally by the measures, and by the period itself and the "
+    "recent periods up to it (Bonferroni). The reference is the same for all periods: if it happened to be unusual, "
+    "several periods are beyond a limit together.",
+    f"A small change that lasts may stay within the limits of each period. It shows in the average of the recent "
+    f"periods, in which an image counts {DECAY:g} times as much as one of the next period (EWMA), and in the row of "
+    "all periods.",
+    "Images of a patient resemble each other. They count as fewer independent ones, by the correlation within the "
+    "patients of the reference. That is uncertain if the reference has few patients, so that the limits are wider then "
+    "(Korn and Graubard); in simulations with 15 patients, chance alone was still beyond them up to twice as often as "
+    "stated.",
     "An alarm does not say that the model is wrong: it says that images or answers are other than in the reference. "
     "Look at the images of that period; if labels can be had, evaluate (pylorus predict --evaluate). A clinic that "
     "sees the classes in other proportions than the test images needs a baseline of its own (--baseline).",
@@ -201,7 +258,7 @@ def _build_alarm_table(alarms: Sequence[Comparison], reference: UsageReference) 
         drift, label = each.drift, get_label(each.measure)
         label += ": higher than a reference image, %" if each.is_score else ", %"
         numbers = (Number(100 * value, 1) for value in (drift.value, drift.reference, drift.low, drift.high))
-        rows.append(Row((each.period, label, each.images, *numbers, convert_to_p_value_cell(drift.p))))
+        rows.append(Row((format_period(each), label, each.images, *numbers, convert_to_p_value_cell(drift.p))))
     return Table(
         key="beyond",
         title="What is beyond its limits",
@@ -279,7 +336,9 @@ def _plot_charts(comparisons: Sequence[Comparison], *, key: str, title: str, ref
         figure = create_figure(1.75 * rows)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
         for panel, measure in zip(panels.flat, measures, strict=False):
-            series = [each for each in comparisons if each.measure == measure and each.period != ALL]
+            own = [each for each in comparisons if each.measure == measure]
+            series = [each for each in own if each.window == PERIOD]
+            recent = [each for each in own if each.window == RECENT]
             x = np.arange(len(series))
             low, high, value = (
                 100 * np.array([getattr(each.drift, name) for each in series]) for name in ("low", "high", "value")
@@ -292,6 +351,15 @@ def _plot_charts(comparisons: Sequence[Comparison], *, key: str, title: str, ref
             panel.plot(x, value, color=COLOURS[0], marker="o")
             beyond = np.array([each.drift.is_beyond for each in series])
             panel.plot(x[beyond], value[beyond], color=COLOURS[1], marker="D", markersize=7, linestyle="")
+            if recent:
+                low, high, average = (
+                    100 * np.array([getattr(each.drift, name) for each in recent]) for name in ("low", "high", "value")
+                )
+                is_outside = np.array([each.drift.is_beyond for each in recent])
+                panel.plot(x[1:], average, color=COLOURS[2], linewidth=1.5)
+                for limit in (low, high):
+                    panel.plot(x[1:], limit, color=COLOURS[2], linewidth=0.8, linestyle=":")
+                panel.plot(x[1:][is_outside], average[is_outside], color=COLOURS[1], marker="s", linestyle="")
             panel.set_title(get_label(measure))
             panel.set_ylabel("higher, %" if is_score else "images, %")
             panel.set_ylim(*((0, 100) if is_score else (0, max(5.0, 1.15 * max(value.max(), high.max())))))
@@ -302,7 +370,8 @@ def _plot_charts(comparisons: Sequence[Comparison], *, key: str, title: str, ref
             panel.set_xlim(-0.5, len(series) - 0.5)
         for panel in list(panels.flat)[len(measures) :]:
             panel.set_visible(False)
-    beyond_count = sum(each.drift.is_beyond for each in comparisons if each.period != ALL)
+    beyond_count = sum(each.drift.is_beyond for each in comparisons if each.window == PERIOD)
+    recent_count = sum(each.drift.is_beyond for each in comparisons if each.window == RECENT)
     meaning = (
         "Percentage of pairs of an image of the period and a reference image in which the former's score is higher"
         if is_score
@@ -311,8 +380,14 @@ def _plot_charts(comparisons: Sequence[Comparison], *, key: str, title: str, ref
     return Drawing(
         key=key,
         title=title,
-        basis=f"{meaning}. Shaded: within the limits; dashed: reference; orange diamonds: beyond a limit.",
-        alt=f"{title}: {len(measures)} control charts, {beyond_count} points beyond a limit.",
+        basis=(
+            f"{meaning}. Shaded: within the limits; dashed: reference; diamonds: beyond a limit. Line without points: "
+            "average of the recent periods, between its own limits (dotted); squares: it is beyond one."
+        ),
+        alt=(
+            f"{title}: {len(measures)} control charts, {beyond_count} periods and {recent_count} averages of recent "
+            "periods beyond a limit."
+        ),
         figure=figure,
     )
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from pylorus.core.distributed import map_items
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, open_progress_bar
+from pylorus.data.catalog import parse_group_pattern
+from pylorus.data.dicom import read_acquisition_date
 from pylorus.data.files import RGB
 from pylorus.data.input_format import QUALITY, InputFormat, measure_quality
 from pylorus.deploy.card import format_prediction_set
@@ -30,7 +32,7 @@ from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored,
 from pylorus.deploy.model import Bundle, InferenceModel, load_bundle
 from pylorus.deploy.onnx import load_export
 from pylorus.deploy.thresholds import assess_unlike_images, format_unlike_images
-from pylorus.deploy.validation import evaluate_predictions, format_evaluation
+from pylorus.deploy.validation import evaluate_predictions, extract_patients, format_evaluation
 from pylorus.deploy.verified_files import SUMS, is_export
 from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
 from pylorus.model.inference import NetworkOutput
@@ -40,7 +42,7 @@ PART_ROWS, PART_SECONDS = 2000, 60.0
 """A part is written after this many rows or seconds: a kill loses no more than that."""
 BATCHES_AHEAD = 3
 """Number of batches that are read ahead while the network computes."""
-TEXT_COLUMNS = ("path", "true", "predicted", "decision", "prediction_set", "why", "error")
+TEXT_COLUMNS = ("path", "true", "acquired", "predicted", "decision", "prediction_set", "why", "error")
 NO_IMAGES = "There are no images in the inputs. In a folder, only files with an image suffix or image content are used."
 FIRST_CODE, MAX_COUNTED = 2, 100
 """Exit code: 0 if all files could be read, else 2 + the number of unreadable files, 102 at most; 1 and 2: errors."""
@@ -98,6 +100,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
         print(f"already complete: {output}")
     else:
         sources.check_inputs()
+        _check_labels(bundle.description, sources, options)
         with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
             with parts.list_ignored(sources) as listed:
                 predict_remaining(bundle, listed.iter_items(), parts, options, stop)
@@ -128,7 +131,8 @@ def predict_table(model: InferenceModel, inputs: Sequence[str | RGB], options: P
         raise PylorusError(NO_IMAGES)
     table = pd.concat(parts, ignore_index=True)
     _check_evaluation(model.description, options, labelled=int((table["true"] != "").sum()))
-    return table[_select_columns(table, options, is_labelled=bool((table["true"] != "").any()))]
+    has_labels, has_dates = (bool((table[name] != "").any()) for name in ("true", "acquired"))
+    return table[_select_columns(table, options, is_labelled=has_labels, has_dates=has_dates)]
 
 
 def iter_predicted_rows(
@@ -158,6 +162,18 @@ def _build_sources(description: Description, inputs: Sequence[str | RGB], option
     return Sources(tuple(inputs), names, options.frames_every, evaluate=options.evaluate)
 
 
+def _check_labels(description: Description, sources: Sources, options: PredictOptions) -> None:
+    """Check, before anything is predicted, that the paths tell what an evaluation needs: classes and patients."""
+    if options.group is not None:
+        parse_group_pattern(options.group, key="--group")
+    if options.evaluate or options.group is not None:
+        labelled = 0
+        for labelled, path in enumerate(sources.iter_labelled_paths(), start=1):  # noqa: B007
+            if options.group is not None:
+                extract_patients([path], options.group)
+        _check_evaluation(description, options, labelled=labelled)
+
+
 def _check_evaluation(description: Description, options: PredictOptions, *, labelled: int) -> None:
     """Check that images are labelled if an evaluation is required."""
     if options.evaluate and not labelled:
@@ -165,9 +181,10 @@ def _check_evaluation(description: Description, options: PredictOptions, *, labe
         raise PylorusError(f"{option}: no image is in a folder named after a class ({', '.join(description.classes)}).")
 
 
-def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled: bool) -> list[str]:
-    """Return the columns of the output: without labels if there are none, without seconds if videos are not read."""
+def _select_columns(table: pd.DataFrame, options: PredictOptions, *, is_labelled: bool, has_dates: bool) -> list[str]:
+    """Return the columns of the output, without labels, seconds of videos or dates if no image has them."""
     unused = {"true"} if not is_labelled else set()
+    unused |= {"acquired"} if not has_dates else set()
     unused |= {"second"} if options.frames_every is None else set()
     return [name for name in table.columns if name not in unused]
 
@@ -202,13 +219,14 @@ def _finalize_output(
     bundle: InferenceModel, parts: ResumableTable, options: PredictOptions, sources: Sources
 ) -> dict[str, object]:
     """Merge the parts into the output file and return the record of the prediction."""
-    images = unreadable = labelled = evaluable = 0
+    images = unreadable = labelled = evaluable = dated = 0
     unlike: list[NDArray[np.bool_]] = []
     for table in parts.iter_tables():
         images += len(table)
         unlike.append(table["why"][table["error"] == ""].to_numpy() == "unlike")
         unreadable += int((table["error"] != "").sum())
         labelled += int((table["true"] != "").sum())
+        dated += int((table["acquired"] != "").sum())
         evaluable += int(((table["true"] != "") & (table["error"] == "")).sum())
     if not images:
         raise PylorusError(NO_IMAGES)
@@ -230,7 +248,8 @@ def _finalize_output(
         )
     elif images > unreadable:  # with labels, the evaluation tests it, by patient
         record["unlike_images"] = assess_unlike_images(np.concatenate(unlike), None, bundle.description.abstention)
-    columns = _select_columns(next(parts.iter_tables()), options, is_labelled=bool(labelled))
+    table = next(parts.iter_tables())
+    columns = _select_columns(table, options, is_labelled=bool(labelled), has_dates=bool(dated))
     return parts.merge_parts(record, columns=columns)
 
 
@@ -319,6 +338,8 @@ def _predict_rows(
     table = pd.DataFrame({"path": [item.path for item in items]})
     table["second"] = np.array([np.nan if item.second is None else item.second for item in items], dtype=np.float64)
     table["true"] = ["" if item.label is None else names[item.label] for item in items]
+    dates = (read_acquisition_date(item.source) if isinstance(item.source, Path) else "" for item in items)
+    table["acquired"] = ["" if error else date for error, date in zip(errors, dates, strict=True)]
     table["predicted"] = predicted
     for index, name in enumerate(names):
         table[f"probability/{name}"] = probabilities[:, index]

@@ -33,8 +33,10 @@ from pylorus.evaluation.decisions import ROUNDING
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.recalibration import Recalibration, RecalibrationStudy, study_recalibration
 
-MIN_IMAGES, MIN_PATIENTS = 10, 5
-"""The fewest images, and patients, of each class on which a bundle is recalibrated."""
+MIN_IMAGES, MIN_PATIENTS, MIN_TOTAL = 10, 5, 50
+"""The fewest images, and patients, of each class on which a bundle is recalibrated, and the fewest images in all."""
+FEW_IMAGES = 100
+"""With fewer images, recalibration made new images worse in many simulations (benchmarks/recalibration.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,12 @@ def recalibrate(folder: Path, source: Path, options: RecalibrateOptions) -> None
             f"note: {format_count(unlike, 'image')} of {len(table):,} are unlike the training images. Recalibration "
             "does not change that: the model abstains on them."
         )
+    if len(table) < FEW_IMAGES:
+        print(
+            f"note: with fewer than {FEW_IMAGES} images, recalibration may make the probabilities of new images worse: "
+            "in simulations, in 1 of 7 clinics that see clearly other proportions of classes, and nearly always where "
+            "little differs. Label more images, or validate the new bundle on others before use."
+        )
     study = study_recalibration(probabilities, true, groups)
     if not study.change.value < 0:
         raise PylorusError(
@@ -134,6 +142,11 @@ def _check_numbers(true: NDArray[np.int64], groups: NDArray[np.str_], descriptio
         raise PylorusError(
             f"Too few images to recalibrate: {join_names(few)}. Expected at least {MIN_IMAGES} readable images of at "
             f"least {MIN_PATIENTS} patients for each class of the bundle."
+        )
+    if len(true) < MIN_TOTAL:
+        raise PylorusError(
+            f"Too few images to recalibrate: found {format_count(len(true), 'readable image')} in all, expected at "
+            f"least {MIN_TOTAL}. On fewer, recalibration often makes probabilities worse. Label more images."
         )
     return tuple(map(int, counts))
 

@@ -1,7 +1,7 @@
 """Evaluate predictions of images whose class is known: the indices of a run's report, on images from elsewhere."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -200,16 +200,19 @@ def _collect_known_images(
     return predictions, rows["why"].to_numpy(dtype=str), left_out
 
 
-def extract_patients(paths: "pd.Series[str]", pattern: str) -> list[str]:
+def extract_patients(paths: Iterable[str], pattern: str) -> list[str]:
     """Return the patient in each path that `pylorus predict` wrote, as matched by the regular expression of --group.
 
     Raises:
         PylorusError: If it is not a regular expression, or finds no patient in a path.
     """
     finder = parse_group_pattern(pattern, key="--group")
-    groups = [get_matched_group(match) if (match := finder.search(normalize_name(path))) else "" for path in paths]
-    if "" in groups:
-        raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {list(paths)[groups.index('')]}.")
+    groups = []
+    for path in paths:
+        match = finder.search(normalize_name(path))
+        if match is None or not (group := get_matched_group(match)):
+            raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {path}.")
+        groups.append(group)
     return groups
 
 

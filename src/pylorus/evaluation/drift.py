@@ -4,11 +4,16 @@ A reference of n images is itself uncertain, so a limit of plus or minus so many
 narrow. Here the reference is a second sample: proportions are compared by the conditional (hypergeometric) test with
 the mid-p correction (Lancaster 1961), scores by Wilcoxon's rank-sum test on the classes of a histogram. Images of one
 patient resemble each other; both samples therefore count as their number divided by a design effect, which follows from
-the correlation within the reference's patients (Eldridge, Ashby and Kerry, Int J Epidemiol 2006;35:1292).
+the correlation within the reference's patients (Eldridge, Ashby and Kerry, Int J Epidemiol 2006;35:1292). Few patients
+leave that correlation uncertain: the numbers are then reduced further by the ratio of the normal to the t quantile,
+squared (Korn and Graubard, Survey Methodology 1998;24:193).
+
+A small change that lasts shows in the average of several periods, exponentially weighted (EWMA; Roberts, Technometrics
+1959;1:239). It is compared with the reference by the same tests, as a sample of its effective size (Kish).
 """
 
 import math
-from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +25,8 @@ from pylorus.evaluation.predictions import encode_groups
 
 MAX_BINS, IMAGES_PER_BIN = 20, 5
 """The most classes of a histogram of scores, and the fewest reference images in one of them."""
+COUNTS_AT_ONCE = 32
+"""Number of counts whose tails are computed at once: a call of SciPy takes longer than a count."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,20 @@ class Drift:
     is_beyond: bool
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Images of a period, or of several, to compare with a reference.
+
+    Attributes:
+        shares: Proportions of the images with sum 1: without and with a property; of a score, in each class of the
+            reference's histogram.
+        effective: To how many independent images they amount.
+    """
+
+    shares: tuple[float, ...]
+    effective: float
+
+
 def build_rate_reference(flags: NDArray[np.bool_], groups: NDArray[np.generic] | None = None) -> RateReference:
     """Measure the reference proportion of a property.
 
@@ -131,23 +152,119 @@ def build_score_reference(scores: NDArray[np.float64], groups: NDArray[np.generi
     )
 
 
+def summarize_rate(
+    flags: NDArray[np.bool_], reference: RateReference, groups: NDArray[np.generic] | None = None
+) -> Sample:
+    """Summarize a property of a period's images.
+
+    Args:
+        flags: Whether each image of the period has the property, of shape (n,), n >= 1.
+        reference: The reference, which tells how much images of one patient resemble each other.
+        groups: The patient of each image, of shape (n,); None if unknown: as many images per patient as in the
+            reference are then assumed.
+    """
+    value = float(flags.mean())
+    return Sample((1 - value, value), _count_effective(len(flags), reference, groups))
+
+
+def summarize_score(
+    scores: NDArray[np.float64], reference: ScoreReference, groups: NDArray[np.generic] | None = None
+) -> Sample:
+    """Summarize a score of a period's images in the classes of the reference's histogram.
+
+    Args:
+        scores: Score of each image of the period, of shape (n,), n >= 1, finite.
+        reference: The reference.
+        groups: As in `summarize_rate`.
+    """
+    codes = np.searchsorted(np.asarray(reference.cuts), scores, side="left")
+    shares = np.bincount(codes, minlength=len(reference.counts)) / len(scores)
+    return Sample(tuple(map(float, shares)), _count_effective(len(scores), reference, groups))
+
+
+def accumulate_samples(samples: Sequence[Sample], *, decay: float) -> Sample:
+    """Average the samples of successive periods, the last one with the greatest weight.
+
+    Patients that are in several periods count as different ones.
+
+    Args:
+        samples: Of the periods, in the order of time, at least one.
+        decay: How much an image counts relative to one of the next period, in [0, 1].
+
+    Example:
+        >>> average = accumulate_samples([Sample((0.5, 0.5), 100.0), Sample((0.7, 0.3), 100.0)], decay=0.5)
+        >>> (round(average.shares[1], 3), round(average.effective))
+        (0.367, 180)
+    """
+    sizes = np.array([sample.effective for sample in samples])
+    factors = decay ** np.arange(len(samples) - 1, -1, -1, dtype=np.float64)
+    weights = sizes * factors
+    shares = weights @ np.array([sample.shares for sample in samples]) / weights.sum()
+    return Sample(tuple(map(float, shares)), float(weights.sum() ** 2 / (weights * factors).sum()))
+
+
+def compare_sample(
+    sample: Sample, reference: RateReference | ScoreReference, *, false_alarms: float, patients: int | None = None
+) -> Drift:
+    """Compare a period, or an average of periods, with the reference.
+
+    Args:
+        sample: From `summarize_rate` or `summarize_score` with this reference, or from `accumulate_samples`.
+        reference: The reference.
+        false_alarms: Probability that a sample without drift is beyond a limit, in (0, 1).
+        patients: Number of patients of the reference, from which the correlation within patients was estimated; None
+            if each image is its own patient.
+    """
+    factor = 1.0
+    if patients is not None:
+        freedom = max(1, patients - 1)
+        factor = float(special.ndtri(false_alarms / 2) / special.stdtrit(freedom, false_alarms / 2)) ** 2
+    size, other = (max(1.0, factor * number) for number in (sample.effective, reference.effective))
+    if isinstance(reference, RateReference):
+        return _compare_rate(sample.shares[1], size, reference.value, other, false_alarms)
+    theirs = np.asarray(reference.counts, dtype=np.float64) / reference.images
+    return _compare_score(np.array(sample.shares), size, theirs, other, false_alarms)
+
+
+def _compare_rate(value: float, period_size: float, known_value: float, known_size: float, level: float) -> Drift:
+    """Compare two proportions; the limits are those at which the conditional test, with mid-p, rejects equality.
+
+    Both samples enter with their effective sizes, rounded down to whole images.
+    """
+    size, reference_size = int(period_size + 1e-9), int(known_size + 1e-9)
+    tails = _ConditionalTails(round(known_value * reference_size), reference_size, size)
+    high = _find_first(size, lambda counts: tails.compute_above(counts) <= level / 2) - 1
+    low = _find_first(size, lambda counts: tails.compute_above(counts) < 1 - level / 2)
+    count = value * size
+    upper, lower = min(size, math.ceil(count - 1e-9)), max(0, math.floor(count + 1e-9))
+    above = tails.compute_above(np.array([upper, lower]))
+    p = float(min(1.0, 2 * min(above[0], 1 - above[1])))
+    is_beyond = count > high + 1e-9 or count < low - 1e-9
+    return Drift(value, known_value, low / size, high / size, p, is_beyond)
+
+
+def _compare_score(
+    own: NDArray[np.float64], size: float, theirs: NDArray[np.float64], other: float, level: float
+) -> Drift:
+    """Compare two distributions over the same classes by Wilcoxon's rank-sum test."""
+    value = float((own * (np.cumsum(theirs) - theirs / 2)).sum())
+    pooled = (size * own + other * theirs) / (size + other)
+    variance = (size + other + 1) / (12 * size * other) * max(0.0, 1 - float((pooled**3).sum()))
+    error = math.sqrt(variance)
+    reach = -float(special.ndtri(level / 2)) * error
+    p = 1.0 if error == 0 else float(2 * special.ndtr(-abs(value - 0.5) / error))
+    return Drift(value, 0.5, max(0.0, 0.5 - reach), min(1.0, 0.5 + reach), p, abs(value - 0.5) > reach)
+
+
 def compare_rate(
     flags: NDArray[np.bool_],
     reference: RateReference,
     groups: NDArray[np.generic] | None = None,
     *,
     false_alarms: float,
+    patients: int | None = None,
 ) -> Drift:
-    """Compare a period's proportion with the reference's.
-
-    The limits are the proportions at which the two-sided conditional test, with mid-p, rejects equality. Both samples
-    enter with their effective sizes, rounded down to whole images.
-
-    Args:
-        flags: Whether each image of the period has the property, of shape (n,), n >= 1.
-        reference: The reference.
-        groups: The patient of each image, of shape (n,); None if each image is its own.
-        false_alarms: Probability that a period without drift is beyond a limit, in (0, 1).
+    """Compare a period's proportion with the reference's; see `summarize_rate` and `compare_sample`.
 
     Example:
         >>> reference = RateReference(images=200, count=20, effective=200.0, correlation=0.0)
@@ -155,19 +272,8 @@ def compare_rate(
         >>> (round(drift.low, 2), round(drift.high, 2), drift.is_beyond)
         (0.03, 0.21, True)
     """
-    value = float(flags.mean())
-    size = max(1, int(_count_effective(len(flags), reference.correlation, groups) + 1e-9))
-    reference_size = max(1, int(reference.effective + 1e-9))
-    known = round(reference.value * reference_size)
-    tails = _ConditionalTails(known, reference_size, size)
-    # Both tails are monotonic in the count, so that the limits are found by bisection.
-    high = bisect_left(range(size + 1), True, key=lambda count: tails.compute_above(count) <= false_alarms / 2) - 1
-    low = bisect_left(range(size + 1), True, key=lambda count: tails.compute_below(count) > false_alarms / 2)
-    count = value * size
-    upper, lower = min(size, math.ceil(count - 1e-9)), max(0, math.floor(count + 1e-9))
-    p = min(1.0, 2 * min(tails.compute_above(upper), tails.compute_below(lower)))
-    is_beyond = count > high + 1e-9 or count < low - 1e-9
-    return Drift(value, reference.value, low / size, high / size, p, is_beyond)
+    sample = summarize_rate(flags, reference, groups)
+    return compare_sample(sample, reference, false_alarms=false_alarms, patients=patients)
 
 
 def compare_score(
@@ -176,14 +282,9 @@ def compare_score(
     groups: NDArray[np.generic] | None = None,
     *,
     false_alarms: float,
+    patients: int | None = None,
 ) -> Drift:
-    """Compare a period's scores with the reference's by Wilcoxon's rank-sum test on the classes of the histogram.
-
-    Args:
-        scores: Score of each image of the period, of shape (n,), n >= 1, finite.
-        reference: The reference.
-        groups: The patient of each image, of shape (n,); None if each image is its own.
-        false_alarms: Probability that a period without drift is beyond a limit, in (0, 1).
+    """Compare a period's scores with the reference's; see `summarize_score` and `compare_sample`.
 
     Example:
         >>> reference = build_score_reference(np.arange(100.0))
@@ -191,17 +292,8 @@ def compare_score(
         >>> (round(drift.value, 2), round(drift.high, 2), drift.is_beyond)
         (0.75, 0.6, True)
     """
-    codes = np.searchsorted(np.asarray(reference.cuts), scores, side="left")
-    own = np.bincount(codes, minlength=len(reference.counts)) / len(scores)
-    theirs = np.asarray(reference.counts, dtype=np.float64) / reference.images
-    value = float((own * (np.cumsum(theirs) - theirs / 2)).sum())
-    size, other = _count_effective(len(scores), reference.correlation, groups), reference.effective
-    pooled = (size * own + other * theirs) / (size + other)
-    variance = (size + other + 1) / (12 * size * other) * max(0.0, 1 - float((pooled**3).sum()))
-    error = math.sqrt(variance)
-    reach = -float(special.ndtri(false_alarms / 2)) * error
-    p = 1.0 if error == 0 else float(2 * special.ndtr(-abs(value - 0.5) / error))
-    return Drift(value, 0.5, max(0.0, 0.5 - reach), min(1.0, 0.5 + reach), p, abs(value - 0.5) > reach)
+    sample = summarize_score(scores, reference, groups)
+    return compare_sample(sample, reference, false_alarms=false_alarms, patients=patients)
 
 
 @dataclass(frozen=True)
@@ -218,16 +310,25 @@ class _ConditionalTails:
     reference: int
     period: int
 
-    def compute_above(self, count: int) -> float:
-        """Return the probability of a larger count, plus half of that of this one."""
+    def compute_above(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the probability of a larger count than each of these, plus half of that of this one."""
         from scipy.stats import hypergeom  # slow to import, and whoever loads a bundle imports this module
 
-        parameters = (self.reference + self.period, count + self.known, self.period)
-        return float(hypergeom.sf(count, *parameters) + hypergeom.pmf(count, *parameters) / 2)
+        parameters = (self.reference + self.period, counts + self.known, self.period)
+        tails: NDArray[np.float64] = hypergeom.sf(counts, *parameters) + hypergeom.pmf(counts, *parameters) / 2
+        return tails
 
-    def compute_below(self, count: int) -> float:
-        """Return the probability of a smaller count, plus half of that of this one."""
-        return 1 - self.compute_above(count)
+
+def _find_first(size: int, condition: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> int:
+    """Return the first count in 0 to `size` that meets a condition, which all later ones meet; otherwise size + 1."""
+    low, high = 0, size + 1
+    while low < high:
+        counts = np.unique(np.linspace(low, high - 1, COUNTS_AT_ONCE).astype(np.int64))
+        is_met = condition(counts)
+        first = int(is_met.argmax()) if is_met.any() else len(counts)
+        high = int(counts[first]) if first < len(counts) else high
+        low = int(counts[first - 1]) + 1 if first else low
+    return low
 
 
 def measure_correlation(values: NDArray[np.float64], groups: NDArray[np.generic] | None) -> tuple[float, float]:
@@ -250,10 +351,12 @@ def measure_correlation(values: NDArray[np.float64], groups: NDArray[np.generic]
     return correlation, 1 + (typical - 1) * correlation
 
 
-def _count_effective(images: int, correlation: float, groups: NDArray[np.generic] | None) -> float:
+def _count_effective(
+    images: int, reference: RateReference | ScoreReference, groups: NDArray[np.generic] | None
+) -> float:
     """Return to how many independent images the images of a period amount."""
     if groups is None:
-        return float(images)
+        return images * reference.effective / reference.images
     sizes = np.bincount(encode_groups(groups, length=images)).astype(np.float64)
     typical = float((sizes**2).sum() / sizes.sum())
-    return images / (1 + (typical - 1) * correlation)
+    return images / (1 + (typical - 1) * reference.correlation)

@@ -18,7 +18,7 @@ from pylorus.evaluation.predictions import check_labels, encode_groups
 
 SCALE_SPREAD, BIAS_SPREAD = 0.5, 1.0
 """Standard deviations of the prior of the logarithm of the scale and of each bias."""
-FOLDS, RESAMPLES = 10, 200
+FOLDS, RESAMPLES, CHANGE_RESAMPLES = 10, 200, 2000
 SMALLEST = 1e-300
 """A smaller probability counts as this one."""
 
@@ -135,6 +135,41 @@ def fit_recalibration(
     return Recalibration(math.exp(best[0]), tuple(map(float, best[1:] - best[1:].mean())))
 
 
+def cross_validate_recalibration(
+    probabilities: NDArray[np.float64],
+    true: NDArray[np.int64],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[NDArray[np.float64], Estimate]:
+    """Measure what recalibration is worth on images of patients that it has not seen.
+
+    Args:
+        probabilities: Calibrated probabilities of the model, of shape (n, classes).
+        true: True classes, of shape (n,).
+        groups: The patient of each image, of shape (n,); None if each image is its own.
+        seed: Seed of folds and bootstrap.
+
+    Returns:
+        New probabilities, each image's by a fit on other patients, of shape (n, classes); and the change of the log
+        loss with its 95 % interval, from a bootstrap over patients.
+    """
+    codes = encode_groups(groups, length=len(true))
+    chance, patients = np.random.default_rng(seed), int(codes.max()) + 1
+    fold = chance.permutation(patients)[codes] % min(FOLDS, patients)
+    after = np.empty_like(probabilities)
+    for number in range(fold.max() + 1):
+        held_out = fold == number
+        fitted = fit_recalibration(probabilities[~held_out], true[~held_out], codes[~held_out])
+        after[held_out] = fitted.apply(probabilities[held_out])
+    rows = np.arange(len(true))
+    before_loss, after_loss = (-np.log(np.maximum(table[rows, true], SMALLEST)) for table in (probabilities, after))
+    sizes, sums = np.bincount(codes), np.bincount(codes, weights=after_loss - before_loss)
+    drawn = chance.integers(patients, size=(CHANGE_RESAMPLES, patients))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), (0.025, 0.975))
+    return after, Estimate(float((after_loss - before_loss).mean()), float(low), float(high))
+
+
 def study_recalibration(
     probabilities: NDArray[np.float64],
     true: NDArray[np.int64],
@@ -150,33 +185,21 @@ def study_recalibration(
         groups: The patient of each image, of shape (n,); None if each image is its own.
         seed: Seed of folds and bootstrap.
     """
+    after, change = cross_validate_recalibration(probabilities, true, groups, seed=seed)
     codes = encode_groups(groups, length=len(true))
     chance, patients = np.random.default_rng(seed), int(codes.max()) + 1
-    fold = chance.permutation(patients)[codes] % min(FOLDS, patients)
-    after = np.empty_like(probabilities)
-    for number in range(fold.max() + 1):
-        held_out = fold == number
-        fitted = fit_recalibration(probabilities[~held_out], true[~held_out], codes[~held_out])
-        after[held_out] = fitted.apply(probabilities[held_out])
-    rows = np.arange(len(true))
-    before_loss, after_loss = (-np.log(np.maximum(table[rows, true], SMALLEST)) for table in (probabilities, after))
     members = [np.flatnonzero(codes == patient) for patient in range(patients)]
-    values, changes = [], []
-    sizes, sums = np.bincount(codes), np.bincount(codes, weights=after_loss - before_loss)
+    values = []
     for _ in range(RESAMPLES):
         drawn = chance.integers(patients, size=patients)
         images = np.concatenate([members[patient] for patient in drawn])
         copies = np.repeat(np.arange(patients), [len(members[patient]) for patient in drawn])
         resampled = fit_recalibration(probabilities[images], true[images], copies)
         values.append([resampled.scale, *resampled.bias])
-        changes.append(sums[drawn].sum() / sizes[drawn].sum())
     fitted = fit_recalibration(probabilities, true, codes)
     low, high = np.quantile(np.array(values), (0.025, 0.975), axis=0)
     estimates = [
         Estimate(value, float(lower), float(upper))
         for value, lower, upper in zip((fitted.scale, *fitted.bias), low, high, strict=True)
     ]
-    change = Estimate(
-        float((after_loss - before_loss).mean()), *(float(end) for end in np.quantile(changes, (0.025, 0.975)))
-    )
     return RecalibrationStudy(fitted, estimates[0], tuple(estimates[1:]), probabilities, after, change)
