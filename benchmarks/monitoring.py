@@ -4,7 +4,7 @@
     python benchmarks/monitoring.py --quick   # 30 and 300
 
 Run lengths: a bundle has 13 measures, 7 proportions (0.33, 0.33, 0.33, 0.4, 0.05, 0.02, 0.03) and 6 scores (normal).
-Each history has a reference of its own, of 300 images, and up to 60 periods of 100 images; one score is higher by the stated
+Each history has a reference of its own, of 300 images, and up to 60 periods of 100; one score is higher by the stated
 number of standard deviations in all of them. The measures are independent and each image is its own patient.
 
 Patients: false alarms of a single proportion (beta-binomial) and a single score (normal) at a level of 1 %, where

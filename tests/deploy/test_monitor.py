@@ -96,6 +96,21 @@ def test_each_file_is_a_period_and_n_images_are_one_if_asked(bundle_folder, draw
     assert list(dict.fromkeys(pd.read_csv(tmp_path / "out" / "monitor.csv")["period"])) == names
 
 
+def test_days_of_dicom_images_make_weeks(bundle_folder, draw_predictions, tmp_path):
+    path = draw_predictions("p.csv", seed=1)
+    table = pd.read_csv(path).rename(columns={"taken": "acquired"})
+    table.to_csv(path, index=False)
+    options = MonitorOptions(output=tmp_path / "out", baseline=(path,))
+    monitor(bundle_folder, [path], options)
+    result = pd.read_csv(tmp_path / "out" / "monitor.csv")
+    assert list(dict.fromkeys(result["period"]))[:2] == ["2026-W02", "2026-W06"]
+    assert set(result["window"]) == {"period", "recent", "all"}
+    table.loc[3, "acquired"] = ""
+    table.to_csv(path, index=False)
+    with pytest.raises(PylorusError, match="the time of the images is not known for 1 of 240"):
+        monitor(bundle_folder, [path], MonitorOptions(output=tmp_path / "out", by="week"))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

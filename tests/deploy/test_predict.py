@@ -440,12 +440,15 @@ def test_a_prevalence_that_is_no_proportion_is_refused_before_the_bundle_is_read
         main(["predict", "missing", str(tmp_path), "--output", str(tmp_path / "p.csv"), "--prevalence", value])
 
 
-def test_an_impossible_evaluation_is_refused_and_loses_no_predictions(bundle_folder, synthetic_root, tmp_path):
+def test_an_impossible_evaluation_is_refused_before_anything_is_predicted(bundle_folder, synthetic_root, tmp_path):
     flat = shutil.copytree(synthetic_root / "gastric_ulcer", tmp_path / "flat")
     with pytest.raises(PylorusError, match="--evaluate: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
     with pytest.raises(PylorusError, match="--prevalence: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True, prevalence=0.1)
+    with pytest.raises(PylorusError, match="--group: the pattern 'visit_x' finds no patient in"):
+        asked(bundle_folder, [synthetic_root], tmp_path / "p.csv", group="visit_x")
+    assert [path.name for path in tmp_path.iterdir()] == ["flat"]
     assert "true" not in asked(bundle_folder, [flat], tmp_path / "p.csv")[1].columns
 
 
@@ -476,10 +479,19 @@ def test_frames_of_a_video_are_predicted(bundle_folder, tmp_path):
 
 def test_a_dicom_image_is_read_with_pydicom(bundle_folder, tmp_path):
     pytest.importorskip("pydicom")
-    from tests.data.sample_files import dicom_samples
+    from tests.data.sample_files import dicom, dicom_samples, picture
 
     (tmp_path / "a.dcm").write_bytes(dicom_samples()["dicom rgb"])
-    assert asked(bundle_folder, [tmp_path / "a.dcm"], tmp_path / "p.csv")[0] == 0
+    code, table = asked(bundle_folder, [tmp_path / "a.dcm"], tmp_path / "p.csv")
+    assert code == 0
+    assert "acquired" not in table
+    dates = {"StudyDate": "20261126", "AcquisitionDate": "20261127"}
+    (tmp_path / "b.dcm").write_bytes(dicom(picture(), "RGB", **dates))
+    (tmp_path / "c.dcm").write_bytes(dicom(picture(), "RGB", StudyDate="20261131", AcquisitionDate=""))
+    files = [tmp_path / name for name in ("a.dcm", "b.dcm", "c.dcm")]
+    code, table = asked(bundle_folder, files, tmp_path / "q.csv")
+    assert code == 0
+    assert table["acquired"].fillna("").tolist() == ["", "2026-11-27", ""]
 
 
 @pytest.mark.parametrize(

@@ -87,5 +87,10 @@ def test_a_score_that_rises_is_found_and_said_to_be_higher():
 
 
 def test_a_score_without_any_variation_is_no_alarm():
-    drift = compare_score(np.zeros(20), build_score_reference(np.zeros(50)), false_alarms=0.01)
+    reference = build_score_reference(np.zeros(50))
+    drift = compare_score(np.zeros(20), reference, false_alarms=0.01)
     assert (drift.value, drift.is_beyond) == (0.5, False)
+    samples = [summarize_score(np.zeros(size), reference) for size in (7, 11, 13, 17, 19, 23)]
+    for count in range(1, 7):
+        average = accumulate_samples(samples[:count], decay=0.8)
+        assert not compare_sample(average, reference, false_alarms=0.01).is_beyond

@@ -43,6 +43,7 @@ from pylorus.deploy.validation import extract_patients
 from pylorus.deploy.verified_files import DESCRIPTION, EXPORT_FILES, FILES, SUMS, is_export, open_verified_folder
 from pylorus.evaluation.drift import (
     RateReference,
+    Sample,
     ScoreReference,
     accumulate_samples,
     compare_sample,
@@ -58,7 +59,7 @@ CALENDAR = {"day": "D", "week": "W-SUN", "month": "M"}
 PRINTED_ALARMS = 12
 FEW_IMAGES = 20
 """A period with fewer images shows hardly any drift."""
-FEW_PATIENTS = 30
+FEW_PATIENTS = 50
 """With fewer patients in the reference, false alarms are more frequent than stated; see docs/monitor.md."""
 DATES = "acquired"
 """Column of the predictions with the day on which the image of a DICOM file was acquired."""
@@ -162,7 +163,8 @@ def compare_periods(
     comparisons: dict[tuple[str, str, str], Comparison] = {}
     every = Period(ALL, np.concatenate([period.rows for period in periods]))
     for name in (*rates, *scores):
-        samples = []
+        samples: list[Sample] = []
+        history: list[tuple[int, int]] = []
         for period in (*periods, every):
             groups = None if answers.groups is None else answers.groups[period.rows]
             counts = len(period.rows), len(period.rows) if groups is None else len(np.unique(groups))
@@ -177,9 +179,13 @@ def compare_periods(
             window = EVERY if period is every else PERIOD
             comparisons[period.name, window, name] = Comparison(period.name, window, name, *counts, drift, median)
             samples.append(sample)
+            history.append(counts)
             if window == PERIOD and len(samples) > 1:
                 drift = compare_sample(accumulate_samples(samples, decay=DECAY), known, **level)
-                comparisons[period.name, RECENT, name] = Comparison(period.name, RECENT, name, *counts, drift, median)
+                images, patients = (sum(sizes) for sizes in zip(*history, strict=True))
+                comparisons[period.name, RECENT, name] = Comparison(
+                    period.name, RECENT, name, images, patients, drift, median
+                )
     return [
         comparisons[period.name, window, name]
         for period in (*periods, *((every,) if len(periods) > 1 else ()))
@@ -360,7 +366,7 @@ def _list_notes(
         yield (
             f"The reference has only {format_count(reference.groups, 'patient')}, so that it is uncertain how much "
             "images of one patient resemble each other. The limits are wider for it; still, chance alone may be beyond "
-            "them twice as often as stated."
+            "them two to three times as often as stated."
         )
     few = [period.name for period in periods if len(period.rows) < FEW_IMAGES]
     if few:

@@ -45,8 +45,8 @@ class Comparison:
         period: Name of the period.
         window: `PERIOD`, `RECENT` or `EVERY`.
         measure: Name of the measure; see `Answers`.
-        images: Number of images of the period.
-        patients: Number of its patients.
+        images: Number of images of the period; of an average, of all its periods.
+        patients: Number of their patients; in an average, a patient of two periods counts twice.
         drift: The comparison.
         median: Median of a score in the period; NaN for a proportion.
     """
@@ -232,8 +232,8 @@ METHODS = (
     "all periods.",
     "Images of a patient resemble each other. They count as fewer independent ones, by the correlation within the "
     "patients of the reference. That is uncertain if the reference has few patients, so that the limits are wider then "
-    "(Korn and Graubard); in simulations with 15 patients, chance alone was still beyond them up to twice as often as "
-    "stated.",
+    "(Korn and Graubard); in simulations with 15 and 30 patients, chance alone was still beyond them up to three times "
+    "as often as stated.",
     "An alarm does not say that the model is wrong: it says that images or answers are other than in the reference. "
     "Look at the images of that period; if labels can be had, evaluate (pylorus predict --evaluate). A clinic that "
     "sees the classes in other proportions than the test images needs a baseline of its own (--baseline).",
@@ -352,13 +352,13 @@ def _plot_charts(comparisons: Sequence[Comparison], *, key: str, title: str, ref
             beyond = np.array([each.drift.is_beyond for each in series])
             panel.plot(x[beyond], value[beyond], color=COLOURS[1], marker="D", markersize=7, linestyle="")
             if recent:
-                low, high, average = (
+                lower, upper, average = (
                     100 * np.array([getattr(each.drift, name) for each in recent]) for name in ("low", "high", "value")
                 )
                 is_outside = np.array([each.drift.is_beyond for each in recent])
                 panel.plot(x[1:], average, color=COLOURS[2], linewidth=1.5)
-                for limit in (low, high):
-                    panel.plot(x[1:], limit, color=COLOURS[2], linewidth=0.8, linestyle=":")
+                for limit in (lower, upper):
+                    panel.plot(x[1:], limit, color=COLOURS[2], linewidth=1, linestyle=":")
                 panel.plot(x[1:][is_outside], average[is_outside], color=COLOURS[1], marker="s", linestyle="")
             panel.set_title(get_label(measure))
             panel.set_ylabel("higher, %" if is_score else "images, %")

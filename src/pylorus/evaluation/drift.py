@@ -25,6 +25,8 @@ from pylorus.evaluation.predictions import encode_groups
 
 MAX_BINS, IMAGES_PER_BIN = 20, 5
 """The most classes of a histogram of scores, and the fewest reference images in one of them."""
+ROUNDING = 1e-9
+"""Scores that never vary have limits of width 0, which rounding must not exceed."""
 COUNTS_AT_ONCE = 32
 """Number of counts whose tails are computed at once: a call of SciPy takes longer than a count."""
 
@@ -252,8 +254,8 @@ def _compare_score(
     variance = (size + other + 1) / (12 * size * other) * max(0.0, 1 - float((pooled**3).sum()))
     error = math.sqrt(variance)
     reach = -float(special.ndtri(level / 2)) * error
-    p = 1.0 if error == 0 else float(2 * special.ndtr(-abs(value - 0.5) / error))
-    return Drift(value, 0.5, max(0.0, 0.5 - reach), min(1.0, 0.5 + reach), p, abs(value - 0.5) > reach)
+    p = 1.0 if error < ROUNDING else float(2 * special.ndtr(-abs(value - 0.5) / error))
+    return Drift(value, 0.5, max(0.0, 0.5 - reach), min(1.0, 0.5 + reach), p, abs(value - 0.5) > reach + ROUNDING)
 
 
 def compare_rate(
