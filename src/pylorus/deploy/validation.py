@@ -24,11 +24,10 @@ from pylorus.deploy.thresholds import (
 from pylorus.evaluation.calibration import calibration_line, estimate_calibration
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.decisions import operating_point, prediction_sets
+from pylorus.evaluation.discrimination import ranking_of_predictions
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
+from pylorus.evaluation.populations import calibration_in_the_large, predictive_values
 from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.prevalence import predictive_values
-from pylorus.evaluation.ranking import ranking_of_predictions
-from pylorus.evaluation.subgroups import calibration_in_the_large
 
 
 def evaluate_predictions(

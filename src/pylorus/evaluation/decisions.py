@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.auroc import compute_mean_share_above
+from pylorus.evaluation.discrimination import compute_mean_share_above
 from pylorus.evaluation.index_intervals import Proportion, clustered_wilson, wilson
 from pylorus.evaluation.influence import (
     compute_confidence_below,
