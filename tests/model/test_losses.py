@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pylorus.config.schema import LossConfig, list_loss_details
+from pylorus.config.keys import list_loss_details
+from pylorus.config.schema import LossConfig
 from pylorus.core.errors import PylorusError
 from pylorus.model.losses import LOSSES, build_loss
 

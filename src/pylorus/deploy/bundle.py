@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config.schema import AugmentConfig, Config, list_loss_details
+from pylorus.config.keys import list_loss_details
+from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.errors import format_path
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
 from pylorus.core.storage import write_digest

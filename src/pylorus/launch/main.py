@@ -33,8 +33,7 @@ from pylorus.config.checks import (
     load_config,
     save_config,
 )
-from pylorus.config.schema import CONF, EXTENSIBLE, Config
-from pylorus.config.unused_keys import (
+from pylorus.config.keys import (
     DECISIVE_KEYS,
     RULES,
     check_used_keys,
@@ -42,6 +41,7 @@ from pylorus.config.unused_keys import (
     format_unused_keys,
     read_overrides,
 )
+from pylorus.config.schema import CONF, EXTENSIBLE, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
 from pylorus.core.formatting import format_command, setup_terminal

@@ -19,7 +19,8 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pylorus.config.instantiation import TARGET, build_callable, get_object, get_target, list_parameters
-from pylorus.config.schema import FUSED_OPTIMIZERS, LossConfig, OptimizerConfig, StageConfig, format_loss_name
+from pylorus.config.keys import format_loss_name
+from pylorus.config.schema import FUSED_OPTIMIZERS, LossConfig, OptimizerConfig, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.io import validate
