@@ -263,7 +263,7 @@ def test_settings_chosen_for_the_machine_are_kept_on_resume(prepare_run, monkeyp
 def test_an_automatic_batch_size_is_kept_on_resume(prepare_run, monkeypatch):
     monkeypatch.setattr("pylorus.training.batch_size.MAX_BATCH_SIZE", {"cpu": 4})
     monkeypatch.setattr(
-        "pylorus.core.storage.HEARTBEAT_SECONDS", 1e6
+        "pylorus.core.io.HEARTBEAT_SECONDS", 1e6
     )  # a slow trial would let it write a file that is counted
     whole, folder = (
         prepare_run("stage=pretrain", "trainer.batch_size=auto"),

@@ -29,8 +29,7 @@ from pylorus.core.errors import (
     resolve_unicode_form,
     suggest_path,
 )
-from pylorus.core.io import iter_fields, validate, write_text
-from pylorus.core.storage import seal_text, verify_text
+from pylorus.core.io import iter_fields, seal_text, validate, verify_text, write_text
 
 FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""

@@ -15,8 +15,7 @@ from pylorus import __version__
 from pylorus.config.keys import list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.errors import format_path
-from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
-from pylorus.core.storage import write_digest
+from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_digest, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pylorus.config.checks import check_model_name
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
-from pylorus.core.limits import get_free_memory
+from pylorus.core.system import get_free_memory
 from pylorus.data.fingerprints import Fingerprints
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import read_description

@@ -41,7 +41,7 @@ from pylorus.core.distributed import (
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import setup_terminal
 from pylorus.core.io import handle_closed_pipe, read_json, write_json
-from pylorus.core.limits import explain_limit, format_kill, reserve_cpu_time
+from pylorus.core.system import explain_limit, format_kill, reserve_cpu_time
 from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.input_format import InputFormat, describe_image_rules, resolve_input_format, save_input_format

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
+from pylorus.core.arguments import check_arguments
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
 from pylorus.core.errors import PylorusError, translate_errors
-from pylorus.core.io import check_arguments, validate
+from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.hardware.engine import FullBatchForward

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from pylorus.core.arguments import check_arguments
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.io import check_arguments
 from pylorus.model.backbone import restore_modes, run_on_black_images
 from pylorus.model.weights import list_classifier_names
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 from torchmetrics import Metric, SumMetric
 
 from pylorus.config.instantiation import TARGET, build_callable
+from pylorus.core.arguments import describe_value
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion
-from pylorus.core.io import describe_value
 from pylorus.evaluation.confusion import (
     CLASS_METRICS,
     IMAGE_METRICS,

@@ -23,7 +23,7 @@ from pylorus.config.schema import Config, LossConfig, ModelConfig, OptimizerConf
 from pylorus.core.distributed import get_concurrent_jobs
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes, format_percent
-from pylorus.core.limits import get_free_memory
+from pylorus.core.system import get_free_memory
 from pylorus.hardware.engine import Engine, get_batch_size, resolve_channels_last
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StageClassifier, StagePlan

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from pylorus.config.schema import Config, TrainerConfig
-from pylorus.core import limits
+from pylorus.core import system
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, UnreadableImageError
-from pylorus.core.storage import (
+from pylorus.core.system import (
     DISK_FULL,
     NOT_A_FILE,
     NOT_WRITABLE,
@@ -62,7 +62,7 @@ def explain_fault(error: BaseException, folder: RunFolder, config: Config) -> Py
     """
     if isinstance(error, PylorusError):
         return None
-    for cause in limits.iterate_causes(error):
+    for cause in system.iterate_causes(error):
         message = _explain_cause(cause, folder, config)
         if message is not None:
             return PylorusError(message)
@@ -71,7 +71,7 @@ def explain_fault(error: BaseException, folder: RunFolder, config: Config) -> Py
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that the memory of the GPU or of the machine was insufficient."""
-    return isinstance(error, torch.OutOfMemoryError) or limits.is_out_of_memory(error)
+    return isinstance(error, torch.OutOfMemoryError) or system.is_out_of_memory(error)
 
 
 def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> str | None:
@@ -90,8 +90,8 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
         and not _is_file(folder.config)
     ):
         return _explain_missing_folder(folder.path)
-    if WRITE_ERROR.search(text) and not isinstance(error, OSError) and limits.get_limit("RLIMIT_FSIZE") is not None:
-        return f"{limits.format_file_size(error)}\nThen {_format_resume_command(folder.path)}"
+    if WRITE_ERROR.search(text) and not isinstance(error, OSError) and system.get_limit("RLIMIT_FSIZE") is not None:
+        return f"{system.format_file_size(error)}\nThen {_format_resume_command(folder.path)}"
     if (isinstance(error, OSError) and error.errno in DISK_FULL) or WRITE_ERROR.search(text):
         return _explain_full_disk(error, folder.path, Path(config.cache.folder))
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
@@ -103,7 +103,7 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
         message = format_drive_lost(error, _format_error_location(error, folder.path))
         return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder.path)}"
-    limit = limits.explain_limit(error)
+    limit = system.explain_limit(error)
     return None if limit is None else f"{limit}\nThen {_format_resume_command(folder.path)}"
 
 
@@ -148,7 +148,7 @@ def _explain_lost_worker(text: str, folder: Path, configured: int | None) -> str
     kill = WORKER_KILL.search(text)
     end = next((name for name, word in KILL_WORDS.items() if kill and kill[1].startswith(word)), None)
     if end is not None:
-        reason = limits.format_kill(-signal.Signals[end])
+        reason = system.format_kill(-signal.Signals[end])
     elif SHARED_MEMORY_ERROR.search(text):
         reason = "got no shared memory: /dev/shm is full, too small, or can't be written to"
     else:
@@ -180,10 +180,10 @@ def _explain_out_of_memory(error: BaseException, folder: Path, trainer: TrainerC
     )
     if device == "the GPU":
         advice += " cache.on_device=false leaves the images in the main memory."
-    is_limited = device != "the GPU" and limits.get_limit("RLIMIT_AS") is not None
-    space = f"{limits.format_memory_advice()}.\n" if is_limited else ""
+    is_limited = device != "the GPU" and system.get_limit("RLIMIT_AS") is not None
+    space = f"{system.format_memory_advice()}.\n" if is_limited else ""
     return (
-        f"{device} ran out of memory: {limits.format_memory_error(error)}\n{advice}\n{space}"
+        f"{device} ran out of memory: {system.format_memory_error(error)}\n{advice}\n{space}"
         f"If other programs used the memory, close them and {_format_resume_command(folder)}"
     )
 
