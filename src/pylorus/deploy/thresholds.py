@@ -43,8 +43,8 @@ from pylorus.evaluation.index_intervals import (
     proportions_of_predictions,
     wilson,
 )
-from pylorus.evaluation.influence import compute_confidence_below, compute_group_means, estimate_mean_over_groups
-from pylorus.evaluation.intervals import Estimate
+from pylorus.evaluation.influence import compute_group_means, estimate_mean_over_groups
+from pylorus.evaluation.intervals import Estimate, compute_confidence_below
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.inference import LARGER_UNLIKENESS
 from pylorus.report.results import Calibration
