@@ -61,7 +61,7 @@ from pylorus.deploy.verified_files import (
 )
 from pylorus.hardware.engine import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
-from pylorus.model.freeze import resolve_depth
+from pylorus.model.finetuning import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.inference import (
     APPEARANCE_LENGTH,

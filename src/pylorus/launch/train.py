@@ -61,13 +61,13 @@ from pylorus.hardware.engine import (
 from pylorus.launch.rank import ERROR_FILE, train_rank
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
-from pylorus.model.freeze import (
+from pylorus.model.finetuning import (
     BlockStructure,
     can_train_on_one_image,
     extract_network_structure,
     resolve_depth,
 )
-from pylorus.model.metrics import build_metrics
+from pylorus.model.objectives import build_metrics
 from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
 from pylorus.runs.console import detach_streams, find_earlier_failure, open_run_log, print_results

@@ -31,30 +31,26 @@ from pylorus.hardware.engine import FullBatchForward
 from pylorus.model.backbone import (
     Backbone,
     build_backbone,
+    check_image_batch,
     convert_to_pixel_scale,
     normalize_images,
 )
+from pylorus.model.finetuning import build_optimizer, build_schedule, check_optimizer_name
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
-from pylorus.model.losses import (
+from pylorus.model.objectives import (
     OWN_LOSS,
     ClassWeights,
+    EpochMetrics,
+    FirstNonFiniteLoss,
     LossFunction,
     StepLoss,
     build_loss,
-    build_optimizer,
-    build_schedule,
-    check_optimizer_name,
-    compute_class_weights,
-    resolve_loss,
-)
-from pylorus.model.metrics import (
-    EpochMetrics,
-    FirstNonFiniteLoss,
     check_class_names,
     check_data,
-    check_image_batch,
+    compute_class_weights,
     explain_non_finite_loss,
+    resolve_loss,
 )
 from pylorus.model.weights import read_checkpoint
 
