@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from pylorus.doctor import checks
 from pylorus.doctor.checks import check_fonts, check_images, list_class_names
 from pylorus.doctor.packages import State
-from pylorus.hardware.engine import resolve_precision
+from pylorus.hardware import resolve_precision
 from pylorus.model.weights import HubFile
 from pylorus.report import figure_style
 from tests.conftest import TINY
@@ -26,7 +26,7 @@ GIB = 2**30
 def test_the_doctor_shows_the_precision_that_a_run_chooses(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where no run has measured it
     for gain, precision, words in ((3.0, "bf16", "bf16 (matrix products run 3.0 times"), (0.4, "32", "fp32 (matrix")):
-        monkeypatch.setattr("pylorus.hardware.engine.measure_bf16_speedup", lambda _, gain=gain: gain)
+        monkeypatch.setattr("pylorus.hardware.measure_bf16_speedup", lambda _, gain=gain: gain)
         assert resolve_precision("cpu")[0] == precision
         found = {check.name: check.found for check in checks.check_computing()}
         assert found["CPU precision"].startswith(words)

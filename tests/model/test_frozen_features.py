@@ -15,7 +15,7 @@ from pylorus.config.schema import CacheConfig, ModelConfig
 from pylorus.core.io import write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import ImageDataset
-from pylorus.hardware.engine import Engine
+from pylorus.hardware import Engine
 from pylorus.launch.train import run
 from pylorus.model.backbone import build_backbone
 from pylorus.model.finetuning import resolve_depth

@@ -59,7 +59,7 @@ from pylorus.deploy.verified_files import (
     UNLIKE,
     WEIGHTS,
 )
-from pylorus.hardware.engine import Engine, get_batch_size, resolve_workers
+from pylorus.hardware import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
 from pylorus.model.finetuning import resolve_depth
 from pylorus.model.frozen_features import build_evaluator

@@ -37,7 +37,7 @@ def check_computing() -> Iterator[Check]:
     """Check the cores, the CPU precision and each GPU."""
     import torch
 
-    from pylorus.hardware.engine import count_usable_cores
+    from pylorus.hardware import count_usable_cores
 
     cores = count_usable_cores()
     yield check_cores(cores, os.cpu_count() or cores)
@@ -70,7 +70,7 @@ def check_cores(usable: int, counted: int) -> Check:
 
 
 def _format_precision(accelerator: str) -> str:
-    from pylorus.hardware.engine import resolve_precision
+    from pylorus.hardware import resolve_precision
 
     folder = Path(CacheConfig().folder)  # where runs save what they measured
     precision, reason = resolve_precision(accelerator, folder if folder.is_dir() else None)

@@ -29,7 +29,7 @@ from pylorus.core.distributed import (
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.io import write_json
-from pylorus.hardware.engine import resolve_accelerator
+from pylorus.hardware import resolve_accelerator
 from pylorus.runs.console import detach_streams, open_run_log
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import (

@@ -49,7 +49,7 @@ from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
-from pylorus.hardware.engine import (
+from pylorus.hardware import (
     Engine,
     collect_environment,
     list_choices,

@@ -27,7 +27,7 @@ from pylorus.core.errors import PylorusError, translate_errors
 from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
-from pylorus.hardware.engine import FullBatchForward
+from pylorus.hardware import FullBatchForward
 from pylorus.model.backbone import (
     Backbone,
     build_backbone,

@@ -24,7 +24,7 @@ from pylorus.core.distributed import get_concurrent_jobs
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes, format_percent
 from pylorus.core.system import get_free_memory
-from pylorus.hardware.engine import Engine, get_batch_size, resolve_channels_last
+from pylorus.hardware import Engine, get_batch_size, resolve_channels_last
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.finetuning import apply_depth, build_optimizer, resolve_depth, set_modes

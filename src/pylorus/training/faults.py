@@ -28,7 +28,7 @@ from pylorus.core.system import (
     format_not_writable,
     get_error_path,
 )
-from pylorus.hardware.engine import get_batch_size
+from pylorus.hardware import get_batch_size
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import restore_trainer_config
 

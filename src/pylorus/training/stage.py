@@ -23,7 +23,7 @@ from pylorus.data.input_format import InputFormat, resolve_mask
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.influence import estimate_by_jackknife
-from pylorus.hardware.engine import Engine, FullBatchForward, get_batch_size, resolve_channels_last, resolve_workers
+from pylorus.hardware import Engine, FullBatchForward, get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.finetuning import apply_depth, build_optimizer, check_optimizer_name, resolve_depth
