@@ -437,7 +437,7 @@ def main() -> None:
 
 
 def _run_launched() -> int:
-    from pylorus.launch.rank import run_launched
+    from pylorus.training.processes import run_launched
 
     return run_launched(_run_command_line, import_training().train)
 

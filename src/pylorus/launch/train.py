@@ -58,7 +58,6 @@ from pylorus.hardware import (
     resolve_engine,
     resolve_workers,
 )
-from pylorus.launch.rank import ERROR_FILE, train_rank
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
 from pylorus.model.finetuning import (
@@ -88,7 +87,7 @@ from pylorus.runs.process import (
 )
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
-from pylorus.training.faults import explain_faults
+from pylorus.training.processes import ERROR_FILE, explain_faults, train_rank
 from pylorus.training.stage import (
     check_stages,
     check_user_parts,

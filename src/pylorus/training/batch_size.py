@@ -29,7 +29,7 @@ from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.finetuning import apply_depth, build_optimizer, resolve_depth, set_modes
 from pylorus.training.callbacks import get_peak_memory
-from pylorus.training.faults import is_out_of_memory
+from pylorus.training.processes import is_out_of_memory
 
 
 def main() -> None:
