@@ -64,8 +64,13 @@ PARQUET_OPTIONS: Mapping[str, Any] = {"pre_buffer": False, "to_pandas_kwargs": N
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` on success, delete it on any error.
+
+    Args:
+        path: The file.
+        durable: Whether to wait until the content is on disk. Where readers verify a checksum and can do without the
+            file, as in a cache, nobody needs to wait for the disk.
 
     Raises:
         OSError: If the folder can't be written to.
@@ -75,7 +80,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        _ensure_on_disk(temporary)  # if only the name reached the disk before a power failure, the file would be empty
+        if durable:  # if only the name reached the disk before a power failure, the file would be empty
+            _ensure_on_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

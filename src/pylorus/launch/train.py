@@ -94,6 +94,7 @@ from pylorus.training.stage import (
     count_device_bytes,
     find_problems,
     log_stage_table,
+    resolve_device_memory,
     run_stage,
 )
 from pylorus.training.trainer import Run, check_trainer_arguments
@@ -412,7 +413,8 @@ def train(
         shipped = None
         if processes.is_first:
             with timeline.measure("bundle"):
-                shipped = write_bundle(folder, backbone, images, config, engine, timeline, loading)
+                memory = resolve_device_memory(config.cache, engine)
+                shipped = write_bundle(folder, backbone, images, config, engine, timeline, loading, memory)
             dashboard.show_results()
     if shipped is not None:
         log.info("shipped stage: %s", shipped.name)
