@@ -446,7 +446,7 @@ def test_an_impossible_evaluation_is_refused_before_anything_is_predicted(bundle
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True)
     with pytest.raises(PylorusError, match="--prevalence: no image is in a folder named after a class"):
         asked(bundle_folder, [flat], tmp_path / "p.csv", evaluate=True, prevalence=0.1)
-    with pytest.raises(PylorusError, match="--group: the pattern 'visit_x' finds no patient in"):
+    with pytest.raises(PylorusError, match="--group: 'visit_x' finds no patient in"):
         asked(bundle_folder, [synthetic_root], tmp_path / "p.csv", group="visit_x")
     assert [path.name for path in tmp_path.iterdir()] == ["flat"]
     assert "true" not in asked(bundle_folder, [flat], tmp_path / "p.csv")[1].columns

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config.schema import AugmentConfig, Config, list_loss_details
+from pylorus.config.keys import list_loss_details
+from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.errors import format_path
-from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
-from pylorus.core.storage import write_digest
+from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_digest, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import DeviceMemory, LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION
@@ -59,9 +59,9 @@ from pylorus.deploy.verified_files import (
     UNLIKE,
     WEIGHTS,
 )
-from pylorus.hardware.engine import Engine, get_batch_size, resolve_workers
+from pylorus.hardware import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
-from pylorus.model.freeze import resolve_depth
+from pylorus.model.finetuning import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.inference import (
     APPEARANCE_LENGTH,

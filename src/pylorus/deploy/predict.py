@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pylorus.core.distributed import map_items
 from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
 from pylorus.core.formatting import format_count, open_progress_bar
-from pylorus.data.catalog import parse_group_pattern
+from pylorus.data.catalog import extract_groups
 from pylorus.data.dicom import read_acquisition_date
 from pylorus.data.files import RGB
 from pylorus.data.input_format import QUALITY, InputFormat, measure_quality
@@ -32,9 +32,9 @@ from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored,
 from pylorus.deploy.model import Bundle, InferenceModel, load_bundle
 from pylorus.deploy.onnx import load_export
 from pylorus.deploy.thresholds import assess_unlike_images, format_unlike_images
-from pylorus.deploy.validation import evaluate_predictions, extract_patients, format_evaluation
+from pylorus.deploy.validation import evaluate_predictions, format_evaluation
 from pylorus.deploy.verified_files import SUMS, is_export
-from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
+from pylorus.hardware import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
 from pylorus.model.inference import NetworkOutput
 from pylorus.runs.process import StopRequest, handle_signals
 
@@ -165,13 +165,11 @@ def _build_sources(description: Description, inputs: Sequence[str | RGB], option
 def _check_labels(description: Description, sources: Sources, options: PredictOptions) -> None:
     """Check, before anything is predicted, that the paths tell what an evaluation needs: classes and patients."""
     if options.group is not None:
-        parse_group_pattern(options.group, key="--group")
-    if options.evaluate or options.group is not None:
-        labelled = 0
-        for labelled, path in enumerate(sources.iter_labelled_paths(), start=1):  # noqa: B007
-            if options.group is not None:
-                extract_patients([path], options.group)
-        _check_evaluation(description, options, labelled=labelled)
+        paths = list(sources.iter_labelled_paths())
+        extract_groups(paths, options.group, key="--group")
+        _check_evaluation(description, options, labelled=len(paths))
+    elif options.evaluate:
+        _check_evaluation(description, options, labelled=sum(1 for _ in sources.iter_labelled_paths()))
 
 
 def _check_evaluation(description: Description, options: PredictOptions, *, labelled: int) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pylorus.core.formatting import open_progress_bar
 from pylorus.data.dataset import Draw, EpochBatchSampler, EpochSampler, ImageBatches
-from pylorus.hardware.engine import is_faster_channels_last, use_full_precision
+from pylorus.hardware import is_faster_channels_last, use_full_precision
 from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images, restore_modes
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
