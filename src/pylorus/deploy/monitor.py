@@ -115,6 +115,8 @@ def monitor(folder: Path, files: Sequence[Path], options: MonitorOptions) -> int
     Raises:
         PylorusError: If a file is not of this bundle, or an option does not fit the files.
     """
+    if options.output.exists() and not options.output.is_dir():
+        raise PylorusError(f"--output: {options.output} is a file, expected a folder to write the page and table to.")
     description, identity = _read_bundle(folder)
     table = _read_predictions(files, description, identity)
     reference = description.reference
