@@ -33,7 +33,7 @@ from pylorus.report.manuscript_blocks import (
     join_clauses,
 )
 from pylorus.report.manuscript_methods import MAX_DESCRIBED_RUNS, collect_references, iter_method_blocks, select_splits
-from pylorus.report.mistakes import FileOnly, Section
+from pylorus.report.mistakes import Section, iter_tables
 from pylorus.report.participants import build_flow_table, plot_flow
 from pylorus.report.results import LEVEL, PATIENTS, Result
 from pylorus.report.table import Number, Table
@@ -76,7 +76,7 @@ def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscr
     """
     runs = _select_runs(evidence)
     flows = [run for run in select_splits(runs) if run.split is not None]
-    tables = {table.key: table for table in _iter_tables(sections)} | {
+    tables = {table.key: table for table in iter_tables(sections)} | {
         table.key: table for table in map(build_flow_table, flows)
     }
     drawings = {
@@ -109,13 +109,6 @@ def _select_runs(evidence: Evidence) -> tuple[SavedRun, ...]:
     results = [winner.headline_result or winner.best[0] for winner in evidence.winners]
     results += [configuration.shipped.representative for configuration in evidence.configurations]
     return tuple(dict.fromkeys(result.run for result in results)) or evidence.runs
-
-
-def _iter_tables(sections: Sequence[Section]) -> Iterator[Table]:
-    for section in sections:
-        for item in section.items:
-            if isinstance(item, Table | FileOnly):
-                yield item if isinstance(item, Table) else item.table
 
 
 def _select_tables(tables: Mapping[str, Table], runs: Sequence[SavedRun], text: Sequence[Block]) -> list[Table]:

@@ -274,7 +274,7 @@ def _check_comparison(options: PlanOptions) -> None:
 def _measure_pilot(options: PlanOptions) -> Pilot:
     """Measure figures and their correlation within patients on the test predictions of a run."""
     from pylorus.evaluation.pilot import measure_pilot
-    from pylorus.report.results import resolve_class_name
+    from pylorus.report.captions import resolve_class_name
 
     assert options.pilot is not None
     run, stage, predictions = _read_pilot(options.pilot)
