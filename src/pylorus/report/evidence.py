@@ -38,7 +38,7 @@ from pylorus.report.results import (
     compute_results,
     group_by_test_set,
 )
-from pylorus.runs.folder import DAMAGED, KEY, LAST, explain_choice
+from pylorus.runs.folder import DAMAGED, KEY, LAST, LOSS, ORDER, explain_choice
 from pylorus.runs.reading import SavedRun, get_class_order, read_config, read_run
 
 CHOICE_TEXTS = {
@@ -199,7 +199,22 @@ class Winner:
         if not others:
             return ""
         verb = "has" if len(others) == 1 else "have"
-        return f" {join_names(others, most=4)} {verb} the same validation accuracy; of these the first is taken."
+        return f" {join_names(others, most=4)} {verb} the same validation accuracy; {self.tie_rule}."
+
+    @property
+    def tie_rule(self) -> str:
+        """How the model was selected among those of the same validation accuracy, as a clause; empty without a tie."""
+        best = _round_validation(self.preferred)
+        tied = [each for each in self.pool.candidates if _round_validation(each) == best]
+        if self.preferred is None or len(tied) < 2:
+            return ""
+        if len(self.pool.configurations) > 1:
+            return "of these the first is taken"
+        rules = {result.run.bundle_stage.chosen_by for result in self.preferred.results if result.run.bundle_stage}
+        return {
+            frozenset({LOSS}): "of these the one with the lowest validation loss is taken",
+            frozenset({ORDER}): "of these, which also have the same validation loss, the latest stage is taken",
+        }.get(frozenset(rules), "which of them a run ships depends on its own validation images")
 
     @property
     def _shipping(self) -> str:
