@@ -38,10 +38,10 @@ from .index_intervals import proportions_of_confusion as proportions_of_confusio
 from .index_intervals import proportions_of_predictions as proportions_of_predictions
 from .index_intervals import wilson as wilson
 from .intervals import Estimate as Estimate
-from .margins import MarginDecision as MarginDecision
-from .margins import MarginTest as MarginTest
-from .margins import compute_margin_test as compute_margin_test
-from .margins import decide_noninferiority as decide_noninferiority
+from .intervals import MarginDecision as MarginDecision
+from .intervals import MarginTest as MarginTest
+from .intervals import compute_margin_test as compute_margin_test
+from .intervals import decide_noninferiority as decide_noninferiority
 from .pilot import PatientDesign as PatientDesign
 from .pilot import PilotMeasures as PilotMeasures
 from .pilot import measure_patient_design as measure_patient_design

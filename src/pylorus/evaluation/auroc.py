@@ -8,6 +8,7 @@ components within each group first; with one image per group this is DeLong's va
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -370,3 +371,53 @@ def compute_score_interval(area: float, sizes: Sequence[float], factor: float, e
     low = 0.0 if area == 0 or compute_gap(edge) <= 0 else float(optimize.brentq(compute_gap, edge, inside))
     high = 1.0 if area == 1 or compute_gap(1 - edge) <= 0 else float(optimize.brentq(compute_gap, inside, 1 - edge))
     return low, high
+
+
+def compute_expected_freedom(sizes: tuple[float, float], kurtosis: float = 3.0) -> float:
+    """Compute the degrees of freedom of DeLong's variance: Welch's for its two parts, Satterthwaite's for each.
+
+    The kurtosis is that of the placements. A sample has a smaller one the fewer images it has; that correction was
+    found by simulation (`benchmarks/sample_size.py`).
+    """
+    parts = []
+    for size in sizes:
+        observed = kurtosis / (1 + 2 * kurtosis / size) if kurtosis > 3 else kurtosis
+        own = min(size - 1, 2 * size / (observed - 1 + 2 / size))
+        parts.append((1 / size) ** 2 / max(own, 0.5))
+    return max(1.0, sum(1 / size for size in sizes) ** 2 / sum(parts))
+
+
+@lru_cache(maxsize=64)
+def compute_placement_kurtosis(area: float) -> float:
+    """Compute the kurtosis of the placements of images of one kind among those of the other, if scores are normal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    placements = special.ndtr(nodes + math.sqrt(2) * float(special.ndtri(area)))
+    deviations = placements - float(weights @ placements) / weights.sum()
+    return float(weights @ deviations**4 * weights.sum() / (weights @ deviations**2) ** 2)
+
+
+def compute_expected_variance(area: float, sizes: tuple[float, float]) -> float:
+    """Compute the expected value of DeLong's variance of an area between two normal distributions.
+
+    The variance of an area has a part for the positives, one for the negatives, and one for their pairs, which is the
+    variance with one image each. DeLong's variance counts the last one twice, once with either kind of images.
+    """
+    positives, negatives = sizes
+    single = area * (1 - area)
+    excess = compute_binormal_variance(area, (1.0, 2.0)) * 2 - single  # covariance of two pairs that share an image
+    return compute_binormal_variance(area, sizes) + max(0.0, single - 2 * excess) / (positives * negatives)
+
+
+def compute_expected_reach(area: float, sizes: tuple[float, float], *, level: float) -> float:
+    """Compute by how many binormal standard errors the interval of `auroc` is expected to reach.
+
+    `auroc` combines DeLong's variance with the larger one of it and the binormal one; the expected value of the larger
+    one is that of a normal variable and a constant.
+    """
+    freedom = compute_expected_freedom(sizes, max(3.0, compute_placement_kurtosis(area)))
+    ratio = compute_expected_variance(area, sizes) / compute_binormal_variance(area, sizes)
+    spread = ratio * math.sqrt(2 / freedom)
+    excess = (ratio - 1) / spread
+    larger = 1 + spread * (excess * float(special.ndtr(excess)) + math.exp(-(excess**2) / 2) / math.sqrt(2 * math.pi))
+    factor = (freedom * ratio + PRIOR * larger) / (freedom + PRIOR)
+    return compute_quantile(1 - level, freedom=freedom + 1) * math.sqrt(factor)

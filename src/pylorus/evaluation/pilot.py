@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import optimize, special
 
 from pylorus.evaluation.auroc import compute_area_covariance, compute_placements, compute_structural_components
 from pylorus.evaluation.comparison import mcnemar
@@ -53,8 +53,10 @@ def measure_patient_design(
     The correlation is that of a one-way analysis of variance (Fleiss 2003, 15.2), at least 0. Its interval is that of
     a jackknife over patients of the logarithm of the ratio of the variances between and within patients (Arvesen and
     Schmitz, Biometrics 1970;26:677), with Student's t; its upper end is at least that of the F distribution, since few
-    errors may happen to be of as many patients. If the values do not vary the correlation is unknown, and 1:
-    images of a patient then count as copies of one another, as in `clustered_wilson`.
+    errors may happen to be of as many patients. Of values of two kinds, such as right and wrong, it is also at least
+    that of the profile likelihood of a beta-binomial distribution, because a jackknife of few errors misses it often
+    (`benchmarks/sample_size.py`). If the values do not vary the correlation is unknown, and 1: images of a patient then
+    count as copies of one another, as in `clustered_wilson`.
 
     Args:
         values: Value of each image, of shape (n,), such as whether it is classified correctly.
@@ -94,7 +96,45 @@ def measure_patient_design(
     low, high = _estimate_correlation_interval(
         sums, sizes, np.bincount(codes, weights=deviations**2).astype(np.float64), confidence
     )
+    if len(np.unique(numbers)) == 2:
+        successes = np.bincount(codes, weights=numbers == numbers.max()).astype(np.float64)
+        high = max(high, _estimate_binary_upper_end(successes, sizes, correlation, confidence))
     return PatientDesign(mean, variation, correlation, min(low, correlation), max(high, correlation))
+
+
+def _estimate_binary_upper_end(
+    successes: NDArray[np.float64], sizes: NDArray[np.float64], correlation: float, confidence: float
+) -> float:
+    """Estimate the upper end of an intraclass correlation by the profile likelihood of a beta-binomial distribution.
+
+    Args:
+        successes: Number of images of one kind of each patient, of shape (patients,).
+        sizes: Number of images of each patient, of the same shape.
+        correlation: The estimated correlation, in [0, 1].
+        confidence: Coverage of the two-sided interval, in (0, 1).
+    """
+    pairs, counts = np.unique(np.stack([successes, sizes - successes]), axis=1, return_counts=True)
+    hits, misses = pairs
+
+    def compute_profile(icc: float) -> float:
+        """Return the largest log likelihood at a correlation, over all proportions."""
+
+        def compute_loss(logit: float) -> float:
+            scale, proportion = 1 / icc - 1, special.expit(logit)
+            shapes = scale * proportion, scale * (1 - proportion)
+            terms = special.betaln(hits + shapes[0], misses + shapes[1]) - special.betaln(*shapes)
+            return -float(counts @ terms)
+
+        return -float(optimize.minimize_scalar(compute_loss, bounds=(-12, 12), method="bounded").fun)
+
+    least, most = 1e-4, 1 - 1e-4
+    best = optimize.minimize_scalar(lambda icc: -compute_profile(icc), bounds=(least, most), method="bounded")
+    drop = compute_quantile(confidence) ** 2 / 2
+
+    def compute_gap(icc: float) -> float:
+        return compute_profile(icc) + float(best.fun) + drop
+
+    return 1.0 if compute_gap(most) >= 0 else max(correlation, float(optimize.brentq(compute_gap, best.x, most)))
 
 
 def _estimate_correlation_interval(

@@ -6,13 +6,19 @@ argument `effect` multiplies the number by a design effect, from `compute_design
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from pylorus.evaluation.auroc import PRIOR, compute_binormal_variance, compute_score_interval
+from pylorus.evaluation.auroc import (
+    compute_binormal_variance,
+    compute_expected_freedom,
+    compute_expected_reach,
+    compute_expected_variance,
+    compute_placement_kurtosis,
+    compute_score_interval,
+)
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
 
 MAX_IMAGES = 10**9
@@ -82,9 +88,9 @@ def plan_proportion_test(
 ) -> int:
     """Compute the number of images that show a proportion to differ from a figure, or to be no worse by a margin.
 
-    n = (z_α √(r (1 - r)) + z_β √(p (1 - p)))² / (p - r)² for the figure r (Fleiss, Levin and Paik 2003, chapter 2);
-    with a margin m, n = (z_α + z_β)² p (1 - p) / (p - r + m)² (Chow, Shao and Wang 2008, 4.1). z_α is that of a
-    two-sided level, which for non-inferiority is one-sided at half of it.
+    n = (z_α √(r (1 - r)) + z_β √(p (1 - p)))² / (p - r)² for the figure r (Fleiss, Levin and Paik 2003, chapter 2).
+    With a margin m, r is the edge that is to be excluded, the figure less m: Wilson's interval excludes it if the score
+    test rejects it. z_α is that of a two-sided level, which for non-inferiority is one-sided at half of it.
 
     Args:
         value: The expected proportion, in (0, 1).
@@ -99,13 +105,14 @@ def plan_proportion_test(
 
     Example:
         >>> plan_proportion_test(0.9, reference=0.8), plan_proportion_test(0.9, reference=0.9, margin=0.05)
-        (108, 283)
+        (108, 363)
     """
     _check_fraction(value, "the proportion")
     _check_fraction(reference, "the figure to compare with")
     _check_test(margin, power, level)
     _check_distance(value, reference, margin)
-    spreads = math.sqrt(reference * (1 - reference)), math.sqrt(value * (1 - value))
+    edge = reference - (margin or 0.0)
+    spreads = math.sqrt(max(0.0, edge * (1 - edge))), math.sqrt(value * (1 - value))
     return _plan_test(value - reference, spreads, margin=margin, power=power, level=level, effect=effect)
 
 
@@ -184,7 +191,7 @@ def plan_auroc_test(
     def compute_gap(n: float) -> float:
         sizes = _compute_sizes(n, prevalence)
         critical, error = (
-            _compute_score_reach(area, sizes, level=level),
+            compute_expected_reach(area, sizes, level=level),
             math.sqrt(compute_binormal_variance(area, sizes)),
         )
         reach = critical * math.sqrt(compute_binormal_variance(edge, sizes)) + float(special.ndtri(power)) * error
@@ -243,8 +250,8 @@ def plan_paired_auroc(
         errors = tuple(math.sqrt(compute_binormal_variance(area, sizes)) for area in (first, second))
         error = _compute_paired_distance(errors, correlation)
         if margin is None:
-            stated = tuple(math.sqrt(_compute_delong_variance(area, sizes)) for area in (first, second))
-            critical = compute_quantile(1 - level, freedom=_compute_freedom(sizes))
+            stated = tuple(math.sqrt(compute_expected_variance(area, sizes)) for area in (first, second))
+            critical = compute_quantile(1 - level, freedom=compute_expected_freedom(sizes))
             reach = critical * _compute_paired_distance(stated, correlation)
         else:  # as the interval of the difference is combined from those of the areas (MOVER)
             ends = (
@@ -252,7 +259,8 @@ def plan_paired_auroc(
                 _compute_score_interval(second, sizes, level=level)[1] - second,
             )
             reach = _compute_paired_distance(ends, correlation)
-            freedom = min(_compute_freedom(sizes, max(3.0, _compute_kurtosis(area))) for area in (first, second))
+            tails = max(3.0, *map(compute_placement_kurtosis, (first, second)))
+            freedom = compute_expected_freedom(sizes, tails)
             error = _combine_errors(error, reach / math.sqrt(2 * freedom))
         reach += float(special.ndtri(power)) * error
         return max(0.0, reach) - abs(first - second + (margin or 0.0))
@@ -399,7 +407,8 @@ def plan_paired_difference(
             f"found {only_first:g} and {only_second:g}: the first model is worse by the margin of {margin:g} or more; "
             "expected it to be worse by less, or a larger margin"
         )
-    spreads = math.sqrt(disagreement), math.sqrt(max(0.0, disagreement - difference**2))
+    expected = math.sqrt(max(0.0, disagreement - difference**2))
+    spreads = (math.sqrt(disagreement) if margin is None else expected), expected
     return _plan_test(difference, spreads, margin=margin, power=power, level=level, effect=effect)
 
 
@@ -416,14 +425,13 @@ def _plan_test(
 
     Args:
         difference: The expected difference.
-        spreads: Standard deviation of an image's difference if there is none, and as expected.
+        spreads: Standard deviation of an image's difference at the edge of what is to be shown, and as expected.
         margin: See `plan_proportion_test`, as all others.
         power: Likewise.
         level: Likewise.
         effect: Likewise.
     """
-    without, expected = spreads
-    reach = _compute_reach((expected if margin is not None else without, expected), power=power, level=level)
+    reach = _compute_reach(spreads, power=power, level=level)
     return _round_up(reach**2 / (difference + (margin or 0.0)) ** 2, effect)
 
 
@@ -451,59 +459,9 @@ def _compute_sizes(images: float, prevalence: float) -> tuple[float, float]:
     return images * prevalence, images * (1 - prevalence)
 
 
-def _compute_freedom(sizes: tuple[float, float], kurtosis: float = 3.0) -> float:
-    """Compute the degrees of freedom of DeLong's variance: Welch's for its two parts, Satterthwaite's for each.
-
-    The kurtosis is that of the placements. A sample has a smaller one the fewer images it has; that correction was
-    found by simulation (`benchmarks/sample_size.py`).
-    """
-    parts = []
-    for size in sizes:
-        observed = kurtosis / (1 + 2 * kurtosis / size) if kurtosis > 3 else kurtosis
-        own = min(size - 1, 2 * size / (observed - 1 + 2 / size))
-        parts.append((1 / size) ** 2 / max(own, 0.5))
-    return max(1.0, sum(1 / size for size in sizes) ** 2 / sum(parts))
-
-
-@lru_cache(maxsize=64)
-def _compute_kurtosis(area: float) -> float:
-    """Compute the kurtosis of the placements of images of one kind among those of the other, if scores are normal."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
-    placements = special.ndtr(nodes + math.sqrt(2) * float(special.ndtri(area)))
-    deviations = placements - float(weights @ placements) / weights.sum()
-    return float(weights @ deviations**4 * weights.sum() / (weights @ deviations**2) ** 2)
-
-
-def _compute_delong_variance(area: float, sizes: tuple[float, float]) -> float:
-    """Compute the expected value of DeLong's variance of an area between two normal distributions.
-
-    The variance of an area has a part for the positives, one for the negatives, and one for their pairs, which is the
-    variance with one image each. DeLong's variance counts the last one twice, once with either kind of images.
-    """
-    positives, negatives = sizes
-    single = area * (1 - area)
-    excess = compute_binormal_variance(area, (1.0, 2.0)) * 2 - single  # covariance of two pairs that share an image
-    return compute_binormal_variance(area, sizes) + max(0.0, single - 2 * excess) / (positives * negatives)
-
-
-def _compute_score_reach(area: float, sizes: tuple[float, float], *, level: float) -> float:
-    """Compute by how many binormal standard errors the interval of `auroc` is expected to reach.
-
-    `auroc` combines DeLong's variance with the larger one of it and the binormal one; the expected value of the larger
-    one is that of a normal variable and a constant.
-    """
-    freedom = _compute_freedom(sizes, max(3.0, _compute_kurtosis(area)))
-    ratio = _compute_delong_variance(area, sizes) / compute_binormal_variance(area, sizes)
-    spread = ratio * math.sqrt(2 / freedom)
-    excess = (ratio - 1) / spread
-    larger = 1 + spread * (excess * float(special.ndtr(excess)) + math.exp(-(excess**2) / 2) / math.sqrt(2 * math.pi))
-    factor = (freedom * ratio + PRIOR * larger) / (freedom + PRIOR)
-    return compute_quantile(1 - level, freedom=freedom + 1) * math.sqrt(factor)
-
-
 def _compute_score_interval(area: float, sizes: tuple[float, float], *, level: float) -> tuple[float, float]:
     """Compute the expected interval of `auroc`."""
-    return compute_score_interval(area, sizes, 1.0, _compute_score_reach(area, sizes, level=level))
+    return compute_score_interval(area, sizes, 1.0, compute_expected_reach(area, sizes, level=level))
 
 
 def _compute_paired_distance(distances: tuple[float, ...], correlation: float) -> float:

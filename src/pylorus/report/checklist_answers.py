@@ -23,7 +23,6 @@ from pylorus.report.captions import (
 from pylorus.report.evidence import Evidence
 from pylorus.report.mistakes import read_saved_maps
 from pylorus.report.result_tables import explain_comparisons
-from pylorus.report.results import Result
 from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import convert_to_percent_cell
 from pylorus.runs.reading import SavedRun, SavedStage
@@ -90,7 +89,8 @@ def report_sample_size(evidence: Evidence) -> str:
     estimates = [
         f"{result.label}: accuracy {convert_to_percent_cell(result.images.shares.accuracy).text} % on "
         f"{result.test.images} images"
-        for result in _filter_shipped(evidence)
+        for result in evidence.results
+        if result.is_shipped
     ]
     return f"Precision achieved with this sample size: {'; '.join(estimates)}." if estimates else ""
 
@@ -290,17 +290,13 @@ def _format_sentence(text: str) -> str:
     return f"{text.removesuffix('.')}."
 
 
-def _filter_shipped(evidence: Evidence) -> list[Result]:
-    return [result for result in evidence.results if result.is_shipped]
-
-
 def _has_test_predictions(run: SavedRun) -> bool:
     return bool(run.complete_stages)
 
 
 def _list_subgroup_columns(evidence: Evidence) -> list[str]:
     """Return the names of the columns that divide the test images of a shipped stage into subgroups."""
-    columns = [column for result in _filter_shipped(evidence) for column in get_subgroup_columns(result)]
+    columns = [column for result in evidence.results if result.is_shipped for column in get_subgroup_columns(result)]
     return list(dict.fromkeys(column.name for column in columns if column.subgroups))
 
 

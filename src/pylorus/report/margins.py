@@ -17,8 +17,7 @@ from pylorus.core.formatting import format_number, format_p_value, format_percen
 from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import difference_of_independent, holm, paired_share_difference
 from pylorus.evaluation.index_intervals import Proportion, clustered_wilson, wilson
-from pylorus.evaluation.intervals import Estimate
-from pylorus.evaluation.margins import MarginTest, compute_margin_test
+from pylorus.evaluation.intervals import Estimate, MarginTest, compute_margin_test
 from pylorus.evaluation.predictions import Predictions, align_predictions
 from pylorus.report.candidate import FOLDS, Candidate, Pool
 from pylorus.report.captions import format_test_basis
