@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from pylorus.evaluation import Predictions, auroc, clustered_wilson, delong_test
-from pylorus.evaluation.auroc import compute_area_covariance, compute_structural_components
 from pylorus.evaluation.comparison import mcnemar, paired_share_difference
-from pylorus.evaluation.pilot import measure_patient_design
+from pylorus.evaluation.discrimination import compute_area_covariance, compute_structural_components
+from pylorus.evaluation.pilot import compute_design_effect, measure_patient_design
 from pylorus.evaluation.sample_size import (
-    compute_design_effect,
     plan_auroc,
     plan_auroc_test,
     plan_paired_auroc,

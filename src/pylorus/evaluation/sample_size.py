@@ -6,51 +6,19 @@ argument `effect` multiplies the number by a design effect, from `compute_design
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from pylorus.evaluation.auroc import (
-    compute_binormal_variance,
-    compute_expected_freedom,
-    compute_expected_reach,
-    compute_expected_variance,
-    compute_placement_kurtosis,
-    compute_score_interval,
-)
+from pylorus.evaluation.discrimination import PRIOR, compute_binormal_variance, compute_score_interval
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
 
 MAX_IMAGES = 10**9
 """Larger numbers are refused as impossible."""
 MIN_DISTANCE = 1e-12
 """A smaller distance from the margin is a rounding error."""
-
-
-def compute_design_effect(images_per_patient: float, correlation: float, *, variation: float = 0.0) -> float:
-    """Compute the factor by which images of the same patients must be more than independent ones.
-
-    1 + ((1 + cv²) m - 1) ICC for m images per patient on average, with coefficient of variation cv (Eldridge, Ashby and
-    Kerry, Int J Epidemiol 2006;35:1292).
-
-    Args:
-        images_per_patient: Mean number of images per patient, >= 1.
-        correlation: Intraclass correlation, in [0, 1].
-        variation: Standard deviation of the number of images per patient over its mean, >= 0.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Example:
-        >>> compute_design_effect(5, 0.25), compute_design_effect(5, 0.0), compute_design_effect(1, 1.0)
-        (2.0, 1.0, 1.0)
-    """
-    if not (1 <= images_per_patient < math.inf and 0 <= correlation <= 1 and 0 <= variation < math.inf):
-        raise ValueError(
-            f"found {images_per_patient:g} images per patient, a correlation of {correlation:g} and a variation of "
-            f"{variation:g}; expected at least 1, a number in [0, 1], and at least 0"
-        )
-    return 1 + ((1 + variation**2) * images_per_patient - 1) * correlation
 
 
 def plan_proportion(value: float, *, width: float, confidence: float = 0.95, effect: float = 1.0) -> int:
@@ -191,7 +159,7 @@ def plan_auroc_test(
     def compute_gap(n: float) -> float:
         sizes = _compute_sizes(n, prevalence)
         critical, error = (
-            compute_expected_reach(area, sizes, level=level),
+            _compute_score_reach(area, sizes, level=level),
             math.sqrt(compute_binormal_variance(area, sizes)),
         )
         reach = critical * math.sqrt(compute_binormal_variance(edge, sizes)) + float(special.ndtri(power)) * error
@@ -250,8 +218,8 @@ def plan_paired_auroc(
         errors = tuple(math.sqrt(compute_binormal_variance(area, sizes)) for area in (first, second))
         error = _compute_paired_distance(errors, correlation)
         if margin is None:
-            stated = tuple(math.sqrt(compute_expected_variance(area, sizes)) for area in (first, second))
-            critical = compute_quantile(1 - level, freedom=compute_expected_freedom(sizes))
+            stated = tuple(math.sqrt(_compute_delong_variance(area, sizes)) for area in (first, second))
+            critical = compute_quantile(1 - level, freedom=_compute_freedom(sizes))
             reach = critical * _compute_paired_distance(stated, correlation)
         else:  # as the interval of the difference is combined from those of the areas (MOVER)
             ends = (
@@ -259,8 +227,8 @@ def plan_paired_auroc(
                 _compute_score_interval(second, sizes, level=level)[1] - second,
             )
             reach = _compute_paired_distance(ends, correlation)
-            tails = max(3.0, *map(compute_placement_kurtosis, (first, second)))
-            freedom = compute_expected_freedom(sizes, tails)
+            tails = max(3.0, *map(_compute_kurtosis, (first, second)))
+            freedom = _compute_freedom(sizes, tails)
             error = _combine_errors(error, reach / math.sqrt(2 * freedom))
         reach += float(special.ndtri(power)) * error
         return max(0.0, reach) - abs(first - second + (margin or 0.0))
@@ -319,6 +287,7 @@ def plan_calibration_slope(
         ValueError: If an argument is out of range, or the log-odds do not vary.
 
     Example:
+        >>> from pylorus.evaluation.pilot import compute_binormal_log_odds
         >>> values, weights = compute_binormal_log_odds(0.8, prevalence=0.3)
         >>> plan_calibration_slope(values, weights=weights, width=0.2)
         2176
@@ -335,33 +304,6 @@ def plan_calibration_slope(
         raise ValueError("all images have nearly the same probability; expected probabilities that differ")
     error = width / (2 * compute_quantile(confidence))
     return _round_up(1 / (error**2 * slope), effect)
-
-
-def compute_binormal_log_odds(area: float, *, prevalence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the log-odds of a calibrated model of a given AUROC, if they are normal in both classes (Riley 2021).
-
-    Their variance is σ² = 2 Φ⁻¹(A)² for the area A, and their means are σ² apart; calibration gives the rest.
-
-    Args:
-        area: The area, in (0.5, 1).
-        prevalence: Fraction of the class among all images, in (0, 1).
-
-    Returns:
-        Log-odds and their weights, of shape (n,) each, for sums over the distribution.
-
-    Example:
-        >>> values, weights = compute_binormal_log_odds(0.8, prevalence=0.3)
-        >>> round(float(weights.sum()), 6), round(float(weights @ special.expit(values)), 4)
-        (1.0, 0.3)
-    """
-    _check_area(area, "the area")
-    _check_fraction(prevalence, "the prevalence")
-    nodes, node_weights = np.polynomial.hermite_e.hermegauss(100)
-    deviation = math.sqrt(2) * float(special.ndtri(area))
-    middle = float(special.logit(prevalence)) - deviation**2 / 2
-    values = np.concatenate([middle + deviation * nodes, middle + deviation**2 + deviation * nodes])
-    parts = node_weights / node_weights.sum()
-    return values, np.concatenate([(1 - prevalence) * parts, prevalence * parts])
 
 
 def plan_paired_difference(
@@ -459,9 +401,59 @@ def _compute_sizes(images: float, prevalence: float) -> tuple[float, float]:
     return images * prevalence, images * (1 - prevalence)
 
 
+def _compute_freedom(sizes: tuple[float, float], kurtosis: float = 3.0) -> float:
+    """Compute the degrees of freedom of DeLong's variance: Welch's for its two parts, Satterthwaite's for each.
+
+    The kurtosis is that of the placements. A sample has a smaller one the fewer images it has; that correction was
+    found by simulation (`benchmarks/sample_size.py`).
+    """
+    parts = []
+    for size in sizes:
+        observed = kurtosis / (1 + 2 * kurtosis / size) if kurtosis > 3 else kurtosis
+        own = min(size - 1, 2 * size / (observed - 1 + 2 / size))
+        parts.append((1 / size) ** 2 / max(own, 0.5))
+    return max(1.0, sum(1 / size for size in sizes) ** 2 / sum(parts))
+
+
+@lru_cache(maxsize=64)
+def _compute_kurtosis(area: float) -> float:
+    """Compute the kurtosis of the placements of images of one kind among those of the other, if scores are normal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    placements = special.ndtr(nodes + math.sqrt(2) * float(special.ndtri(area)))
+    deviations = placements - float(weights @ placements) / weights.sum()
+    return float(weights @ deviations**4 * weights.sum() / (weights @ deviations**2) ** 2)
+
+
+def _compute_delong_variance(area: float, sizes: tuple[float, float]) -> float:
+    """Compute the expected value of DeLong's variance of an area between two normal distributions.
+
+    The variance of an area has a part for the positives, one for the negatives, and one for their pairs, which is the
+    variance with one image each. DeLong's variance counts the last one twice, once with either kind of images.
+    """
+    positives, negatives = sizes
+    single = area * (1 - area)
+    excess = compute_binormal_variance(area, (1.0, 2.0)) * 2 - single  # covariance of two pairs that share an image
+    return compute_binormal_variance(area, sizes) + max(0.0, single - 2 * excess) / (positives * negatives)
+
+
+def _compute_score_reach(area: float, sizes: tuple[float, float], *, level: float) -> float:
+    """Compute by how many binormal standard errors the interval of `auroc` is expected to reach.
+
+    `auroc` combines DeLong's variance with the larger one of it and the binormal one; the expected value of the larger
+    one is that of a normal variable and a constant.
+    """
+    freedom = _compute_freedom(sizes, max(3.0, _compute_kurtosis(area)))
+    ratio = _compute_delong_variance(area, sizes) / compute_binormal_variance(area, sizes)
+    spread = ratio * math.sqrt(2 / freedom)
+    excess = (ratio - 1) / spread
+    larger = 1 + spread * (excess * float(special.ndtr(excess)) + math.exp(-(excess**2) / 2) / math.sqrt(2 * math.pi))
+    factor = (freedom * ratio + PRIOR * larger) / (freedom + PRIOR)
+    return compute_quantile(1 - level, freedom=freedom + 1) * math.sqrt(factor)
+
+
 def _compute_score_interval(area: float, sizes: tuple[float, float], *, level: float) -> tuple[float, float]:
     """Compute the expected interval of `auroc`."""
-    return compute_score_interval(area, sizes, 1.0, compute_expected_reach(area, sizes, level=level))
+    return compute_score_interval(area, sizes, 1.0, _compute_score_reach(area, sizes, level=level))
 
 
 def _compute_paired_distance(distances: tuple[float, ...], correlation: float) -> float:
