@@ -296,6 +296,7 @@ def test_a_planned_comparison_with_a_figure_has_its_power():
         (lambda: plan_paired_difference(0.05, 0.1, margin=0.05), "worse by the margin"),
         (lambda: plan_paired_difference(0.7, 0.6), "a sum in"),
         (lambda: plan_proportion_test(0.8, reference=0.9, margin=0.05), "worse than 0.9"),
+        (lambda: plan_proportion_test(0.9, reference=0.04, margin=0.05), "every proportion is no worse"),
         (lambda: compute_design_effect(0.5, 0.1), "0.5 images per patient"),
         (lambda: measure_patient_design(np.ones(3, dtype=bool), np.zeros(3, dtype=int)), "at least two"),
     ],

@@ -80,7 +80,12 @@ def plan_proportion_test(
     _check_test(margin, power, level)
     _check_distance(value, reference, margin)
     edge = reference - (margin or 0.0)
-    spreads = math.sqrt(max(0.0, edge * (1 - edge))), math.sqrt(value * (1 - value))
+    if not edge > 0:
+        raise ValueError(
+            f"the margin of {margin:g} reaches from {reference:g} down to 0 or below, so every proportion is no worse; "
+            "expected a smaller margin"
+        )
+    spreads = math.sqrt(edge * (1 - edge)), math.sqrt(value * (1 - value))
     return _plan_test(value - reference, spreads, margin=margin, power=power, level=level, effect=effect)
 
 
