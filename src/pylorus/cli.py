@@ -12,8 +12,7 @@ from typing import Any
 from pylorus import __version__
 from pylorus.core.arguments import CommandParser, complete_words
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
-from pylorus.core.io import handle_closed_pipe
+from pylorus.core.formatting import expand_words, format_command, format_count, handle_closed_pipe, setup_terminal
 from pylorus.core.system import explain_limit, format_system_error
 from pylorus.deploy.commands import add_model_commands
 from pylorus.deploy.signature import add_trust_option

@@ -44,8 +44,8 @@ from pylorus.config.keys import (
 from pylorus.config.schema import CONF, EXTENSIBLE, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
-from pylorus.core.formatting import format_command, setup_terminal
-from pylorus.core.io import explain_lock, handle_closed_pipe, iter_leaves, lock_folder, resolve_path
+from pylorus.core.formatting import format_command, handle_closed_pipe, setup_terminal
+from pylorus.core.io import explain_lock, iter_leaves, lock_folder, resolve_path
 from pylorus.core.system import explain_disk_error, explain_limit, format_stop, reserve_cpu_time
 from pylorus.launch.corrections import explain_error
 from pylorus.launch.overrides import check_overrides

@@ -39,8 +39,8 @@ from pylorus.core.distributed import (
     read_processes,
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.formatting import setup_terminal
-from pylorus.core.io import handle_closed_pipe, read_json, write_json
+from pylorus.core.formatting import handle_closed_pipe, setup_terminal
+from pylorus.core.io import read_json, write_json
 from pylorus.core.system import explain_limit, format_kill, reserve_cpu_time
 from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
