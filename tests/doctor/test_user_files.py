@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from pylorus.doctor import user_files
 from pylorus.doctor.packages import State
 from pylorus.doctor.user_files import check_fonts, check_images, list_class_names
-from pylorus.model.weights import HubFile
+from pylorus.model.hub import HubFile
 from tests.conftest import TINY
 
 HUB = HubFile(TINY, f"timm/{TINY}", "model.safetensors")

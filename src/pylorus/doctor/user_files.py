@@ -20,7 +20,7 @@ from pylorus.doctor.packages import Check, State
 from pylorus.report.figure_style import DEFAULT_FONT, find_cjk_font_file, is_in_default_font
 
 if TYPE_CHECKING:
-    from pylorus.model.weights import HubFile
+    from pylorus.model.hub import HubFile
 
 IMAGES = "Images"
 SAMPLE_SIZE = 24
@@ -87,8 +87,6 @@ def list_class_names(root: Path) -> list[str]:
 
 
 WEIGHTS = "Weights"
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-"""Possible suffixes of a weight file."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def check_weights(folder: Path) -> Iterator[Check]:
     """
     import timm
 
-    from pylorus.model.weights import resolve_hub_file
+    from pylorus.model.hub import resolve_hub_file
 
     carried = 0
     for model, name in list_study_models().items():
@@ -144,11 +142,10 @@ def find_weights(hub: "HubFile", folder: Path) -> LocalWeights | None:
     cached = hub.find_cached_file()
     if cached is not None:
         return LocalWeights(cached, "in the hub's cache", "model.weights=hub")
-    for suffix in SUFFIXES:
-        file = folder / f"{hub.name}{suffix}"
-        if file.is_file():
-            return LocalWeights(file, f"in {file}", f"model.weights={file}")
-    return None
+    from pylorus.model.hub import find_file
+
+    file = find_file(folder, hub.name)
+    return None if file is None else LocalWeights(file, f"in {file}", f"model.weights={file}")
 
 
 def check_model(model: str, hub: "HubFile", found: LocalWeights | None, folder: Path) -> Check:

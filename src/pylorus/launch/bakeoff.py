@@ -42,8 +42,9 @@ from pylorus.launch.train import check_network
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network
 from pylorus.model.freeze import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
+from pylorus.model.hub import find_all_weights
 from pylorus.model.inference import measure_cost, prepare_network
-from pylorus.model.weights import HubUnreachableError, list_classifier_names, resolve_hub_file, resolve_weights_file
+from pylorus.model.weights import list_classifier_names
 from pylorus.report.bakeoff import BakeoffResult, NetworkResult, rank_networks, write_bakeoff_page
 from pylorus.runs.console import open_run_log
 from pylorus.runs.predictions import build_prediction_table, read_predictions, write_predictions
@@ -67,7 +68,6 @@ SETTABLE = ("data", "cache", "trainer")
 LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 WEIGHT_DECAYS = (0.0, 0.01, 0.1, 1.0)
 CLASS_WEIGHTS = ("none", "balanced")
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +145,11 @@ def build_candidates(root: Path, options: BakeoffOptions) -> list[Candidate]:
     configs = [_compose([*common, *each], options.config_dir) for each in words]
     _check_data(configs[0])
     _check_distinct(options.models, configs)
-    files = _find_weights(configs, options)
+    models = {name: config.model for name, config in zip(options.models, configs, strict=True)}
+    files = find_all_weights(models, options.weights)
     candidates = []
-    for name, model_words, config, weights in zip(options.models, words, configs, files, strict=True):
+    for name, model_words, config in zip(options.models, words, configs, strict=True):
+        weights = files[name]
         own_weights = [] if weights is None or weights == config.model.weights else [f"model.weights={weights}"]
         for size in options.sizes or (None,):
             size_words = [] if size is None else [f"data.image_size={size}"]
@@ -243,67 +245,6 @@ def _check_distinct(names: Sequence[str], configs: Sequence[Config]) -> None:
             twice = "named twice" if seen[key] == name else f"the same network as {seen[key]}"
             raise PylorusError(f"--models: {name} is {twice}. Leave one out.")
         seen[key] = name
-
-
-def _find_weights(configs: Sequence[Config], options: BakeoffOptions) -> list[str | None]:
-    """Return the value of `model.weights` for each network; None: as its configuration says.
-
-    Raises:
-        PylorusError: If weights are not on this machine and can't be downloaded; the message lists all of them.
-    """
-    weights = options.weights
-    if weights in ("hub", "none"):
-        found: list[str | None] = [weights] * len(configs)
-    elif weights is None:
-        found = [None] * len(configs)
-    else:
-        found = list(_find_files(Path(weights).expanduser().absolute(), options.models, configs))
-    missing: list[str] = []
-    problem: HubUnreachableError | None = None
-    for name, config, value in zip(options.models, configs, found, strict=True):
-        if (value or config.model.weights) != "hub":
-            continue
-        cfg: Any = get_pretrained_cfg(config.model.name, allow_unregistered=True)
-        if problem is not None:  # the hub is unreachable: list what else is missing
-            hub_file = resolve_hub_file(cfg.to_dict())
-            missing += [name] if hub_file.find_cached_file() is None else []
-            continue
-        try:
-            resolve_weights_file("hub", cfg.to_dict())
-        except HubUnreachableError as error:
-            problem, missing = error, [name]
-    if problem is not None:
-        others = f"\nAlso missing: {', '.join(missing[1:])}." if len(missing) > 1 else ""
-        raise PylorusError(
-            f"--weights hub: {str(problem).partition(' For random weights')[0]}{others}\nWith the files of all "
-            "networks in one folder: --weights DIR. For random weights, to try the command: --weights none."
-        ) from problem
-    return found
-
-
-def _find_files(folder: Path, names: Sequence[str], configs: Sequence[Config]) -> Iterator[str]:
-    """Yield the weight file of each network in a folder."""
-    if not folder.is_dir():
-        raise PylorusError(f"--weights: found {folder}, expected hub, none, or an existing folder with weight files.")
-    missing: list[str] = []
-    for name, config in zip(names, configs, strict=True):
-        cfg: Any = get_pretrained_cfg(config.model.name, allow_unregistered=True)
-        full = f"{cfg.architecture}.{cfg.tag}" if cfg is not None and cfg.tag else config.model.name
-        stems = dict.fromkeys((name, full, config.model.name, full.split(".")[0]))
-        files = [folder / f"{stem}{suffix}" for stem in stems for suffix in WEIGHT_SUFFIXES]
-        existing = [file for file in files if file.is_file()]
-        if existing:
-            yield str(existing[0])
-            continue
-        source = f"from the Hugging Face repository {cfg.hf_hub_id}" if cfg is not None and cfg.hf_hub_id else "yours"
-        missing.append(f"  {name}: {folder / f'{full}.safetensors'} ({source})")
-    if missing:
-        raise PylorusError(
-            f"--weights: {folder} lacks the weights of {format_count(len(missing), 'network')}:\n"
-            + "\n".join(missing)
-            + "\nOn a machine with a network, download model.safetensors from each repository, and save it under the "
-            "name above. Or leave the network out of --models, or for random weights type --weights none."
-        )
 
 
 def _find_licence(config: Config) -> str | None:

@@ -67,8 +67,8 @@ from pylorus.model.freeze import (
     extract_network_structure,
     resolve_depth,
 )
+from pylorus.model.hub import resolve_weights_file
 from pylorus.model.metrics import build_metrics
-from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
 from pylorus.runs.console import detach_streams, find_earlier_failure, open_run_log, print_results
 from pylorus.runs.folder import RunFolder

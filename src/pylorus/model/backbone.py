@@ -22,13 +22,8 @@ from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import join_names
-from pylorus.model.weights import (
-    HubUnreachableError,
-    compute_sha256,
-    init_head,
-    load_weights,
-    resolve_weights_file,
-)
+from pylorus.model.hub import HubUnreachableError, resolve_weights_file
+from pylorus.model.weights import compute_sha256, init_head, load_weights
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 `pylorus bakeoff` computes; this module compares the winner with the other networks and writes tables, figure and page.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -237,13 +238,10 @@ def build_network_table(result: BakeoffResult) -> Table:
     rows: list[Row] = []
     contests = [None, *result.contests]
     for each, contest in zip(result.ranked, contests, strict=True):
-        accuracies = each.record["val_accuracy_by_seed"]
-        spread = f"{format_percent(min(accuracies))} to {format_percent(max(accuracies))}"
         cells: list[Cell] = [
             each.label,
             each.image_size,
             Number(100 * each.record["val_accuracy"], 1),
-            spread if len(accuracies) > 1 else "",
             convert_to_percent_cell(each.test.accuracy),
             "" if contest is None else convert_to_percent_cell(contest.difference),
             "" if contest is None else convert_to_p_value_cell(contest.corrected),
@@ -260,11 +258,10 @@ def build_network_table(result: BakeoffResult) -> Table:
         columns=(
             Column("network", text=True),
             Column("input", unit="px"),
-            Column("accuracy", "validation", "%"),
-            Column("seeds", "validation", "%", text=True),
-            Column("accuracy", "test", "%"),
-            Column("winner better by", "test", "points"),
-            Column("p", "test"),
+            Column("validation", "accuracy", "%"),
+            Column("test", "accuracy", "%"),
+            Column("better by", "winner on test", "points"),
+            Column("p", "winner on test"),
             Column("an image", unit="ms"),
             Column("parameters", unit="million"),
             Column("memory", unit="MiB"),
@@ -272,8 +269,8 @@ def build_network_table(result: BakeoffResult) -> Table:
         ),
         rows=tuple(rows),
         notes=(
-            "Validation: mean over the seeds, and the range. It chose the head among many, so it is too high.",
-            "Winner better by: paired, image by image, with patients kept together. p: McNemar's exact test with whole "
+            "Validation: mean over the seeds. It chose the head among many, so it is too high.",
+            "Better by: paired, image by image, with patients kept together. p: McNemar's exact test with whole "
             f"patients, corrected for {format_count(max(1, len(result.networks) - 1), 'comparison')} (Holm).",
             "An image: the forward pass, without decoding, in a batch of 8 on the machine of the bake-off. Memory: "
             "weights and intermediate results for one image, in 32 bits.",
@@ -286,6 +283,7 @@ def build_choice_table(result: BakeoffResult) -> Table:
     """Build the table of the chosen heads."""
     rows: list[list[Cell]] = []
     for each in result.ranked:
+        accuracies = [format_percent(accuracy) for accuracy in each.record["val_accuracy_by_seed"]]
         chosen, seconds = each.record["chosen"], each.record["seconds"]
         rows.append(
             [
@@ -296,6 +294,7 @@ def build_choice_table(result: BakeoffResult) -> Table:
                 str(chosen["class_weights"]),
                 int(chosen["seed"]),
                 int(chosen["epoch"]),
+                ", ".join(accuracies),
                 len(each.record["heads"]),
                 Number(seconds["features"], 1),
                 Number(seconds["heads"], 1),
@@ -309,6 +308,7 @@ def build_choice_table(result: BakeoffResult) -> Table:
             *create_text_columns("network", "weights", "learning rate", "weight decay", "class weights"),
             Column("seed"),
             Column("epoch"),
+            Column("validation accuracy by seed", unit="%", text=True),
             Column("heads trained"),
             Column("features", "time", "s"),
             Column("heads", "time", "s"),
@@ -386,6 +386,24 @@ def plot_accuracy_against_cost(result: BakeoffResult) -> Drawing:
     )
 
 
+def wrap_command(command: str, *, width: int = 88) -> str:
+    r"""Break a command into lines that a shell joins again; words stay whole.
+
+    Example:
+        >>> print(wrap_command("python train.py seed=0 'data.group=a b'", width=22))
+        python train.py \
+          seed=0 \
+          'data.group=a b'
+    """
+    lines = [""]
+    for word in re.findall(r"(?:'[^']*'|\S)+", command):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > width:
+            lines.append(f"  {word}")
+        else:
+            lines[-1] = f"{lines[-1]} {word}".lstrip() if len(lines) == 1 else f"{lines[-1]} {word}"
+    return " \\\n".join(lines)
+
+
 METHODS = (
     "Each network processes each image once, frozen, in 32 bits and without augmentation; the features are cached as "
     "those of runs are. Linear heads are trained on the training images as the stage pretrain trains one: AdamW, the "
@@ -415,7 +433,7 @@ def write_bakeoff_page(result: BakeoffResult, output: Path) -> Path:
         facts=(
             KeyFigure("Winner by validation", winner.label, winner.head_text),
             KeyFigure(
-                "Its accuracy on the test images",
+                "Its test accuracy",
                 f"{format_percent(accuracy.value)} %",
                 f"95 % CI {format_percent(accuracy.low)} to {format_percent(accuracy.high)}; head only, not fine-tuned",
             ),
@@ -439,7 +457,7 @@ def write_bakeoff_page(result: BakeoffResult, output: Path) -> Path:
             "Fine-tune the winner",
             (
                 Sentences(("This command trains the head as chosen here, then the whole network, on the same split.",)),
-                Listing("Command", result.command),
+                Listing("Command", wrap_command(result.command)),
             ),
             is_appendix=False,
         ),
