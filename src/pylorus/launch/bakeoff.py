@@ -25,7 +25,7 @@ from torch import nn
 
 from pylorus.config.checks import check_model_name, check_paths
 from pylorus.config.schema import CONF, AugmentConfig, Config, list_group_files
-from pylorus.core.distributed import SINGLE_PROCESS
+from pylorus.core.distributed import SINGLE_PROCESS, compute_seed
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
 from pylorus.core.formatting import format_command, format_count, format_percent
 from pylorus.core.io import check_new_folder, convert_to_plain, read_json, write_json
@@ -371,7 +371,7 @@ def _load_or_compare(
 ) -> NetworkResult:
     """Return the result of a network: from its files if they are of the same comparison, else computed and saved."""
     config, stem = candidate.config, folder / candidate.file_stem
-    torch.manual_seed(0)
+    torch.manual_seed(compute_seed(0, "head"))  # random weights are those of a run with seed 0
     backbone = build_backbone(config.model, classes=len(images.catalog.classes), image_size=config.data.image_size)
     settings = [
         HeadSettings(lr, decay, weights)

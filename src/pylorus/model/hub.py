@@ -168,8 +168,8 @@ def find_all_weights(models: Mapping[str, ModelConfig], weights: str | None) -> 
             f"--weights hub: {str(problem).splitlines()[0]}\nNot on this machine:\n"
             + "\n".join(missing)
             + "\nOn a machine with a network, download model.safetensors of each, save it as NAME.safetensors, the "
-            "name above, in one folder, copy it to this machine and type --weights FOLDER. For random weights, to try the "
-            "command: --weights none."
+            "name above, in one folder, copy it to this machine and type --weights FOLDER. For random weights, to try "
+            "the command: --weights none."
         ) from problem
     return dict.fromkeys(models, weights)
 
