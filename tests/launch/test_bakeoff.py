@@ -67,6 +67,11 @@ def test_what_can_not_be_compared_is_refused_before_images_are_read(compare, mon
         compare(*models, **options)
 
 
+def test_a_folder_of_images_that_is_not_there_is_named(compare, tmp_path):
+    with pytest.raises(PylorusError, match="ROOT: found .*/imagez, expected an existing folder"):
+        compare(TINY, root=tmp_path / "imagez")
+
+
 def test_all_missing_weights_are_listed_before_images_are_read(compare, monkeypatch, tmp_path):
     monkeypatch.setattr(bakeoff, "prepare_images", lambda *_: pytest.fail("images were read"))
     (tmp_path / "weights").mkdir()
@@ -93,6 +98,14 @@ def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
     with pytest.raises(PylorusError, match="already exists, expected a new or empty folder"):
         compare(TINY)
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_a_folder_whose_bakeoff_failed_before_the_first_network_takes_corrected_options(compare):
+    with pytest.raises(PylorusError, match="data.group"):
+        compare(TINY, group="patent")
+    output = compare(TINY)
+    assert read_json(output / "bakeoff.json")["winner"] == TINY
 
 
 # --- what it writes ---

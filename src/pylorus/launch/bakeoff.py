@@ -6,6 +6,7 @@ the chosen head of each network.
 """
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from pylorus.config.checks import check_model_name, check_paths
+from pylorus.config.checks import check_model_name, check_paths, suggest_path
 from pylorus.config.schema import CONF, AugmentConfig, Config, list_group_files
 from pylorus.core.distributed import SINGLE_PROCESS, compute_seed
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
@@ -136,6 +137,10 @@ def build_candidates(root: Path, options: BakeoffOptions) -> list[Candidate]:
             weights are absent; the message says what to type.
     """
     _check_options(options)
+    if not any(word.startswith("data=") for word in options.overrides) and not root.is_dir():
+        raise PylorusError(
+            f"ROOT: found {root}, expected an existing folder of class folders.{suggest_path(str(root))}"
+        )
     common = ["stage=pretrain", f"data.root={root}"]
     common += [] if options.group is None else [f"data.group={options.group}"]
     common += [] if options.epochs is None else [f"stages.pretrain.epochs={options.epochs}"]
@@ -283,6 +288,8 @@ def run_bakeoff(root: Path, output: Path, options: BakeoffOptions) -> Path:
         write_json(output / RECORD, {"data": data}, sealed=True)
         engine = replace(resolve_engine(candidates[0].config.trainer), precision="32")
         engine.setup_process()
+        if not (output / NETWORKS).is_dir():
+            shutil.rmtree(output / DATA, ignore_errors=True)  # of an attempt that failed, perhaps with another split
         (output / DATA).mkdir(exist_ok=True)
         images, _ = prepare_images(candidates[0].config, output / DATA, forms[0])
         results, image_data = [], None
@@ -313,8 +320,10 @@ def _print_resume_hint() -> Iterator[None]:
 
 
 def _check_output(output: Path, data: dict[str, Any]) -> None:
-    """Check that the folder is new, or that of a bake-off of the same images."""
+    """Check that the folder is new, or that of a bake-off of the same images, or of one that computed nothing yet."""
     record = read_json(output / RECORD) if output.is_dir() else None
+    if record is not None and not (output / NETWORKS).is_dir():
+        return
     if record is None:
         check_new_folder(output, hint="A folder with an earlier bake-off of the same images is accepted, too.")
         return
