@@ -146,10 +146,11 @@ def _run_bakeoff(arguments: argparse.Namespace) -> None:
 
 
 def add_evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `report`, `plan` and `doctor` to the command line."""
+    """Add `report`, `plan`, `doctor` and `weights` to the command line."""
     _add_report(commands)
     add_plan_command(commands)
     _add_doctor(commands)
+    _add_weights(commands)
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -275,6 +276,37 @@ def _run_doctor(arguments: argparse.Namespace) -> None:
     else:
         state = print_checks(checks)
     sys.exit(1 if state is State.WRONG else 0)
+
+
+def _add_weights(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "weights",
+        help="list pretrained weights, verify those that are here, and say how to fetch the others",
+        description="List pretrained weights with input size and licence, verify those on this machine (SHA-256, and "
+        "whether every key matches), and print the command that fetches the others on a machine with a network. Makes "
+        "no network connection. Exit code of check: 1 if a file is missing or wrong, else 0.",
+    )
+    command.add_argument("action", choices=("list", "check"), help="list them, or verify them")
+    command.add_argument(
+        "models", nargs="*", metavar="MODEL", help="a file of conf/model, such as resnet50, or a timm model"
+    )
+    command.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        metavar="DIR",
+        help="folder with downloaded weight files (default: ./weights)",
+    )
+    command.set_defaults(act=_run_weights)
+
+
+def _run_weights(arguments: argparse.Namespace) -> None:
+    from pylorus.doctor.user_files import print_weight_checks, print_weights
+
+    if arguments.action == "list":
+        print_weights(arguments.models, arguments.weights)
+    elif not print_weight_checks(arguments.models, arguments.weights):
+        sys.exit(1)
 
 
 def add_image_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -13,6 +13,7 @@ from timm import create_model
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json
+from pylorus.core.storage import lock_folder
 from pylorus.launch import bakeoff
 from pylorus.launch.bakeoff import BakeoffOptions, run_bakeoff
 from pylorus.launch.main import run_overrides
@@ -98,6 +99,15 @@ def test_a_folder_of_something_else_is_left_alone(compare, tmp_path):
     with pytest.raises(PylorusError, match="already exists, expected a new or empty folder"):
         compare(TINY)
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["thesis.txt"]
+
+
+def test_a_second_bakeoff_in_the_folder_waits_for_the_first(compare, tmp_path):
+    (tmp_path / "output").mkdir()
+    with (
+        lock_folder(tmp_path / "output", str),
+        pytest.raises(PylorusError, match="another process runs a bake-off in this folder"),
+    ):
+        compare(TINY)
 
 
 @pytest.mark.slow

@@ -104,28 +104,29 @@ class LocalWeights:
     key: str
 
 
+STUDY_MODELS = ("vgg19", "resnet50", "inception_v3")
+"""Models of the published study: only for these is it a warning if their weights are missing."""
+
+
 def check_weights(folder: Path) -> Iterator[Check]:
-    """Yield a check for each model of the study, and one that says how a sweep loads them all.
+    """Yield a check for each model of conf/model whose weights are here, or that is of the study, and one for a sweep.
 
     Args:
         folder: Folder with weight files that were copied here, searched besides the hub's cache.
     """
-    import timm
-
-    from pylorus.model.hub import resolve_hub_file
-
     carried = 0
-    for model, name in list_study_models().items():
-        hub = resolve_hub_file(dict(timm.models.get_pretrained_cfg(name).to_dict()))  # type: ignore[union-attr]
+    for model in list_hub_models():
+        hub = locate_weights(model)
         found = find_weights(hub, folder)
         carried += found is not None and found.file.parent == folder
-        yield check_model(model, hub, found, folder)
+        if found is not None or model in STUDY_MODELS:
+            yield check_model(model, hub, found, folder)
     if carried > 1:
         key = f"'model.weights={folder}/${{model.name}}.safetensors'"
         yield Check(WEIGHTS, "sweep", State.GOOD, f"use all weight files of {folder} in a sweep with {key}")
 
 
-def list_study_models() -> dict[str, str]:
+def list_hub_models() -> dict[str, str]:
     """Return the models of conf/model that start from the hub's weights: their names there, mapped to timm's names."""
     from omegaconf import OmegaConf
 
@@ -135,6 +136,75 @@ def list_study_models() -> dict[str, str]:
         if "name" in content and content.get("weights", "hub") == "hub":
             models[file.stem] = content["name"]
     return models
+
+
+def locate_weights(model: str) -> "HubFile":
+    """Return where the hub has the weights of a model, by its name in conf/model or timm's.
+
+    Raises:
+        PylorusError: If there is no such model, or the hub has no weights of it.
+    """
+    import timm
+
+    from pylorus.config.checks import check_model_name
+    from pylorus.model.hub import resolve_hub_file
+
+    name = list_hub_models().get(model, model)
+    check_model_name(name, where="MODEL")
+    cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return resolve_hub_file(cfg.to_dict())
+
+
+def print_weights(models: Sequence[str], folder: Path) -> None:
+    """Print a table of weights: input size, licence as timm states it, and where they are on this machine.
+
+    Args:
+        models: Names in conf/model or of timm; none: all of conf/model that start from the hub's weights.
+        folder: Folder with weight files, searched besides the hub's cache.
+    """
+    import timm
+
+    names = list_hub_models()
+    rows = [("model", "weights", "input", "licence", "here")]
+    for model in models or names:
+        hub = locate_weights(model)
+        cfg: Any = timm.models.get_pretrained_cfg(hub.name)
+        found = find_weights(hub, folder)
+        place = "no" if found is None else found.where
+        rows.append((model, hub.name, f"{cfg.input_size[-1]} px", cfg.license or "not stated", place))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nSay which are missing and how to fetch them, and verify the others: pylorus weights check MODEL …")
+
+
+def print_weight_checks(models: Sequence[str], folder: Path) -> bool:
+    """Verify weights: SHA-256, and whether every key matches; print how to fetch those that are missing.
+
+    Args:
+        models: Names in conf/model or of timm; none: all of conf/model whose weights are on this machine.
+        folder: Folder with weight files, searched besides the hub's cache.
+
+    Returns:
+        Whether all are here and intact.
+    """
+    is_good, missing, count = True, list[str](), 0
+    for model in models or list_hub_models():
+        hub = locate_weights(model)
+        found = find_weights(hub, folder)
+        if found is None and models:
+            missing.append(f"  {hub.format_fetch_command(str(folder))}")
+        if found is None:
+            continue
+        check = check_model(model, hub, found, folder)
+        is_good, count = is_good and check.state is State.GOOD, count + 1
+        print(f"{model}: {check.found}" + (f"\n  {check.remedy}" if check.remedy else ""))
+    if missing:
+        print(f"not on this machine: {len(missing)}. On a machine with a network:\n" + "\n".join(missing))
+        print(f"Then copy {folder}/ to this machine.")
+    elif not count:
+        print(f"no weights of conf/model are on this machine, neither in the hub's cache nor in {folder}/")
+    return is_good and not missing
 
 
 def find_weights(hub: "HubFile", folder: Path) -> LocalWeights | None:

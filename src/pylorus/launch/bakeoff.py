@@ -115,13 +115,11 @@ class Candidate:
         label: What texts call it.
         words: Overrides that make a run use it.
         config: The configuration of a run with it, in the stage `pretrain`.
-        licence: Licence of its weights as timm states it; None if not stated or if the weights are random.
     """
 
     label: str
     words: tuple[str, ...]
     config: Config
-    licence: str | None
 
     @property
     def file_stem(self) -> str:
@@ -161,7 +159,7 @@ def build_candidates(root: Path, options: BakeoffOptions) -> list[Candidate]:
             label = name if len(options.sizes) < 2 else f"{name} at {size} px"
             candidate_words = (*model_words, *own_weights, *size_words)
             composed = _compose([*common, *candidate_words], options.config_dir)
-            candidates.append(Candidate(label, candidate_words, composed, _find_licence(composed)))
+            candidates.append(Candidate(label, candidate_words, composed))
     return candidates
 
 
@@ -252,12 +250,6 @@ def _check_distinct(names: Sequence[str], configs: Sequence[Config]) -> None:
         seen[key] = name
 
 
-def _find_licence(config: Config) -> str | None:
-
-    cfg = get_pretrained_cfg(config.model.name, allow_unregistered=True)
-    return None if cfg is None or config.model.weights == "none" else cfg.license
-
-
 # --- the bake-off ---
 
 
@@ -305,7 +297,7 @@ def run_bakeoff(root: Path, output: Path, options: BakeoffOptions) -> Path:
         write_json(
             output / RECORD, record | {"networks": [each.convert_to_plain() for each in result.ranked]}, sealed=True
         )
-    print("\n".join(f"- {sentence}" for sentence in result.findings))
+    print("\n".join(f"- {sentence}" for sentence in (*result.findings, *result.warnings)))
     print(f"\nreport: {page}\nnumbers: {output / 'tables'}\n\nTo fine-tune the winner:\n  {command}")
     return page
 
@@ -315,7 +307,7 @@ def _print_resume_hint() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues, and computes no feature again", file=sys.stderr)
+        print("\ninterrupted; the same command continues", file=sys.stderr)
         raise
 
 
@@ -418,7 +410,7 @@ def _load_or_compare(
         label=candidate.label,
         weights_name=f"{backbone.name}, {_describe_weights(backbone)}",
         image_size=backbone.image_size,
-        licence=candidate.licence,
+        licence=backbone.licence,
         val=predictions["val"],
         test=predictions["test"],
         record={name: value for name, value in record.items() if name != "key"},

@@ -10,7 +10,7 @@ from timm.models import get_pretrained_cfg
 
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_count
+from pylorus.core.formatting import format_command, format_count
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Possible suffixes of a weight file."""
@@ -42,6 +42,17 @@ class HubFile:
 
         cached = try_to_load_from_cache(self.repository, self.file)
         return Path(cached) if isinstance(cached, str) else None
+
+    def format_fetch_command(self, folder: str) -> str:
+        """Return the command that downloads the file into a folder, on any machine with a network."""
+        from huggingface_hub import hf_hub_url
+
+        target = f"{folder}/{self.name}.safetensors"
+        return (
+            format_command(["curl", "--fail", "--location", "--create-dirs", "--output", target])
+            + " "
+            + hf_hub_url(self.repository, self.file)
+        )
 
     def format_download_hint(self, folder: str = "PATH") -> str:
         """Say which file to download, from where, and how to use it on a machine without network access."""
