@@ -73,7 +73,7 @@ NOT_RUN = {
 BY_SHELL = r"(sha256sum|cd|mkdir|cp|mv|ls|unzip|tar) "
 """Beginnings of commands that bash runs, in the page's folder."""
 
-EXIT_CODES = {r"^pylorus doctor": (0, 1)}
+EXIT_CODES = {r"^pylorus (doctor|weights check)": (0, 1)}
 """Exit codes that are right, of commands for which it is not 0 alone."""
 
 KNOWN_CAPITALS = {"PYTHONPATH", "GC", "GU", "CG", "A", "B", "C"}

@@ -42,6 +42,9 @@ from pylorus.report.table import (
 )
 from pylorus.runs.predictions import SavedPredictions
 
+CLEARLY_FASTER = 0.8
+"""Time of the forward pass, as a fraction of the winner's, below which a network is said to be faster."""
+
 
 @dataclass(frozen=True, eq=False)
 class NetworkResult:

@@ -5,7 +5,8 @@ norm, and learning-rate schedule. The heads share nothing but the features, so t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,12 +126,25 @@ def train_heads(
     parts = []
     for start in range(0, len(settings), at_once):
         batch = HeadBatch(train, val, settings[start : start + at_once], seeds, counts, stage, optimizer, batch_size)
-        parts.append(batch.train(advance))
+        with _use_one_thread(train.features.device):
+            parts.append(batch.train(advance))
     weight, bias = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("weight", "bias"))
     best, epochs = (
         np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("best_epoch", "epochs")
     )
     return TrainedHeads(weight, bias, best, epochs)
+
+
+@contextmanager
+def _use_one_thread(device: torch.device) -> Iterator[None]:
+    """Compute on one thread of a CPU: steps are so small that threads would wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class HeadBatch:
