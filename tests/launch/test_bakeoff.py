@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from timm import create_model
 
 from pylorus.core.errors import PylorusError
-from pylorus.core.io import read_json
-from pylorus.core.storage import lock_folder
+from pylorus.core.io import lock_folder, read_json
 from pylorus.launch import bakeoff
 from pylorus.launch.bakeoff import BakeoffOptions, run_bakeoff
 from pylorus.launch.main import run_overrides

@@ -8,7 +8,8 @@ from torch import nn
 from pylorus.config.schema import LossConfig, OptimizerConfig, StageConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.data.dataset import EpochBatchSampler, EpochSampler
-from pylorus.model.losses import build_loss, build_optimizer, build_schedule
+from pylorus.model.finetuning import build_optimizer, build_schedule
+from pylorus.model.objectives import build_loss
 from pylorus.training import heads as heads_module
 from pylorus.training.heads import HeadSettings, LabelledFeatures, draw_initial_weight, train_heads
 

@@ -25,7 +25,6 @@ from pylorus.deploy.description import (
     UsageReference,
 )
 from pylorus.deploy.description import Calibration as SaidCalibration
-from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.confusion import compute_class_metric, confusion_matrix, select_class_metrics
 from pylorus.evaluation.decisions import (
     ROUNDING,
@@ -36,6 +35,7 @@ from pylorus.evaluation.decisions import (
     prediction_sets,
     threshold_at_sensitivity,
 )
+from pylorus.evaluation.discrimination import auroc
 from pylorus.evaluation.drift import build_rate_reference, build_score_reference
 from pylorus.evaluation.index_intervals import (
     clustered_wilson,
@@ -43,8 +43,8 @@ from pylorus.evaluation.index_intervals import (
     proportions_of_predictions,
     wilson,
 )
-from pylorus.evaluation.influence import compute_confidence_below, compute_group_means, estimate_mean_over_groups
-from pylorus.evaluation.intervals import Estimate
+from pylorus.evaluation.influence import compute_group_means, estimate_mean_over_groups
+from pylorus.evaluation.intervals import Estimate, compute_confidence_below
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.inference import LARGER_UNLIKENESS
 from pylorus.report.results import Calibration

@@ -24,24 +24,23 @@ from omegaconf.errors import OmegaConfBaseException
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from pylorus.config.checks import check_model_name, check_paths, suggest_path
+from pylorus.config.checks import check_model_name, check_paths
 from pylorus.config.schema import CONF, AugmentConfig, Config, list_group_files
 from pylorus.core.distributed import SINGLE_PROCESS, compute_seed
-from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, suggest_path
 from pylorus.core.formatting import format_command, format_count, format_percent
-from pylorus.core.io import check_new_folder, convert_to_plain, read_json, write_json
-from pylorus.core.storage import lock_folder
+from pylorus.core.io import check_new_folder, convert_to_plain, lock_folder, read_json, write_json
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input_format import InputFormat
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
-from pylorus.hardware.engine import Engine, get_batch_size, resolve_engine, resolve_workers
+from pylorus.hardware import Engine, get_batch_size, resolve_engine, resolve_workers
 from pylorus.launch.corrections import explain_error
 from pylorus.launch.main import format_config_dir, resolve_config
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.train import check_network
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network
-from pylorus.model.freeze import resolve_depth
+from pylorus.model.finetuning import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.hub import find_all_weights
 from pylorus.model.inference import measure_cost, prepare_network

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from timm.models import get_pretrained_cfg
 
-from pylorus.config.schema import ModelConfig
+from pylorus.config.checks import check_model_name
+from pylorus.config.schema import CONF, ModelConfig
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_command, format_count
 
@@ -217,3 +219,49 @@ def find_file(folder: Path, *stems: str) -> Path | None:
     """Return the first weight file in a folder with one of these names, without suffix; None if there is none."""
     files = (folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)
     return next((file for file in files if file.is_file()), None)
+
+
+@dataclass(frozen=True)
+class LocalWeights:
+    """A model's weight file on this machine.
+
+    Attributes:
+        file: Path of the weights.
+        where: Their location, as text.
+        key: The configuration key and value that loads them.
+    """
+
+    file: Path
+    where: str
+    key: str
+
+
+def list_hub_models() -> dict[str, str]:
+    """Return the models of conf/model that start from the hub's weights: their names there, mapped to timm's names."""
+    models: dict[str, str] = {}
+    for file in sorted((CONF / "model").glob("*.yaml")):
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        if "name" in content and content.get("weights", "hub") == "hub":
+            models[file.stem] = content["name"]
+    return models
+
+
+def locate_weights(model: str) -> HubFile:
+    """Return where the hub has the weights of a model, by its name in conf/model or timm's.
+
+    Raises:
+        PylorusError: If there is no such model, or the hub has no weights of it.
+    """
+    name = list_hub_models().get(model, model)
+    check_model_name(name, where="MODEL")
+    cfg: Any = get_pretrained_cfg(name, allow_unregistered=True)
+    return resolve_hub_file(cfg.to_dict())
+
+
+def find_weights(hub: HubFile, folder: Path) -> LocalWeights | None:
+    """Return the weights from the hub's cache or the folder; None if neither has them."""
+    cached = hub.find_cached_file()
+    if cached is not None:
+        return LocalWeights(cached, "in the hub's cache", "model.weights=hub")
+    file = find_file(folder, hub.name)
+    return None if file is None else LocalWeights(file, f"in {file}", f"model.weights={file}")

@@ -19,9 +19,10 @@ from pylorus.config.schema import OptimizerConfig, StageConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError
 from pylorus.data.dataset import EpochBatchSampler, EpochSampler
+from pylorus.model.finetuning import WarmupCosine
 from pylorus.model.frozen_features import generate_sample
 from pylorus.model.inference import Evaluator, NormalizingNetwork
-from pylorus.model.losses import WarmupCosine, compute_class_weights
+from pylorus.model.objectives import compute_class_weights
 from pylorus.model.weights import list_classifier_names
 from pylorus.runs.folder import StageScore, score_stage
 
