@@ -29,7 +29,7 @@ from pylorus.config.schema import CONF, AugmentConfig, Config, list_group_files
 from pylorus.core.distributed import SINGLE_PROCESS, compute_seed
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, suggest_path
 from pylorus.core.formatting import format_command, format_count, format_percent
-from pylorus.core.io import check_new_folder, convert_to_plain, lock_folder, read_json, write_json
+from pylorus.core.io import LOCK, check_new_folder, convert_to_plain, lock_folder, read_json, write_json
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input_format import InputFormat
 from pylorus.data.prepare import prepare_images
@@ -315,6 +315,8 @@ def _check_output(output: Path, data: dict[str, Any]) -> None:
     record = read_json(output / RECORD) if output.is_dir() else None
     if record is not None and not (output / NETWORKS).is_dir():
         return
+    if output.is_dir() and {path.name for path in output.iterdir()} <= {LOCK, "run.log"}:
+        return  # another process is just beginning, or was killed then
     if record is None:
         check_new_folder(output, hint="A folder with an earlier bake-off of the same images is accepted, too.")
         return
