@@ -28,7 +28,7 @@ from pylorus.config.checks import check_model_name, check_paths
 from pylorus.config.schema import CONF, AugmentConfig, Config, list_group_files
 from pylorus.core.distributed import SINGLE_PROCESS, compute_seed
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, suggest_path
-from pylorus.core.formatting import format_command, format_count, format_percent
+from pylorus.core.formatting import format_command, format_count, format_percent, open_progress_bar
 from pylorus.core.io import LOCK, check_new_folder, convert_to_plain, lock_folder, read_json, write_json
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.input_format import InputFormat
@@ -452,7 +452,9 @@ def _compare_heads(
     with prepare_network(backbone, engine.accelerator) as network:
         check_linear_head(candidate.label, network, image_size=backbone.image_size)
         evaluator = build_evaluator(network, image_data, resolve_depth(backbone.network, "head"), engine, config.cache)
-        data = {split: compute_features(evaluator, split) for split in ("train", "val", "test")}
+        total = sum(len(table) for table in image_data.parts.values())
+        with open_progress_bar(f"{candidate.label} features", total, shown=config.trainer.progress) as bar:
+            data = {split: compute_features(evaluator, split, bar.update) for split in ("train", "val", "test")}
         feature_seconds = time.perf_counter() - start
         cost = measure_cost(network, image_size=backbone.image_size)
     start = time.perf_counter()

@@ -297,10 +297,16 @@ def draw_initial_weight(seed: int, classes: int, features: int) -> Tensor:
 # --- features, and the choice of a head ---
 
 
-def compute_features(evaluator: Evaluator, split: str) -> LabelledFeatures:
-    """Compute the penultimate features of a split, in the order of its table, or read them from the cache."""
+def compute_features(evaluator: Evaluator, split: str, advance: Callable[[int], object] = int) -> LabelledFeatures:
+    """Compute the penultimate features of a split, in the order of its table, or read them from the cache.
+
+    Args:
+        evaluator: The network and the images.
+        split: train, val or test.
+        advance: Called with the number of images that have just been computed.
+    """
     table = evaluator.image_data.parts[split]
-    outputs = list(evaluator.compute_outputs(split, np.arange(len(table))))
+    outputs = list(evaluator.compute_outputs(split, np.arange(len(table)), advance=advance))
     order = torch.argsort(torch.cat([each.row for each in outputs]))
     features = torch.cat([each.features for each in outputs])[order]
     return LabelledFeatures(features, torch.tensor(table["label"].to_numpy(dtype=np.int64)))
