@@ -101,6 +101,15 @@ def test_a_weight_file_of_another_format_is_refused_by_name(tmp_path):
         build_backbone(ModelConfig(TINY, weights=str(tmp_path / "text.safetensors")), classes=3)
 
 
+def test_the_licence_of_a_file_is_stated_only_if_it_has_the_name_of_the_weights(tmp_path):
+    network = timm.create_model(TINY)
+    for name, licence in ((TINY, "apache-2.0"), ("ours", None)):
+        save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+        config = ModelConfig(TINY, weights=str(tmp_path / f"{name}.safetensors"))
+        assert build_backbone(config, classes=3).licence == licence
+    assert build_backbone(ModelConfig(TINY, weights="none"), classes=3).licence is None
+
+
 def test_a_missing_weight_file_is_refused_by_name():
     with pytest.raises(
         PylorusError, match=r"model.weights: found /no/such.pth, expected hub, none, or an existing file"
