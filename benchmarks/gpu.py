@@ -422,10 +422,10 @@ def compare_weights(setup: Setup, first: str, second: str) -> str:
 
 def run_tests(setup: Setup, report: Report, data: Path) -> None:
     """Run the tests of what differs on a GPU, which use it where there is one, and the fast ones of the network."""
-    files = ["data/test_device_augmentation.py", "data/test_device_images.py", "hardware/test_full_batches.py"]
+    files = ["data/test_device_augmentation.py", "data/test_device_images.py", "test_hardware.py"]
     runs = {"tests of the device": ("fast or slow", [*files, "training/test_synchronization.py"])}
     if not setup.tiny:
-        runs["fast tests of the network"] = ("fast", ["model", "hardware"])
+        runs["fast tests of the network"] = ("fast", ["model", "test_hardware.py"])
     for name, (kinds, paths) in runs.items():
         with report_failure(report, name):
             words = ["-m", kinds, "-o", "addopts=", "-q", "-p", "no:cacheprovider"]
