@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError, format_path, format_suggestion
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -66,21 +66,38 @@ def _ensure_on_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) -> None:
-    """Check that a folder does not exist yet or is empty.
+MAX_NAMED_FILES = 3
+"""Number of files that the message about a folder that is not empty names."""
+
+
+def check_new_folder(
+    folder: Path, *, hint: str = "", allow_links: bool = True, own: Sequence[str] = (), outside: Sequence[Path] = ()
+) -> None:
+    """Check that a folder may be written to: it does not exist yet, is empty, or holds an earlier result.
 
     Args:
         folder: The folder.
         hint: Sentence at the end of the error message that says what to type.
         allow_links: Whether a symbolic link to an empty folder is accepted.
+        own: Names of files or folders that only an earlier result has: a folder that holds one of them is accepted.
+        outside: Folders that are read, such as a bundle: the folder must not lie in one of them.
 
     Raises:
-        PylorusError: If it holds files or is a file.
+        PylorusError: If it holds other files, is a file, or lies in one of the folders that are read.
     """
-    is_new = not (folder.exists() or folder.is_symlink())
-    is_empty = folder.is_dir() and (allow_links or not folder.is_symlink()) and not any(folder.iterdir())
-    if not (is_new or is_empty):
-        raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
+    for other in outside:
+        if other.is_dir() and folder.resolve().is_relative_to(other.resolve()):
+            where = "is" if folder.resolve() == other.resolve() else f"is inside {other}, which is"
+            raise PylorusError(f"{folder} {where} only read. Name a folder outside of it to write to.")
+    if not (folder.exists() or folder.is_symlink()) or any((folder / name).exists() for name in own):
+        return
+    expected = f"already exists, expected a new or empty folder. {hint}".rstrip()
+    if not folder.is_dir() or (folder.is_symlink() and not allow_links):
+        raise PylorusError(f"{folder}: {expected}")
+    names = sorted(os.listdir(folder))  # noqa: PTH208 names are enough, and there may be many
+    if names:
+        shown = ", ".join(map(format_path, names[:MAX_NAMED_FILES]))
+        raise PylorusError(f"{folder}: {expected} Found: {shown}{' …' if len(names) > MAX_NAMED_FILES else ''}")
 
 
 TABLE_FORMATS = (".csv", ".parquet", ".json")

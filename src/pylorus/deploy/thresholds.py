@@ -25,7 +25,6 @@ from pylorus.deploy.description import (
     UsageReference,
 )
 from pylorus.deploy.description import Calibration as SaidCalibration
-from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.confusion import compute_class_metric, confusion_matrix, select_class_metrics
 from pylorus.evaluation.decisions import (
     ROUNDING,
@@ -40,12 +39,14 @@ from pylorus.evaluation.drift import build_rate_reference, build_score_reference
 from pylorus.evaluation.index_intervals import (
     clustered_wilson,
     estimate_class_metric,
+    indices_of_predictions,
     proportions_of_predictions,
     wilson,
 )
 from pylorus.evaluation.influence import compute_confidence_below, compute_group_means, estimate_mean_over_groups
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.ranking import ranking_of_predictions
 from pylorus.model.inference import LARGER_UNLIKENESS
 from pylorus.report.results import Calibration
 
@@ -342,7 +343,8 @@ def compute_classification_metrics(test: Predictions) -> ClassificationMetrics:
     """Compute the model's performance on some images, without abstentions."""
     groups = test.clusters
     proportions = proportions_of_predictions(test.true, test.predicted, groups, classes=test.classes)
-    areas = [auroc(test.true == label, test.probabilities[:, label], groups) for label in range(test.classes)]
+    indices = indices_of_predictions(test.true, test.predicted, groups, classes=test.classes)
+    ranking = ranking_of_predictions(test.true, test.probabilities, groups)
 
     def convert_by_class(values: tuple[Estimate, ...]) -> dict[str, IntervalEstimate]:
         return {name: convert_estimate(value) for name, value in zip(test.class_names, values, strict=True)}
@@ -354,7 +356,9 @@ def compute_classification_metrics(test: Predictions) -> ClassificationMetrics:
         sensitivity=convert_by_class(proportions.sensitivity),
         specificity=convert_by_class(proportions.specificity),
         precision=convert_by_class(proportions.precision),
-        auroc=convert_by_class(tuple(areas)),
+        auroc=convert_by_class(ranking.auroc),
+        balanced_accuracy=convert_estimate(indices.balanced_accuracy),
+        macro_auroc=convert_estimate(ranking.macro_auroc),
     )
 
 

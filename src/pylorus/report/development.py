@@ -60,6 +60,7 @@ class StoredModel:
         images: Number of development test images.
         groups: Number of their patients; 0 if they were not known.
         is_optimistic: Whether the development validated on its test images.
+        recalibration: How the bundle was recalibrated, as a sentence; empty if it was not.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class StoredModel:
     images: int
     groups: int
     is_optimistic: bool
+    recalibration: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def _iter_common_figures(
 ) -> Iterator[tuple[str, Estimate, Estimate, bool]]:
     """Yield the figures that both the bundle and the evaluation have, in the order of the table."""
     stored = model.development
-    yield "accuracy", *_read_pair(stored["accuracy"], evaluation["accuracy"]), True
+    for key, label in {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}.items():
+        yield label, *_read_pair(stored[key], evaluation[key]), True
+    yield "macro AUROC", *_read_pair(stored["macro_auroc"], evaluation["macro_auroc"]), False
     labels = {
         "sensitivity": "sensitivity for",
         "specificity": "specificity for",
@@ -170,7 +174,7 @@ def _read_pair(development: Any, external: Mapping[str, float | None]) -> tuple[
 
 def _read_estimate(values: Mapping[str, float | None] | None) -> Estimate:
     if values is None:
-        return Estimate(math.nan, math.nan, math.nan, reason="the bundle does not hold it")
+        return Estimate(math.nan, math.nan, math.nan, reason="this bundle, of an older Pylorus, does not hold it")
     numbers = (math.nan if (number := values[key]) is None else number for key in ("value", "low", "high"))
     return Estimate(*numbers)
 
