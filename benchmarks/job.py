@@ -1,6 +1,7 @@
 """The job that every contender receives as a JSON file, and the result that it prints as one line of JSON."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ from typing import Any
 
 SAYS = "RESULT "
 """Prefix of the line of a contender's output that contains the result."""
+
+
+def list_python_paths(checkout: Path) -> str:
+    """Return PYTHONPATH for a process that measures the Pylorus of a checkout; this process's own paths follow."""
+    return os.pathsep.join(filter(None, [str(checkout / "src"), os.environ.get("PYTHONPATH")]))
 
 
 @dataclass(frozen=True)

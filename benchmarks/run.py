@@ -21,7 +21,7 @@ import environment
 import images
 import table
 from harness import watch
-from job import Job
+from job import Job, list_python_paths
 from lineup import MODELS, OPTIONAL, WORKS, Contender, Known, contenders
 from machine import cores
 
@@ -221,7 +221,7 @@ def _measure(contender: Contender, job: Job, repeat: int, checkout: Path, work: 
     # The peak changes with the load of the machine, so it is measured immediately before and after.
     peaks = _peak(job) if contender.name == "pylorus" and job.work == "standard" else []
     job = dataclasses.replace(job, folder=str(folder), cache=str(cache), options=contender.options)
-    found = {"PYTHONPATH": str(checkout / "src")}
+    found = {"PYTHONPATH": list_python_paths(checkout)}
     seen = watch(contender.command(job, checkout), folder=folder, environment=found, device=job.device)
     one |= {"seconds": seen.seconds, "cpu_seconds": seen.cpu_seconds, "memory_mib": seen.memory_mib}
     if peaks:

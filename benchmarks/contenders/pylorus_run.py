@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from job import Answer, Job
+from job import Answer, Job, list_python_paths
 
 FINISHED = "finished"
 
@@ -94,7 +94,7 @@ def stages(job: Job) -> list[str]:
 def knows_cache(checkout: Path) -> bool:
     """Return whether this version of Pylorus caches features; older versions can be measured, too."""
     ask = "from pylorus.config.schema import Config; print(hasattr(Config(), 'cache'))"
-    found = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    found = {**os.environ, "PYTHONPATH": list_python_paths(checkout)}
     said = subprocess.run([sys.executable, "-c", ask], env=found, capture_output=True, text=True, check=True)
     return said.stdout.strip() == "True"
 
