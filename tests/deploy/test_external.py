@@ -1,6 +1,7 @@
 """`pylorus validate`: figures on images from elsewhere, beside those that the bundle holds of its development."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.deploy import external as external_module
 from pylorus.deploy.external import ValidateOptions, validate_bundle
 from pylorus.deploy.model import load_bundle
+from pylorus.deploy.predict import PredictOptions
 
 CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
 PATIENT = r"patient_\d+"
@@ -245,6 +247,41 @@ def test_an_output_with_other_files_is_refused_and_an_unreadable_file_listed(bun
     assert "1 file could not be read" in page.read_text()
     assert "broken.jpg" in (tmp_path / "out" / "quarantine.csv").read_text()
     assert read_record(tmp_path / "out")["evaluation"]["left_out"] == 1
+    (other_site / "Ca" / "broken.jpg").unlink()
+    assert "could not be read" not in validate_bundle(bundle_copy, other_site, tmp_path / "out", options).read_text()
+    assert not (tmp_path / "out" / "quarantine.csv").exists()
+
+
+def test_an_interrupted_validation_leaves_no_page_of_other_images_and_is_completed_by_the_same_command(
+    bundle_copy, loaded_bundle, other_site, tmp_path, monkeypatch
+):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"}, inference=PredictOptions(batch=2))
+    output = tmp_path / "out"
+    validate_bundle(bundle_copy, other_site, output, options)
+    earlier = read_record(output)
+    next(iter((other_site / "Ca").iterdir())).unlink()
+
+    batches = itertools.count()
+
+    def fail(batch):
+        if next(batches) == 2:
+            raise KeyboardInterrupt
+        return loaded_bundle.classifier(batch)
+
+    interrupted = dataclasses.replace(loaded_bundle, classifier=fail)
+    monkeypatch.setattr(external_module, "load_model", lambda *_, **__: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        validate_bundle(bundle_copy, other_site, output, options)
+    assert not (output / "report.html").exists()
+    assert not (output / "validation.json").exists()
+    assert not (output / "predictions.csv").exists()
+    looks = bundle_copy.parent / f"{bundle_copy.name}.looks.jsonl"
+    assert len(looks.read_text().splitlines()) == 1
+    monkeypatch.setattr(external_module, "load_model", lambda *_, **__: loaded_bundle)
+    validate_bundle(bundle_copy, other_site, output, options)
+    assert read_record(output)["images"] == earlier["images"] - 1
+    validate_bundle(bundle_copy, other_site, tmp_path / "at once", options)
+    assert read_record(output)["evaluation"] == read_record(tmp_path / "at once")["evaluation"]
 
 
 def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsys):

@@ -35,6 +35,7 @@ from pylorus.evaluation.calibration import Temperature
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.development import StoredModel
 from pylorus.report.external import ExternalSet, collect_warnings, write_external_report
+from pylorus.report.page import PAGE
 from pylorus.report.record_sections import STRESS_FOLDER, read_stress_record
 from pylorus.runs.predictions import SavedPredictions
 from pylorus.runs.process import handle_signals
@@ -324,7 +325,8 @@ def _predict_images(
     with suppress(PylorusError):
         if parts.load_record() is not None and exact.is_file():
             return _sort_as(pd.read_parquet(exact), paths)
-    for earlier in (path, exact):  # of other images or another model, which this validation replaces
+    # Of other images or another model, which this validation replaces: if it is interrupted, no page of those remains.
+    for earlier in (path, exact, output / RECORD, output / PAGE):
         earlier.unlink(missing_ok=True)
     inference = replace(options.inference, class_name=options.class_name and str(request["class"]))
     with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:

@@ -3,6 +3,7 @@
 `pylorus stress` measures and writes the page; a run's own report shows the sentences if they are of its own bundle.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -404,10 +405,9 @@ METHODS = (
 
 def build_stress_sections(result: StressResult) -> tuple[Section, ...]:
     """Build the sections of the page."""
-    shortcuts: list[Item] = [
-        Sentences(tuple(build_region_sentences(result)), is_list=True),
-        build_region_table(result),
-    ]
+    shortcuts: list[Item] = [Sentences(tuple(build_region_sentences(result)), is_list=True)]
+    if any(each.test is not None for each in result.regions):
+        shortcuts.append(build_region_table(result))
     if result.prepared:
         shortcuts.insert(0, Sentences((result.prepared,)))
     sentences = tuple(build_degradation_sentences(result))
@@ -432,7 +432,7 @@ def write_stress_page(result: StressResult, output: Path) -> Path:
     threshold = "no stored threshold" if result.threshold is None else f"stored threshold {result.threshold:.3g}"
     summary = Summary(
         title=f"Stress test of {result.architecture}",
-        subtitle="",
+        subtitle=f"Tested {time.strftime('%Y-%m-%d')}. {result.basis}",
         marks=(),
         headline=None,
         findings=tuple(build_findings(result)),
