@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_the_figures_of_the_runs_own_test_images_are_those_of_the_bundle(
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
     rows = split[split["split"] == "test"]
     manifest = tmp_path / "site.csv"
-    rows[["path", "class", "group"]].rename(columns={"class": "label"}).to_csv(manifest, index=False)
+    rows[["path", "class", "group", "split"]].rename(columns={"class": "label"}).to_csv(manifest, index=False)
     output = tmp_path / "out"
     validate_bundle(bundle_copy, manifest, output, ValidateOptions(root=synthetic_root))
     capsys.readouterr()
@@ -226,13 +227,13 @@ def test_an_output_inside_the_bundle_or_the_images_is_refused(bundle_copy, other
         assert not (folder / "validation").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_look_that_cannot_be_recorded_is_said(bundle_copy, other_site, tmp_path):
-    bundle_copy.parent.chmod(0o500)
-    page = validate_bundle(
-        bundle_copy, other_site, tmp_path / "out", ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
-    )
-    assert "could not be recorded" in page.read_text()
+def test_a_look_that_cannot_be_recorded_is_said(bundle_copy, other_site, tmp_path, capsys):
+    (tmp_path / f"{bundle_copy.name}.looks.jsonl").mkdir()  # also root can't write to it
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    page = validate_bundle(bundle_copy, other_site, tmp_path / "out", options)
+    assert "could not be recorded beside the bundle" in page.read_text()
+    assert "could not be recorded beside the bundle" in " ".join(capsys.readouterr().out.split())
+    assert read_record(tmp_path / "out")["looks"]["this set"] == 1
 
 
 def test_an_output_with_other_files_is_refused_and_an_unreadable_file_listed(bundle_copy, other_site, tmp_path):
@@ -289,6 +290,7 @@ def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsy
         (["--map", "Ca"], "expected NAME=CLASS"),
         (["--map", "Ca=GC", "Ca=GU"], '"Ca" is given twice'),
         (["--map", "=Ca=GC"], '"=Ca" is not among the classes of the images'),
+        (["--map", "GC=Ca"], "chronic_gastritis. Did you mean Ca=GC?"),
         (["--map", "Ca=GC", "Ulkus=GU", "--group", "("], "--group: '(' is not a regular expression"),
         (["--prevalence", "3"], "above 0 and below 1"),
         (["--class", "Polyp"], "expected one of GC, GU, CG"),
@@ -301,6 +303,14 @@ def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsy
     assert "does not exist. Expected class folders, or a manifest" in str(stopped.value)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses such names")
+def test_a_name_that_is_not_utf8_is_refused_with_what_to_type(bundle_copy, other_site, tmp_path):
+    shutil.copy(next((other_site / "Ca").iterdir()), os.fsencode(other_site / "Ca") + b"/caf\xe9.png")
+    with pytest.raises(PylorusError, match=r"(?s)names that are not UTF-8:.*convmv"):
+        validate_bundle(bundle_copy, other_site, tmp_path / "out", ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_without_images_and_a_table_without_labels_are_refused_with_what_to_do(bundle_copy, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PylorusError, match="holds no images. Expected a folder of images for each class"):
@@ -309,3 +319,6 @@ def test_a_folder_without_images_and_a_table_without_labels_are_refused_with_wha
     with pytest.raises(PylorusError, match='Rename "class" to "label"') as refused:
         validate_bundle(bundle_copy, tmp_path / "site.csv", tmp_path / "out", ValidateOptions())
     assert "data.columns" not in str(refused.value)
+    (tmp_path / "site.csv").write_text("path,label\na.jpg,GC\nb.jpg,GU\n")
+    with pytest.raises(PylorusError, match=r"(?s)2 of 2 files do not exist.*Set --root to the folder"):
+        validate_bundle(bundle_copy, tmp_path / "site.csv", tmp_path / "out", ValidateOptions())

@@ -17,11 +17,19 @@ import numpy as np
 import pandas as pd
 
 from pylorus import __version__
-from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name, resolve_short_name
+from pylorus.core.errors import (
+    PylorusError,
+    format_name_list,
+    format_path,
+    format_suggestion,
+    normalize_name,
+    resolve_short_name,
+)
 from pylorus.core.formatting import format_command, format_count
 from pylorus.core.io import check_new_folder, write_atomically, write_json
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.catalog import Catalog, ReadOptions, build_catalog, extract_groups, write_quarantine
+from pylorus.data.files import check_names
 from pylorus.data.manifest import explain_missing_files, read_manifest_rows
 from pylorus.data.walk import IgnoredFiles, list_class_images, log_ignored
 from pylorus.deploy.description import Description
@@ -105,7 +113,7 @@ class LabelledImages:
     def iter_items(self) -> Iterator[Item]:
         """Iterate over the images in the order of the catalog."""
         for path, label in zip(self.catalog.table["path"], self.labels.tolist(), strict=True):
-            yield Item(path, self.catalog.root / path, label)
+            yield Item(format_path(path), self.catalog.root / path, label)
 
     @property
     def set_hash(self) -> str:
@@ -215,14 +223,15 @@ def find_labelled_files(
     if images.is_dir():
         folder, ignored = images, IgnoredFiles()
         rows, _ = list_class_images(images, ignored, for_training=False)
-        table = pd.DataFrame(rows, columns=["path", "class", "split"], dtype=object)
+        check_names((path for path, *_ in rows), images)
+        table = pd.DataFrame(rows, columns=["path", "class", "split"])
         log_ignored(ignored.files, listed_in="")
     elif images.suffix.lower() in (".csv", ".tsv", ".txt", ".parquet") and images.is_file():
         folder = root or images.parent
-        table = read_manifest_rows(images, folder, has_keys=False)
+        table = read_manifest_rows(images, folder, for_training=False)
         missing = list(table.loc[~table.pop("exists"), "path"])
         if missing:
-            raise PylorusError(explain_missing_files(missing, len(table) + len(missing), folder, images))
+            raise PylorusError(explain_missing_files(missing, len(table), folder, images, for_training=False))
     else:
         problem = "is neither a folder nor a table" if images.exists() else "does not exist"
         raise PylorusError(f"{images} {problem}. Expected class folders, or a manifest (.csv or .parquet).")
@@ -279,10 +288,10 @@ def _match_classes(
     renamed = {normalize_name(old): new for old, new in names.items()}
     absent = [old for old in renamed if old not in found]
     if absent:
-        raise PylorusError(
-            f'--map: "{absent[0]}" is not among the classes of the images: {", ".join(found)}.'
-            f"{format_suggestion(absent[0], found)}"
-        )
+        old, new = absent[0], normalize_name(renamed[absent[0]])
+        is_reversed = old.casefold() in known and new in found
+        hint = f" Did you mean {format_command([f'{new}={old}'])}?" if is_reversed else format_suggestion(old, found)
+        raise PylorusError(f'--map: "{old}" is not among the classes of the images: {", ".join(found)}.{hint}')
     matched, unknown = {}, []
     for name in found:
         target = renamed.get(name, name)
@@ -321,7 +330,7 @@ def _predict_images(
     }
     path, exact = output / TABLE, output / EXACT_TABLE
     parts = ResumableTable(path, request, also={})
-    paths = list(labelled.catalog.table["path"])
+    paths = list(map(format_path, labelled.catalog.table["path"]))
     with suppress(PylorusError):
         if parts.load_record() is not None and exact.is_file():
             return _sort_as(pd.read_parquet(exact), paths)
@@ -354,7 +363,7 @@ def _find_copies(model: InferenceModel, labelled: LabelledImages) -> dict[str, o
         catalog.fact_indices,
         is_export=not isinstance(model, Bundle),
     )
-    return copies.build_record(list(catalog.table["path"]))
+    return copies.build_record(list(map(format_path, catalog.table["path"])))
 
 
 def _build_external_set(

@@ -6,7 +6,7 @@ intervals, and no test pairs images.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ def compare_with_development(model: StoredModel, evaluation: Mapping[str, Any]) 
     figures = []
     for name, development, external, is_share in _iter_common_figures(model, evaluation):
         difference = difference_of_independent(external, development)
+        if not difference.defined:
+            difference = replace(difference, reason=development.reason or external.reason)
         figures.append((name, development, external, difference, _compute_p_value(difference), is_share))
     defined = [index for index, figure in enumerate(figures) if not math.isnan(figure[4])]
     corrected = np.full(len(figures), math.nan)
@@ -183,7 +185,9 @@ def build_comparison_row(figure: ComparedFigure) -> Row:
     """Build a row of the table of both sets: the figure on each, the difference and its corrected p."""
     convert = convert_to_percent_cell if figure.is_share else convert_to_number_cell
     cells = [convert(each) for each in (figure.development, figure.external, figure.difference)]
-    return Row((figure.name, *cells, convert_to_p_value_cell(figure.corrected)))
+    return Row(
+        (figure.name, *cells, replace(convert_to_p_value_cell(figure.corrected), reason=figure.difference.reason))
+    )
 
 
 def build_class_calibration_table(model: StoredModel, evaluation: Mapping[str, Any], *, basis: str) -> Table:

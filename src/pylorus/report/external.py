@@ -418,6 +418,11 @@ def format_looks(looks: Mapping[str, Any], images: int) -> list[str]:
             f"This model was evaluated on {looks['images seen']:,} of these {format_count(images, 'image')} before, in "
             f"{earlier} ({span}): the more often, the less the figures say about new patients."
         )
+    if not looks["recorded in"]:
+        sentences.append(
+            "This evaluation could not be recorded beside the bundle, whose folder can't be written to: later reports "
+            "will not count it."
+        )
     if looks["looks without images"]:
         count = format_count(looks["looks without images"], "earlier validation")
         sentences.append(
@@ -434,7 +439,5 @@ def _build_facts(external: ExternalSet, looks: Mapping[str, Any]) -> Iterator[Ke
     compared, copies, summary = (external.copies[key] for key in ("compared", "copies", "summary"))
     detail = f"of {compared:,} compared with the fingerprints in the model" if compared else summary
     yield KeyFigure("Copies of development images", f"{copies:,}" if compared else DASH, detail)
-    where = "this one included" if looks["recorded in"] else "this one could not be recorded beside the bundle"
-    yield KeyFigure("Evaluations of this set", str(looks["this set"]), f"{where}; {looks['all sets']} of any set")
-    seen = f"{looks['images seen']:,}"
-    yield KeyFigure("Images evaluated before", seen, "of these, by this model, in this or another set")
+    detail = f"this one included; {looks['all sets']} of any set"
+    yield KeyFigure("Evaluations of this set", str(looks["this set"]), detail)
