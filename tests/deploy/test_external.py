@@ -191,6 +191,23 @@ def test_a_bundle_of_an_older_pylorus_without_balanced_accuracy_is_validated_and
     assert table.loc[["balanced accuracy", "macro AUROC"], "external"].notna().all()
 
 
+def test_the_biases_of_a_recalibrated_bundle_are_part_of_its_calibration_only(
+    bundle_copy, loaded_bundle, other_site, tmp_path, monkeypatch
+):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    validate_bundle(bundle_copy, other_site, tmp_path / "out", options)
+    calibration = dataclasses.replace(loaded_bundle.description.calibration, bias=(0.5, -0.2, 0.1))
+    description = dataclasses.replace(loaded_bundle.description, calibration=calibration)
+    recalibrated = dataclasses.replace(loaded_bundle, description=description)
+    monkeypatch.setattr(external_module, "load_model", lambda *_, **__: recalibrated)
+    validate_bundle(bundle_copy, other_site, tmp_path / "recalibrated", options)
+    first, second = (
+        pd.read_csv(tmp_path / name / "tables" / "calibration.csv", dtype=str) for name in ("out", "recalibrated")
+    )
+    assert list(first.iloc[0, 3:]) == list(second.iloc[0, 3:])  # before the calibration
+    assert list(first.iloc[1, 3:]) != list(second.iloc[1, 3:])
+
+
 def test_the_page_repeats_what_stress_found_with_this_bundle(bundle_copy, loaded_bundle, other_site, tmp_path):
     output = tmp_path / "out"
     (output / "stress").mkdir(parents=True)
