@@ -25,7 +25,9 @@ import numpy as np
 from near_copies import changed
 
 from pylorus.data.decode import decode_image
-from pylorus.data.fingerprints import (
+from pylorus.data.image_measures import compute_thumbnail, reduce_image
+from pylorus.data.synthetic import generate_image_set
+from pylorus.deploy.fingerprints import (
     BITS,
     LEAST_AGREEMENT,
     create_fingerprints,
@@ -33,8 +35,6 @@ from pylorus.data.fingerprints import (
     measure_agreements,
     measure_reconstruction,
 )
-from pylorus.data.image_measures import compute_thumbnail, reduce_image
-from pylorus.data.synthetic import generate_image_set
 
 PLANTED = (
     "saved again, quality 60, 95 % of the size",

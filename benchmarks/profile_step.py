@@ -44,10 +44,10 @@ def steps(model: str, device: str, batch_size: int) -> dict[str, Callable[[], ob
     from torch.profiler import record_function
 
     from pylorus.config.schema import Config, ModelConfig, StageConfig, TrainerConfig
-    from pylorus.hardware.engine import resolve_channels_last, resolve_engine
+    from pylorus.hardware import resolve_channels_last, resolve_engine
     from pylorus.model.backbone import build_backbone
     from pylorus.model.classifier import StageClassifier, StagePlan
-    from pylorus.model.losses import build_optimizer
+    from pylorus.model.finetuning import build_optimizer
 
     config = Config(
         model=ModelConfig(name=MODELS[model].name, weights="none"),

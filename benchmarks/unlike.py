@@ -17,7 +17,7 @@ import torch
 
 from pylorus.data.files import RGB
 from pylorus.deploy.model import Bundle, load_bundle
-from pylorus.evaluation.auroc import auroc
+from pylorus.evaluation.discrimination import auroc
 from pylorus.model.inference import compute_unlikeness
 
 MIXTURE = np.array([[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.3, 0.1, 0.6]], dtype=np.float32)

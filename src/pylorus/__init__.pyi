@@ -8,7 +8,7 @@ from .api import validate as validate
 from .core.errors import PylorusError as PylorusError
 from .data.datamodule import ImageDataModule as ImageDataModule
 from .model.classifier import Classifier as Classifier
-from .model.freeze import FreezeBackbone as FreezeBackbone
+from .model.finetuning import FreezeBackbone as FreezeBackbone
 from .report import report as report
 
 __version__: str

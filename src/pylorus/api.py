@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Lt
 
+from pylorus.core.arguments import check_arguments, describe_value
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, translate_errors
-from pylorus.core.io import check_arguments, describe_value, resolve_path
+from pylorus.core.io import resolve_path
 
 if TYPE_CHECKING:
     import numpy as np

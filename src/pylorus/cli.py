@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pylorus import __version__
-from pylorus.core.command_line import CommandParser, complete_words
+from pylorus.core.arguments import CommandParser, complete_words
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
 from pylorus.core.io import handle_closed_pipe
-from pylorus.core.limits import explain_limit
-from pylorus.core.storage import format_system_error
+from pylorus.core.system import explain_limit, format_system_error
 from pylorus.deploy.commands import add_model_commands
 from pylorus.deploy.signature import add_trust_option
 from pylorus.report.plan import add_plan_command

@@ -191,11 +191,10 @@ def test_an_error_of_the_computation_propagates_and_complete_shards_remain(tmp_p
     np.testing.assert_array_equal(records.read_rows(range(12)), right(names))
 
 
-@pytest.mark.parametrize("moment", ["write_bytes", "fsync", "replace"])
+@pytest.mark.parametrize("moment", ["write_bytes", "replace"])
 @pytest.mark.parametrize("count", range(1, 4))
 def test_ctrl_c_at_any_step_of_completing_a_shard_leaves_nothing_half_written(tmp_path, monkeypatch, moment, count):
-    owner = os if moment == "fsync" else Path
-    real, left = getattr(owner, moment), [count]
+    real, left = getattr(Path, moment), [count]
 
     def interrupted(*words):
         left[0] -= 1
@@ -208,7 +207,7 @@ def test_ctrl_c_at_any_step_of_completing_a_shard_leaves_nothing_half_written(tm
         names[:1], Computation(names), memory_bytes=0
     )  # so that only shards are still to be written
     with monkeypatch.context() as patch:
-        patch.setattr(owner, moment, interrupted)
+        patch.setattr(Path, moment, interrupted)
         with pytest.raises(KeyboardInterrupt):
             store(tmp_path).load_or_compute(names, Computation(names), memory_bytes=0)
     folder = store(tmp_path).folder

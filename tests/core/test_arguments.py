@@ -10,8 +10,8 @@ import pytest
 import torch
 from annotated_types import Ge, Le
 
+from pylorus.core.arguments import check_arguments
 from pylorus.core.errors import PylorusError
-from pylorus.core.io import check_arguments
 
 Paths = str | Path | Sequence[str | Path]
 

@@ -72,6 +72,6 @@ def test_a_path_or_a_module_that_does_not_exist_is_found():
     assert find_stale("`src/pylorus/data/image.py`, `conf/model/*.yaml`, docs/pictures/.") == [
         "docs/pictures", "src/pylorus/data/image.py",
     ]  # fmt: skip
-    assert find_stale("pylorus.data.decode, pylorus.core.errors.PylorusError, pylorus.evaluation.auroc") == []
+    assert find_stale("pylorus.data.decode, pylorus.core.errors.PylorusError, pylorus.evaluation.discrimination") == []
     assert find_stale("`pylorus.data.image`; from pylorus.data.decode import none_such") == ["pylorus.data.image"]
     assert find_stale("pylorus.data.decode.none_such") == ["pylorus.data.decode.none_such"]

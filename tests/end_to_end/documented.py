@@ -54,7 +54,7 @@ NOT_RUN = {
     r"^pip install|^\.venv/bin/pre-commit": "changes the environment that the tests run in",
     r"^python benchmarks/": "measures for minutes",
     r"^#!": "a job script for sbatch, which needs SLURM",
-    r"^torchrun ": "starts several processes; tests/launch/test_launched.py does",
+    r"^torchrun ": "starts several processes; tests/training/test_processes.py does",
     r"^eval ": "changes the shell; tests/config/test_own_configuration.py asks for the script",
     r"--config-dir[= ]": "needs files of the user's; tests/config/test_own_configuration.py has some",
     r"hydra/launcher=slurm": "needs SLURM",

@@ -9,7 +9,7 @@ import time
 
 import pandas as pd
 
-from pylorus.core.storage import LOCK
+from pylorus.core.io import LOCK
 from tests.conftest import TINY
 from tests.forking import TRAIN
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pylorus.config.checks import USAGE
+from pylorus.config.keys import is_key
 from pylorus.config.schema import GROUPS
-from pylorus.config.vocabulary import is_key
 from pylorus.core.formatting import format_command
 
 from .documented import PAGES, Command, commands_of, overrides_of

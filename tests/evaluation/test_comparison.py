@@ -10,7 +10,6 @@ import pytest
 from statsmodels.stats import contingency_tables, multitest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import (
     INDICES,
     delong_test,
@@ -20,6 +19,7 @@ from pylorus.evaluation.comparison import (
     paired_differences,
 )
 from pylorus.evaluation.confusion import confusion_matrix, overall_indices
+from pylorus.evaluation.discrimination import auroc
 from pylorus.evaluation.index_intervals import indices_of_confusion, wilson
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.margins import decide_noninferiority

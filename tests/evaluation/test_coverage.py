@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.calibration import calibration_line, estimate_calibration
 from pylorus.evaluation.comparison import delong_test, mcnemar, paired_differences
 from pylorus.evaluation.confusion import class_indices, confusion_matrix, overall_indices
 from pylorus.evaluation.decisions import area_under_risk_coverage, net_benefit, risk_coverage
+from pylorus.evaluation.discrimination import auroc, ranking_of_predictions
 from pylorus.evaluation.index_intervals import OVERALL, clustered_wilson, indices_of_predictions, wilson
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.ranking import ranking_of_predictions
 
 SETS, SEED = 400, 20190520
 LEAST, MOST = 0.92, 0.995

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from pylorus.evaluation.influence import compute_confidence_below, compute_upper_bound, estimate_mean_over_groups
+from pylorus.evaluation.influence import estimate_mean_over_groups
+from pylorus.evaluation.intervals import compute_confidence_below, compute_upper_bound
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 1), (0, 30), (3, 30), (29, 30), (30, 30), (120, 400)])

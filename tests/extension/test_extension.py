@@ -14,7 +14,7 @@ import torch
 import pylorus
 from pylorus.cli import main
 from pylorus.core.io import read_json
-from pylorus.doctor.user_files import check_bundle
+from pylorus.doctor.checks import check_bundle
 from tests.extension.my_hospital.parts import create_network, list_images
 
 HERE = Path(__file__).parent

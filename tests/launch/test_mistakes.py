@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from pylorus import train
-from pylorus.config.checks import check_paths, suggest_path
+from pylorus.config.checks import check_paths
+from pylorus.config.keys import check_used_keys, is_key
 from pylorus.config.schema import StageConfig
-from pylorus.config.synonyms import GROUP_VALUES, SYNONYMS, VALUES
-from pylorus.config.unused_keys import check_used_keys
-from pylorus.config.vocabulary import check_value, is_key, translate_key
-from pylorus.core.errors import PylorusError
+from pylorus.config.vocabulary import GROUP_VALUES, SYNONYMS, VALUES, check_value, translate_key
+from pylorus.core.errors import PylorusError, suggest_path
 from pylorus.core.io import iter_fields
 from pylorus.launch.corrections import explain_error
 from pylorus.launch.main import _check_sweep

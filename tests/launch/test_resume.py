@@ -251,9 +251,7 @@ def test_settings_chosen_for_the_machine_are_kept_on_resume(prepare_run, monkeyp
     folder = prepare_run("stage=pretrain", "trainer.precision=auto")
     files_written(folder, monkeypatch, stop_before=12)
     chosen = json.loads((folder.path / "environment.json").read_text())["precision"]
-    monkeypatch.setattr(
-        "pylorus.hardware.engine.measure_bf16_speedup", lambda accelerator: 0.0 if chosen == "bf16" else 9.0
-    )
+    monkeypatch.setattr("pylorus.hardware.measure_bf16_speedup", lambda accelerator: 0.0 if chosen == "bf16" else 9.0)
     run(folder)
     log = (folder.path / "run.log").read_text()
     assert re.findall(r"trainer.precision +(\w+)", log) == [chosen, chosen]
@@ -263,7 +261,7 @@ def test_settings_chosen_for_the_machine_are_kept_on_resume(prepare_run, monkeyp
 def test_an_automatic_batch_size_is_kept_on_resume(prepare_run, monkeypatch):
     monkeypatch.setattr("pylorus.training.batch_size.MAX_BATCH_SIZE", {"cpu": 4})
     monkeypatch.setattr(
-        "pylorus.core.storage.HEARTBEAT_SECONDS", 1e6
+        "pylorus.core.io.HEARTBEAT_SECONDS", 1e6
     )  # a slow trial would let it write a file that is counted
     whole, folder = (
         prepare_run("stage=pretrain", "trainer.batch_size=auto"),

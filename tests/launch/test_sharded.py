@@ -16,7 +16,7 @@ from pylorus.config.checks import load_config, save_config
 from pylorus.core.errors import PylorusError
 from pylorus.launch.train import run
 from pylorus.model.distributed import apply_sharding, find_called_modules
-from pylorus.model.freeze import apply_depth
+from pylorus.model.finetuning import apply_depth
 from pylorus.runs.folder import RunFolder
 from tests.launch.conftest import expect_alike, weights, when
 

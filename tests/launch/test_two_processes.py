@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pylorus.core.errors import PylorusError
-from pylorus.core.storage import LOCK
+from pylorus.core.io import LOCK
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
 from tests.forking import ForkedProcess

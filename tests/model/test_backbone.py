@@ -16,7 +16,7 @@ from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
 from pylorus.model import weights as weights_module
 from pylorus.model.backbone import build_backbone, build_trial_network, find_fault
-from pylorus.model.freeze import can_train_on_one_image
+from pylorus.model.finetuning import can_train_on_one_image
 from pylorus.model.weights import HubUnreachableError, list_classifier_names
 from tests.conftest import TINY
 

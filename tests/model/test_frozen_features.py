@@ -15,10 +15,10 @@ from pylorus.config.schema import CacheConfig, ModelConfig
 from pylorus.core.io import write_text
 from pylorus.data.datamodule import ImageDataModule
 from pylorus.data.dataset import ImageDataset
-from pylorus.hardware.engine import Engine
+from pylorus.hardware import Engine
 from pylorus.launch.train import run
 from pylorus.model.backbone import build_backbone
-from pylorus.model.freeze import resolve_depth
+from pylorus.model.finetuning import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import Evaluator, NormalizingNetwork, compute_split_outputs

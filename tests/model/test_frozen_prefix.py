@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from pylorus.model.freeze import apply_depth, resolve_depth, set_modes
+from pylorus.model.finetuning import apply_depth, resolve_depth, set_modes
 from pylorus.model.frozen_prefix import CannotCutError, cut_network
 from tests.conftest import TINY
 

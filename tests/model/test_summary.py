@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from pylorus.model.freeze import NETWORK_BLOCK, extract_network_structure, list_blocks, resolve_depth
+from pylorus.model.finetuning import NETWORK_BLOCK, extract_network_structure, list_blocks, resolve_depth
 
 CASES = {
     "test_resnet": 64,

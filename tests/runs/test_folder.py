@@ -9,7 +9,8 @@ import torch
 
 import pylorus
 from pylorus.core.errors import PylorusError
-from pylorus.core.storage import explain_disk_error, is_archive_intact
+from pylorus.core.io import is_archive_intact
+from pylorus.core.system import explain_disk_error
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.reading import read_config
 from pylorus.training.trainer import build_precision_arguments

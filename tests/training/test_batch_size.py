@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
-from pylorus.hardware.engine import Engine
+from pylorus.hardware import Engine
 from pylorus.launch.train import run
 from pylorus.model.backbone import build_backbone
 from pylorus.runs.folder import RunFolder

@@ -26,7 +26,7 @@ from pylorus.launch.train import run
 from pylorus.model.classifier import StageClassifier
 from pylorus.model.inference import NormalizingNetwork
 from pylorus.runs.folder import RunFolder
-from pylorus.training.faults import explain_fault
+from pylorus.training.processes import explain_fault
 from tests.conftest import TINY
 
 FAST = ["data=folders", r"data.group=patient_\d+", "trainer=cpu", "data.image_size=32", "model=timm", f"model.name={TINY}",

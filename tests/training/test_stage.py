@@ -13,7 +13,7 @@ from pylorus.config.schema import CacheConfig, StageConfig
 from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.io import write_text
 from pylorus.data.dataset import DeviceMemory
-from pylorus.hardware.engine import Engine
+from pylorus.hardware import Engine
 from pylorus.launch.train import run
 from pylorus.model.classifier import StagePlan
 from pylorus.runs.folder import RunFolder

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from pylorus.core.io import write_text
 from pylorus.launch.train import run
-from pylorus.model.metrics import EpochMetrics
+from pylorus.model.objectives import EpochMetrics
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
 from tests.waiting import WaitCounter

@@ -28,7 +28,7 @@ from pylorus.core.distributed import SINGLE_PROCESS, Processes, get_concurrent_j
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
 from pylorus.core.io import create_private_folder, write_json
-from pylorus.core.limits import get_free_memory
+from pylorus.core.system import get_free_memory
 
 log = logging.getLogger(__name__)
 

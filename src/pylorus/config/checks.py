@@ -3,8 +3,6 @@
 import dataclasses
 import re
 import textwrap
-from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +27,14 @@ from pylorus.core.errors import (
     normalize_name,
     resolve_short_name,
     resolve_unicode_form,
+    suggest_path,
 )
-from pylorus.core.io import iter_fields, validate, write_text
-from pylorus.core.storage import seal_text, verify_text
+from pylorus.core.io import iter_fields, seal_text, validate, verify_text, write_text
 
 FORWARDED_KEYS = {"loss": ("label_smoothing",), "logger": ("project", "offline")}
 """Keys of Pylorus's own that a `_target_` receives as well, where they differ from their default."""
 RESERVED_STAGE_NAMES = ("model", "report", "images")
 """Names that no stage may have: each stage has a folder in the run's folder, where these names are in use."""
-MAX_ENTRIES = 10_000
-"""Entries of a folder among which a similar name is searched."""
 
 
 def build_config(composed: DictConfig, *, folder: str | None = None) -> Config:
@@ -357,37 +353,6 @@ def check_paths(config: Config) -> None:
     else:
         hint = suggest_path(weights)
     raise PylorusError(f"model.weights: found {weights}, expected hub, none, or an existing file.{hint}")
-
-
-def suggest_path(path: str) -> str:
-    r"""Return a sentence about a path that does not exist: the existing one that is meant; empty if none is near.
-
-    Example:
-        >>> suggest_path("/home/eva/C:\\Users\\Eva")
-        ' It is a path of Windows; in WSL it is /mnt/c/Users/Eva.'
-    """
-    windows = re.search(r"(?:^|/)([A-Za-z]):[\\/](.*)", path)
-    if windows is not None:
-        rest = re.sub(r"[\\/]+", "/", windows[2]).lstrip("/")
-        return f" It is a path of Windows; in WSL it is /mnt/{windows[1].lower()}/{rest}."
-    forward = Path(re.sub(r"\\+", "/", path))
-    if "\\" in path and forward.exists():
-        return f' Did you mean "{forward}"?'
-    stripped = Path(path).with_name(Path(path).name.strip() or "_")
-    if stripped != Path(path) and stripped.exists():
-        return f' Did you mean "{stripped}", without the space?'
-    parent = Path(path).parent
-    while not parent.is_dir() and parent != parent.parent:
-        parent = parent.parent
-    missing = Path(path).relative_to(parent).parts[0]
-    with suppress(OSError):
-        names = [entry.name for entry in islice(parent.iterdir(), MAX_ENTRIES)]
-        suggestion = format_suggestion(missing, names, cutoff=0.7)
-        if suggestion:
-            nearest = parent / suggestion.split('"')[1] / Path(*Path(path).relative_to(parent).parts[1:])
-            if nearest.exists():
-                return f' Did you mean "{nearest}"?'
-    return "" if parent == Path(path).parent else f" {parent} exists, but it contains no {missing}."
 
 
 def _check_classes(config: Config) -> None:

@@ -5,8 +5,7 @@ but the standard library, so that help and errors appear immediately.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -525,34 +524,3 @@ EXTENSIBLE = ("data", "model", "augment", "loss", "logger")
 """Sections that accept a `_target_`; unknown keys beside it are its arguments and become entries of `args`."""
 NAMED_TARGETS = ("callbacks", "metrics")
 """Sections whose every entry has a `_target_`."""
-
-
-def format_loss_name(name: str) -> str:
-    """Return what texts call the loss of a name.
-
-    Example:
-        >>> format_loss_name("cross_entropy"), format_loss_name("focal")
-        ('cross-entropy', 'focal loss')
-    """
-    return "cross-entropy" if name == "cross_entropy" else f"{name.replace('_', '-')} loss"
-
-
-def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
-    """Describe a run's loss for its checklist and card: its name first, then what differs from the usual.
-
-    Args:
-        settings: The section `loss` of a configuration, also of an older or newer version; nothing in it is executed.
-
-    Example:
-        >>> list_loss_details({"name": "focal", "class_weights": "balanced", "args": {"gamma": 1}})
-        ['class-weighted focal loss', 'gamma 1']
-    """
-    given = asdict(settings) if isinstance(settings, LossConfig) else dict(settings)
-    smoothing, target = float(given.get("label_smoothing") or 0.0), given.get("_target_")
-    label = f"the loss {target}" if target else format_loss_name(str(given.get("name") or "cross_entropy"))
-    weighted = "class-weighted " if given.get("class_weights") == "balanced" else ""
-    details = [
-        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
-        for key, value in dict(given.get("args") or {}).items()
-    ]
-    return [f"{weighted}{label}", *details, *([f"label smoothing {smoothing:g}"] if smoothing and not target else [])]

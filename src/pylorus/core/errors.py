@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -211,7 +212,56 @@ def format_path(path: object) -> str:
     )
 
 
+MAX_ENTRIES = 10_000
+"""Entries of a folder among which a similar name is searched."""
+
+
+def suggest_path(path: str) -> str:
+    r"""Return a sentence about a path that does not exist: the existing one that is meant; empty if none is near.
+
+    Example:
+        >>> suggest_path("/home/eva/C:\\Users\\Eva")
+        ' It is a path of Windows; in WSL it is /mnt/c/Users/Eva.'
+    """
+    windows = re.search(r"(?:^|/)([A-Za-z]):[\\/](.*)", path)
+    if windows is not None:
+        rest = re.sub(r"[\\/]+", "/", windows[2]).lstrip("/")
+        return f" It is a path of Windows; in WSL it is /mnt/{windows[1].lower()}/{rest}."
+    forward = Path(re.sub(r"\\+", "/", path))
+    if "\\" in path and forward.exists():
+        return f' Did you mean "{forward}"?'
+    stripped = Path(path).with_name(Path(path).name.strip() or "_")
+    if stripped != Path(path) and stripped.exists():
+        return f' Did you mean "{stripped}", without the space?'
+    parent = Path(path).parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    missing = Path(path).relative_to(parent).parts[0]
+    with suppress(OSError):
+        names = [entry.name for entry in islice(parent.iterdir(), MAX_ENTRIES)]
+        suggestion = format_suggestion(missing, names, cutoff=0.7)
+        if suggestion:
+            nearest = parent / suggestion.split('"')[1] / Path(*Path(path).relative_to(parent).parts[1:])
+            if nearest.exists():
+                return f' Did you mean "{nearest}"?'
+    return "" if parent == Path(path).parent else f" {parent} exists, but it contains no {missing}."
+
+
 def format_empty_value(key: str) -> str:
     """Return the message for an empty path or pattern: `Path("")` would be the current folder, a pattern match all."""
     known = "For no pattern: data.group=null" if key == "data.group" else f"For the current folder: {key}=."
     return f"{key}: found an empty value. Is the variable set, if you wrote {key}=$NAME? {known}"
+
+
+TABLE_FORMATS = (".csv", ".parquet", ".json")
+"""Suffixes of tables that a command writes."""
+
+
+def check_table_name(path: Path, *, argument: str) -> None:
+    """Check that the name of a table to be written says its format.
+
+    Raises:
+        PylorusError: If it has another suffix than those of `TABLE_FORMATS`.
+    """
+    if path.suffix.lower() not in TABLE_FORMATS:
+        raise PylorusError(f"{argument}: found {path}, expected a file name that ends in {', '.join(TABLE_FORMATS)}.")

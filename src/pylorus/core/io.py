@@ -1,33 +1,57 @@
-"""Files and values: atomic writes, JSON and its schema, arguments, new folders, closed pipes, messages about a disk.
+"""Files: atomic writes, JSON and its schema, checksums, the lock of a folder and the process that has it, closed pipes.
 
-A file is complete or absent, even after a power failure, because it is renamed into place. Nothing here imports torch,
-and pydantic is imported only where values are checked.
+A file is complete or absent, even after a power failure, because it is renamed into place. A JSON object and a YAML
+file contain their own checksum, a table has one beside it, and a checkpoint of torch is a zip archive, which has one
+for each tensor that torch itself does not check. Nothing here imports torch, and pydantic is imported only where values
+are checked.
 """
 
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import os
+import re
 import secrets
+import shlex
+import socket
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from filelock import FileLock, Timeout
 
 from pylorus.core.errors import PylorusError, format_path, format_suggestion
+
+LOCK = ".lock"
+"""File that is locked while a process writes to its folder."""
+HEARTBEAT_SECONDS = 20.0
+"""Seconds between two heartbeats of a running run."""
+HEARTBEAT_TIMEOUT = timedelta(minutes=3)
+"""A process on another machine counts as dead after this time without a heartbeat."""
+FIRST_LINE = "# The last line holds the SHA-256 of the others.\n"
+LAST_LINE = "# SHA-256: "
+"""Start of a text's last line."""
+SUFFIX = ".sha256"
+"""What the name of the file beside a table ends in; `sha256sum --check` reads it, too."""
+INCOMPLETE = re.compile(r"\..+-[0-9a-f]{8}(\.[^.]*)?|\.failure-\d+\.json")
+"""Names of incomplete files: those of `core.io.write_atomically`, and the errors of the processes of a SLURM step."""
+INCOMPLETE_WEIGHTS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""Names of incomplete files of safetensors, which are only ours in a folder for weights."""
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 Kind = TypeVar("Kind")
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
 
 BROKEN_PIPE_CODE = 141
 """Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
@@ -40,8 +64,13 @@ PARQUET_OPTIONS: Mapping[str, Any] = {"pre_buffer": False, "to_pandas_kwargs": N
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` on success, delete it on any error.
+
+    Args:
+        path: The file.
+        durable: Whether to wait until the content is on disk. Where readers verify a checksum and can do without the
+            file, as in a cache, nobody needs to wait for the disk.
 
     Raises:
         OSError: If the folder can't be written to.
@@ -51,7 +80,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        _ensure_on_disk(temporary)  # if only the name reached the disk before a power failure, the file would be empty
+        if durable:  # if only the name reached the disk before a power failure, the file would be empty
+            _ensure_on_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,21 +96,17 @@ def _ensure_on_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-MAX_NAMED_FILES = 3
-"""Number of files that the message about a folder that is not empty names."""
-
-
 def check_new_folder(
     folder: Path, *, hint: str = "", allow_links: bool = True, own: Sequence[str] = (), outside: Sequence[Path] = ()
 ) -> None:
-    """Check that a folder may be written to: it does not exist yet, is empty, or holds an earlier result.
+    """Check that a folder does not exist yet, is empty, or holds an earlier result.
 
     Args:
         folder: The folder.
-        hint: Sentence at the end of the error message that says what to type.
+        hint: Sentence in the error message that says what to type.
         allow_links: Whether a symbolic link to an empty folder is accepted.
-        own: Names of files or folders that only an earlier result has: a folder that holds one of them is accepted.
-        outside: Folders that are read, such as a bundle: the folder must not lie in one of them.
+        own: Names of which a folder with an earlier result holds at least one.
+        outside: Folders that are only read: it must not be one of them, or lie in one.
 
     Raises:
         PylorusError: If it holds other files, is a file, or lies in one of the folders that are read.
@@ -91,27 +117,12 @@ def check_new_folder(
             raise PylorusError(f"{folder} {where} only read. Name a folder outside of it to write to.")
     if not (folder.exists() or folder.is_symlink()) or any((folder / name).exists() for name in own):
         return
-    expected = f"already exists, expected a new or empty folder. {hint}".rstrip()
-    if not folder.is_dir() or (folder.is_symlink() and not allow_links):
-        raise PylorusError(f"{folder}: {expected}")
-    names = sorted(os.listdir(folder))  # noqa: PTH208 names are enough, and there may be many
-    if names:
-        shown = ", ".join(map(format_path, names[:MAX_NAMED_FILES]))
-        raise PylorusError(f"{folder}: {expected} Found: {shown}{' …' if len(names) > MAX_NAMED_FILES else ''}")
-
-
-TABLE_FORMATS = (".csv", ".parquet", ".json")
-"""Suffixes of tables that a command writes."""
-
-
-def check_table_name(path: Path, *, argument: str) -> None:
-    """Check that the name of a table to be written says its format.
-
-    Raises:
-        PylorusError: If it has another suffix than those of `TABLE_FORMATS`.
-    """
-    if path.suffix.lower() not in TABLE_FORMATS:
-        raise PylorusError(f"{argument}: found {path}, expected a file name that ends in {', '.join(TABLE_FORMATS)}.")
+    is_accepted = folder.is_dir() and (allow_links or not folder.is_symlink())
+    names = sorted(os.listdir(folder)) if is_accepted else []  # noqa: PTH208
+    if names or not is_accepted:
+        found = f"Found: {', '.join(map(format_path, names[:3]))}{' …' if names[3:] else ''}" if names else ""
+        message = f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip()
+        raise PylorusError(f"{message} {found}".rstrip())
 
 
 def create_private_folder(folder: Path, *, levels: int) -> None:
@@ -320,174 +331,6 @@ def resolve_optional_type(annotation: Any) -> Any:
     return annotation
 
 
-def check_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Check the arguments of each call of a function against its annotations, without converting text to numbers.
-
-    An array, Series or tensor of values is passed as a list where a list is expected, and a number of NumPy as Python's
-    own. NaN and infinity are no numbers here, and True is no whole number. An annotation that can't be resolved at run
-    time, since its import would be heavy, is not checked.
-
-    Args:
-        function: A function, method or constructor of the Python interface. Words are annotated with `Literal`, ranges
-            as in `Annotated[int, Ge(1)]`, a dataclass with `pydantic.InstanceOf`.
-
-    Raises:
-        PylorusError: At a call; names the argument, the value found and the value expected.
-
-    Example:
-        >>> @check_arguments
-        ... def train(*, seed: int = 0) -> int:
-        ...     return seed
-        >>> train(seed="x")
-        Traceback (most recent call last):
-        pylorus.core.errors.PylorusError: train: seed: found 'x', expected a whole number.
-    """
-    signature = inspect.signature(function)
-    *_, owner, name = ("", *function.__qualname__.split("."))
-    caller = owner if name == "__init__" else name
-
-    @functools.wraps(function)
-    def check_and_call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError:
-            return function(*args, **kwargs)  # Python says which argument is missing or unknown
-        for argument, annotation in _get_annotations(function).items():
-            if argument in bound.arguments:
-                value, where = bound.arguments[argument], f"{caller}: {argument}"
-                bound.arguments[argument] = _check_argument(value, annotation, where=where)
-        return function(*bound.args, **bound.kwargs)
-
-    return check_and_call
-
-
-@functools.cache
-def _get_annotations(function: Callable[..., object]) -> dict[str, Any]:
-    """Return the annotation of each parameter of a function that can be resolved."""
-    resolved: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if is_variadic or parameter.annotation is parameter.empty:
-            continue
-        holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
-        try:
-            resolved |= typing.get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True)
-        except NameError:  # imported for type checkers only
-            continue
-    return resolved
-
-
-def _check_argument(value: Any, annotation: Any, *, where: str) -> Any:
-    from pydantic import ValidationError
-
-    adapter = _get_argument_adapter(annotation)
-    if getattr(value, "shape", None) == ():
-        value = value.tolist()
-    candidates = [value, value.tolist()] if hasattr(value, "tolist") else [value]
-    for candidate in candidates:
-        try:
-            adapter.validate_python(candidate)
-        except ValidationError:
-            continue
-        return candidate
-    words = [word for word in _list_words(annotation) if isinstance(value, str)]
-    raise PylorusError(
-        f"{where}: found {describe_value(value)}, expected {describe_type(annotation)}."
-        f"{format_suggestion(value, words) if words else ''}"
-    )
-
-
-@functools.cache
-def _get_argument_adapter(annotation: Any) -> "TypeAdapter[Any]":
-    from pydantic import ConfigDict, TypeAdapter
-
-    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False))
-
-
-def describe_value(value: Any) -> str:
-    """Say what a message found: a plain value as Python writes it, of anything else its type.
-
-    Example:
-        >>> describe_value("x"), describe_value(dict), describe_value(Path("a"))
-        ("'x'", 'the class dict', "'a'")
-    """
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(value, Path):
-        return repr(str(value))
-    if hasattr(value, "shape"):
-        return f"{_add_article(type(value).__name__.removeprefix('nd'))} of shape {tuple(value.shape)}"
-    if value is None or isinstance(value, str | bytes | int | float | list | tuple | set | dict):
-        text = repr(value)
-        return text if len(text) <= 80 else f"{text[:77]}…"
-    return f"the function {value.__name__}" if inspect.isroutine(value) else _add_article(type(value).__name__)
-
-
-PLAIN_TYPES = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    Path: "a path",
-    type(None): "None",
-    Any: "any value",
-}
-
-
-def describe_type(annotation: Any) -> str:
-    """Say in words what values an annotation accepts.
-
-    Example:
-        >>> describe_type(Sequence[str] | None), describe_type(str | Path), describe_type(Literal["pad", "crop"])
-        ('a list of text, or None', 'a path', "'pad' or 'crop'")
-    """
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (types.UnionType, typing.Union):
-        members = list(dict.fromkeys(member for member in arguments if not (member is str and Path in arguments)))
-        texts = [describe_type(member) for member in members]
-        return f"{', '.join(texts[:-1])}, or {texts[-1]}" if len(texts) > 1 else texts[0]
-    if origin is Literal:
-        words = [repr(word) for word in arguments]
-        return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
-    if origin is Annotated:
-        return f"{describe_type(arguments[0])}{_describe_range(arguments[1:])}"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a dictionary"
-    if isinstance(origin, type) and issubclass(origin, Iterable):
-        plural = {"a path": "paths", "a whole number": "whole numbers", "a number": "numbers"}
-        entry = describe_type(arguments[0])
-        for singular, word in plural.items():
-            entry = entry.replace(singular, word)
-        return f"a list of {entry}"
-    if origin is Callable:
-        return "a function"
-    return PLAIN_TYPES.get(annotation) or _add_article(getattr(annotation, "__name__", str(annotation)))
-
-
-def _describe_range(metadata: Sequence[Any]) -> str:
-    """Return the part of a message that states the range in the metadata of `Annotated`; empty if it has none."""
-    phrases = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
-    bounds = [
-        f"{phrase} {getattr(item, name):g}"
-        for item in metadata
-        for name, phrase in phrases.items()
-        if getattr(item, name, None) is not None
-    ]
-    return f" {' and '.join(bounds)}" if bounds else ""
-
-
-def _list_words(annotation: Any) -> list[str]:
-    """List the words that an annotation accepts by `Literal`, for a suggestion."""
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is Literal:
-        return [word for word in arguments if isinstance(word, str)]
-    return [word for member in arguments for word in _list_words(member)]
-
-
-def _add_article(noun: str) -> str:
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
-
-
 def iter_fields(schema: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """Yield each field of a dataclass with its type, without None."""
     hints = typing.get_type_hints(schema)
@@ -519,3 +362,182 @@ def handle_closed_pipe() -> Iterator[None]:
         # Python flushes the remaining buffer at exit, so it needs somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE_CODE)
+
+
+def seal_text(text: str) -> str:
+    """Return a text of YAML with its checksum in a comment at the end."""
+    content = FIRST_LINE + text
+    return f"{content}{LAST_LINE}{hashlib.sha256(content.encode()).hexdigest()}\n"
+
+
+def verify_text(text: str) -> bool:
+    """Return whether a text is intact; one without a checksum is."""
+    content, separator, digest = text.rpartition(LAST_LINE)
+    if not separator:
+        return not text.startswith(FIRST_LINE)
+    return digest.strip() == hashlib.sha256(content.encode()).hexdigest()
+
+
+def compute_digest(path: Path) -> str:
+    """Return the SHA-256 of a file; empty if there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_digest(path: Path) -> str:
+    """Write the SHA-256 of a file into a file beside it, and return it."""
+    digest = compute_digest(path)
+    write_text(path.with_name(path.name + SUFFIX), f"{digest}  {path.name}\n")
+    return digest
+
+
+def check_digest(path: Path) -> None:
+    """Check a file against the SHA-256 beside it, if there is one.
+
+    Raises:
+        PylorusError: If they differ.
+    """
+    beside = path.with_name(path.name + SUFFIX)
+    if beside.is_file() and beside.read_text(encoding="utf-8", errors="replace").split()[:1] != [compute_digest(path)]:
+        raise PylorusError(
+            f"{path}: damaged, or changed since it was written: its SHA-256 is not that in {beside.name}. Restore it "
+            f"from a backup, or start a new run. If only {beside.name} was damaged, delete that."
+        )
+
+
+def is_archive_intact(path: Path) -> bool:
+    """Return whether a checkpoint exists and all its tensors have their checksums."""
+    if not path.is_file():  # opening a named pipe would wait forever
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError):
+        return False
+
+
+@contextmanager
+def lock_folder(folder: Path, explain: Callable[[], str]) -> Iterator[None]:
+    """Let no other process write to an existing folder; the lock is gone when this process is, however it ends.
+
+    A file system without locks grants it to everyone.
+
+    Args:
+        folder: The folder.
+        explain: Returns the message of the error.
+
+    Raises:
+        PylorusError: If another process has locked it.
+    """
+    lock = FileLock(folder / LOCK)
+    if folder.is_dir():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise PylorusError(explain()) from None
+        except (OSError, NotImplementedError):  # if the folder can't be written to, whoever writes reports it
+            pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def describe_process() -> dict[str, Any]:
+    """Return what identifies this process in the status of a run, with the present time as its heartbeat."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm": _get_slurm_job(), "heartbeat": format_now()}
+
+
+def _get_slurm_job() -> list[str] | None:
+    """Return the SLURM job ID of this process and how often the job was requeued; None outside SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return [job, os.environ.get("SLURM_RESTART_COUNT", "0")] if job else None
+
+
+def is_process_alive(status: dict[str, Any]) -> bool:
+    """Return whether the process of a run is alive; on another machine only its heartbeat can be checked."""
+    heartbeat = datetime.fromisoformat(status.get("heartbeat", status["started"]))
+    import psutil
+
+    before, now = status.get("slurm"), _get_slurm_job()
+    if before and now and before[0] == now[0] and before[1] != now[1]:
+        return False  # the same job before it was requeued: that process may have run on another machine
+    if status.get("host", socket.gethostname()) != socket.gethostname():
+        return datetime.now(UTC) - heartbeat < HEARTBEAT_TIMEOUT
+    try:
+        process = psutil.Process(status["pid"])
+        # A process that started after the run's last heartbeat only reuses its process ID.
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= heartbeat.timestamp() + 2
+    except psutil.NoSuchProcess:
+        return False
+
+
+def format_now() -> str:
+    """Return the present time in UTC, to the second, as a status holds it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def explain_lock(folder: Path, activity: str, status: Mapping[str, Any]) -> str:
+    """Return the message for a folder that another process has locked.
+
+    Args:
+        folder: The folder.
+        activity: What is going on in it, as in "process 7 on node1 is training".
+        status: The status of the run in it, with `host` and `heartbeat`; empty if unknown.
+    """
+    message = f"{folder}: {activity} in this folder."
+    host, heartbeat = status.get("host", socket.gethostname()), status.get("heartbeat")
+    if host == socket.gethostname() or heartbeat is None:
+        return f"{message} Wait until it ends, or stop it first."
+    silence = datetime.now(UTC) - datetime.fromisoformat(heartbeat)
+    if silence < HEARTBEAT_TIMEOUT:
+        minutes = f"{HEARTBEAT_TIMEOUT.total_seconds() / 60:.0f} minutes"
+        return (
+            f"{message} Wait until it ends, or stop it first, on {host}. If that machine is off, try again once it has "
+            f"given no sign of life for {minutes} (now: {max(0.0, silence.total_seconds()):.0f} s)."
+        )
+    return (
+        f"{message} It has given no sign of life for {silence.total_seconds() / 60:.0f} minutes, but still holds the "
+        f"lock: {host} is off, out of reach, or has suspended it. Make sure there that it does not train any more, "
+        f"then remove the lock and start again: rm {shlex.quote(str(folder / LOCK))}"
+    )
+
+
+def is_incomplete(path: Path) -> bool:
+    """Return whether a file has the name of an incomplete one; others that are hidden are not ours."""
+    has_weights = path.parent.name in ("checkpoints", "model")
+    is_ours = INCOMPLETE.fullmatch(path.name) or (has_weights and INCOMPLETE_WEIGHTS.fullmatch(path.name))
+    return bool(is_ours) and path.is_file()
+
+
+def remove_incomplete_files(folder: Path) -> None:
+    """Remove what a killed process left incomplete in the folder of a run, and named pipes, which block who opens them.
+
+    Other hidden files are not ours: the folder of a run may be a clone, or somebody's home.
+    """
+    patterns = ("*", "*/*", "*/checkpoints/*", "report/*/*")
+    for path in [path for pattern in patterns for path in folder.glob(pattern) if path != folder / LOCK]:
+        with suppress(OSError):
+            if path.is_fifo() or path.is_socket() or is_incomplete(path):
+                path.unlink()
+
+
+@contextmanager
+def send_heartbeats(write: Callable[..., None]) -> Iterator[None]:
+    """Write a heartbeat at regular intervals while the code inside the context runs."""
+    ended = threading.Event()
+
+    def send_heartbeat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):  # the run itself will report a full disk
+                write(heartbeat=format_now())
+
+    thread = threading.Thread(target=send_heartbeat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 
 from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig, CacheConfig, DataConfig
+from pylorus.core.arguments import check_arguments
 from pylorus.core.distributed import SINGLE_PROCESS, Processes
 from pylorus.core.errors import PylorusError, format_suggestion, translate_errors
 from pylorus.core.formatting import format_bytes
-from pylorus.core.io import check_arguments, resolve_path, validate
+from pylorus.core.io import resolve_path, validate
 from pylorus.data.audit_findings import Thresholds
 from pylorus.data.augmentation import build_augmentation, has_augmentation, load_policy
 from pylorus.data.catalog import ReadOptions, read_folders

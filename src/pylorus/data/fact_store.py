@@ -289,7 +289,8 @@ class FactStore:
     def _save_table(self, table: pa.Table) -> bool:
         try:
             create_private_folder(self.folder, levels=3)
-            with write_atomically(self.folder / f"{secrets.token_hex(8)}.parquet") as temporary:
+            part = self.folder / f"{secrets.token_hex(8)}.parquet"
+            with write_atomically(part, durable=False) as temporary:  # its pages have checksums
                 parquet.write_table(
                     table, temporary, write_page_checksum=True, compression=COMPRESSION, use_dictionary=WORDS
                 )

@@ -419,26 +419,28 @@ def measure_quality(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _measure_image_quality(image: RGB) -> tuple[float, float, float, float]:
-    visible = (image.max(axis=2) > MIN_VISIBLE).astype(np.uint8)
+    brightest = cv2.max(cv2.max(image[..., 0], image[..., 1]), image[..., 2])
+    visible = cv2.threshold(brightest, MIN_VISIBLE, 1, cv2.THRESH_BINARY)[1]
     red, green, blue, _ = cv2.mean(image, mask=visible)
     total = red + green + blue
     if total == 0:
         return 0.0, 1 / 3, 0.0, 0.0
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    fine, coarse = (
-        _measure_detail(*(cv2.resize(layer, (side, side), interpolation=cv2.INTER_AREA) for layer in (grey, visible)))
-        for side in (len(image), max(2, len(image) // COARSE))
+    grey, side = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), max(2, len(image) // COARSE)
+    fine = _measure_detail(grey, visible)
+    coarse = _measure_detail(
+        *(cv2.resize(layer, (side, side), interpolation=cv2.INTER_AREA) for layer in (grey, visible))
     )
     brightness = (0.299 * red + 0.587 * green + 0.114 * blue) / 255
-    return brightness, red / total, min(1.0, fine / coarse) if coarse else 0.0, float(visible.mean())
+    field = cv2.countNonZero(visible) / visible.size
+    return brightness, red / total, min(1.0, fine / coarse) if coarse else 0.0, field
 
 
 def _measure_detail(grey: NDArray[Any], visible: NDArray[Any]) -> float:
     """Return the mean absolute difference of neighboring pixels in rows and columns where both are visible."""
     sums = counts = 0.0
-    for values, mask in ((grey, visible), (grey.T, visible.T)):
-        both = np.ascontiguousarray(mask[1:] & mask[:-1])
-        differences = cv2.absdiff(np.ascontiguousarray(values[1:]), np.ascontiguousarray(values[:-1]))
+    for near, far in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        both = cv2.bitwise_and(visible[near], visible[far])
         count = cv2.countNonZero(both)
-        sums, counts = sums + cv2.mean(differences, mask=both)[0] * count, counts + count
+        sums += cv2.mean(cv2.absdiff(grey[near], grey[far]), mask=both)[0] * count
+        counts += count
     return sums / counts if counts else 0.0

@@ -18,9 +18,8 @@ from pylorus.config.schema import DataConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name
 from pylorus.core.formatting import format_count
-from pylorus.core.io import write_atomically
+from pylorus.core.io import check_digest, write_atomically, write_digest
 from pylorus.core.privacy import MANIFEST_PREFIX
-from pylorus.core.storage import check_digest, write_digest
 from pylorus.data.audit_findings import KINDS, Pair, Thresholds, count_leaks, find_leaks, format_leaks
 from pylorus.data.catalog import Catalog, format_exclusion
 from pylorus.data.leakage import (

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config.schema import AugmentConfig, Config, list_loss_details
+from pylorus.config.keys import list_loss_details
+from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.errors import format_path
-from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_json, write_text
-from pylorus.core.storage import write_digest
+from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_digest, write_json, write_text
 from pylorus.data.datamodule import ImageDataModule
-from pylorus.data.dataset import LoadingProcesses
+from pylorus.data.dataset import DeviceMemory, LoadingProcesses
 from pylorus.data.decode import POLICY_VERSION
 from pylorus.data.field_of_view import FINDER
 from pylorus.data.input_format import measure_quality, resolve_mask
@@ -59,9 +59,9 @@ from pylorus.deploy.verified_files import (
     UNLIKE,
     WEIGHTS,
 )
-from pylorus.hardware.engine import Engine, get_batch_size, resolve_workers
+from pylorus.hardware import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
-from pylorus.model.freeze import resolve_depth
+from pylorus.model.finetuning import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.inference import (
     APPEARANCE_LENGTH,
@@ -120,6 +120,7 @@ def write_bundle(
     engine: Engine,
     timeline: Timeline,
     loading: LoadingProcesses | None = None,
+    memory: DeviceMemory | None = None,
 ) -> ShippedStage:
     """Write the shipped stage of a run to its folder `model`; it contains no file names of images and no patients.
 
@@ -135,6 +136,7 @@ def write_bundle(
         engine: The run's compute engine.
         timeline: What this process spends its time on: features, distances and thresholds count as evaluation.
         loading: The run's processes that decode images; None: there are none.
+        memory: Where the images are held beside the network; None: in the main memory.
 
     Returns:
         The shipped stage, and how it was chosen.
@@ -155,6 +157,7 @@ def write_bundle(
         cache=config.cache,
         validation=images.validation,
         loading=loading,
+        memory=memory,
     )
     log.info("model    computing features of training images for out-of-distribution detection")
     classes = len(images.catalog.classes)

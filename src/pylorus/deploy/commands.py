@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pylorus.core.errors import PylorusError
-from pylorus.core.io import check_table_name
+from pylorus.core.errors import PylorusError, check_table_name
 from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 

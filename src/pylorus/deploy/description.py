@@ -370,7 +370,7 @@ class Abstention:
 
 @dataclass(frozen=True)
 class FingerprintSummary:
-    """What fingerprints of the training and validation images the bundle carries; see `pylorus.data.fingerprints`.
+    """What fingerprints of the training and validation images the bundle carries; see `pylorus.deploy.fingerprints`.
 
     Attributes:
         version: Version of the code that computed them.

@@ -23,11 +23,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pylorus.core.errors import PylorusError, UnreadableImageError, fold_name, format_path, normalize_name
+from pylorus.core.errors import (
+    PylorusError,
+    UnreadableImageError,
+    check_table_name,
+    fold_name,
+    format_path,
+    normalize_name,
+)
 from pylorus.core.formatting import defuse_formula, defuse_formulas, format_count
-from pylorus.core.io import check_table_name, read_json, write_atomically, write_json
+from pylorus.core.io import lock_folder, read_json, write_atomically, write_json
 from pylorus.core.limited_process import iterate_limited, restart_clock
-from pylorus.core.storage import lock_folder
 from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB, open_local_file
 from pylorus.data.walk import MAX_SORTED_FILES, PROBLEM, IgnoredFile, IgnoredFiles, log_ignored, walk_images

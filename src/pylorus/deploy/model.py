@@ -25,12 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from pylorus.config.checks import check_model_name
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
-from pylorus.core.limits import get_free_memory
-from pylorus.data.fingerprints import Fingerprints
+from pylorus.core.system import get_free_memory
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import Description
-from pylorus.deploy.fingerprints import read_fingerprints
+from pylorus.deploy.fingerprints import Fingerprints, read_fingerprints
 from pylorus.deploy.signature import build_manifest_check
 from pylorus.deploy.verified_files import (
     DESCRIPTION,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pylorus.core.errors import PylorusError, format_path, normalize_name
 from pylorus.core.formatting import format_count, join_names
 from pylorus.core.io import read_json, write_atomically, write_text
+from pylorus.data.catalog import extract_groups
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import Description, UsageReference
@@ -32,7 +33,6 @@ from pylorus.deploy.monitor_page import (
     sort_alarms,
 )
 from pylorus.deploy.thresholds import Answers, build_usage_reference, collect_answers
-from pylorus.deploy.validation import extract_patients
 from pylorus.deploy.verified_files import DESCRIPTION, EXPORT_FILES, FILES, SUMS, is_export, open_verified_folder
 from pylorus.evaluation.drift import compare_rate, compare_score
 
@@ -217,7 +217,7 @@ def _collect(table: pd.DataFrame, description: Description, group: str | None) -
     has_quality = set(QUALITY) <= set(table.columns) and not table[list(QUALITY)].isna().to_numpy().any()
     groups = None
     if group is not None:
-        groups = np.array(extract_patients(table["path"], group))
+        groups = np.array(extract_groups(list(table["path"]), group, key="--group"))
     return collect_answers(
         table[[f"probability/{name}" for name in description.short_names]].to_numpy(dtype=np.float64),
         table["unlikeness"].to_numpy(dtype=np.float64),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pylorus.core.errors import PylorusError, format_path
 from pylorus.core.io import write_atomically
 from pylorus.core.limited_process import call_in_fork
-from pylorus.core.limits import get_free_memory
+from pylorus.core.system import get_free_memory
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import INTENDED_USE, Description
 from pylorus.deploy.model import Bundle, InferenceModel, verify_inference

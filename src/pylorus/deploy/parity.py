@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.formatting import format_count
-from pylorus.data.catalog import get_matched_group, parse_group_pattern
+from pylorus.data.catalog import extract_groups
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import Description
 from pylorus.deploy.inputs import Sources
@@ -91,14 +91,7 @@ def find_user_images(folder: Path, description: Description, *, group: str | Non
     items = [item for item in Sources((str(folder),), class_names, None).iter_items() if isinstance(item.source, Path)]
     if not items:
         raise PylorusError(f"--images: {folder} holds no images.")
-    groups = [item.path for item in items]
-    if group is not None:
-        finder = parse_group_pattern(group, key="--group")
-        matches = [finder.search(item.path) for item in items]
-        missing = next((item.path for item, match in zip(items, matches, strict=True) if not match), None)
-        if missing is not None:
-            raise PylorusError(f"--group: {group!r} finds no patient in {missing}.")
-        groups = [get_matched_group(match) for match in matches if match]
+    groups = extract_groups([item.path for item in items], group, key="--group")
     return TrialImages(
         tuple(Path(str(item.source)) for item in items),
         np.array([UNKNOWN_LABEL if item.label is None else item.label for item in items], dtype=np.int64),

@@ -32,7 +32,7 @@ from pylorus.deploy.onnx import load_export
 from pylorus.deploy.thresholds import assess_unlike_images, format_unlike_images
 from pylorus.deploy.validation import evaluate_predictions, format_evaluation
 from pylorus.deploy.verified_files import SUMS, is_export
-from pylorus.hardware.engine import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
+from pylorus.hardware import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
 from pylorus.model.inference import NetworkOutput
 from pylorus.runs.process import StopRequest, handle_signals
 

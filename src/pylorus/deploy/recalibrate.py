@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent, join_names
-from pylorus.core.io import check_new_folder, convert_to_plain, write_json, write_text
-from pylorus.core.storage import compute_digest
+from pylorus.core.io import check_new_folder, compute_digest, convert_to_plain, write_json, write_text
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import build_description
 from pylorus.deploy.description import Description, RecalibrationRecord

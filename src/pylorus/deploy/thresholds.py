@@ -35,6 +35,7 @@ from pylorus.evaluation.decisions import (
     prediction_sets,
     threshold_at_sensitivity,
 )
+from pylorus.evaluation.discrimination import ranking_of_predictions
 from pylorus.evaluation.drift import build_rate_reference, build_score_reference
 from pylorus.evaluation.index_intervals import (
     clustered_wilson,
@@ -43,10 +44,9 @@ from pylorus.evaluation.index_intervals import (
     proportions_of_predictions,
     wilson,
 )
-from pylorus.evaluation.influence import compute_confidence_below, compute_group_means, estimate_mean_over_groups
-from pylorus.evaluation.intervals import Estimate
+from pylorus.evaluation.influence import compute_group_means, estimate_mean_over_groups
+from pylorus.evaluation.intervals import Estimate, compute_confidence_below
 from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.ranking import ranking_of_predictions
 from pylorus.model.inference import LARGER_UNLIKENESS
 from pylorus.report.results import Calibration
 

@@ -19,10 +19,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus import __version__
-from pylorus.core.errors import PylorusError, normalize_name
+from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import DASH, format_count, format_number, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
-from pylorus.data.catalog import get_matched_group, parse_group_pattern
+from pylorus.data.catalog import extract_groups
 from pylorus.deploy.card import format_area, format_set_size, format_threshold_guarantee
 from pylorus.deploy.description import Description, IntervalEstimate
 from pylorus.deploy.thresholds import (
@@ -35,11 +35,10 @@ from pylorus.deploy.thresholds import (
 from pylorus.evaluation.calibration import calibration_line, estimate_calibration
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.decisions import operating_point, prediction_sets
+from pylorus.evaluation.discrimination import ranking_of_predictions
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
+from pylorus.evaluation.populations import calibration_in_the_large, predictive_values
 from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.prevalence import predictive_values
-from pylorus.evaluation.ranking import ranking_of_predictions
-from pylorus.evaluation.subgroups import calibration_in_the_large
 from pylorus.runs.reading import HASH_DIGITS, compute_image_set_hash
 
 
@@ -194,7 +193,7 @@ def _collect_known_images(
         left_out += int((known["error"] != "").sum())
         readable = known[known["error"] == ""]
         part = readable[["true", "why", *columns]].reset_index(drop=True)
-        part["group"] = extract_patients(readable["path"], group) if group is not None else ""
+        part["group"] = extract_groups(list(readable["path"]), group, key="--group")
         tables_of_known_class.append(part)
     rows = pd.concat(tables_of_known_class, ignore_index=True)
     if rows.empty:
@@ -210,19 +209,6 @@ def _collect_known_images(
         class_names=tuple(names),
     )
     return predictions, rows["why"].to_numpy(dtype=str), left_out
-
-
-def extract_patients(paths: "pd.Series[str]", pattern: str) -> list[str]:
-    """Return the patient in each path that `pylorus predict` wrote, as matched by the regular expression of --group.
-
-    Raises:
-        PylorusError: If it is not a regular expression, or finds no patient in a path.
-    """
-    finder = parse_group_pattern(pattern, key="--group")
-    groups = [get_matched_group(match) if (match := finder.search(normalize_name(path))) else "" for path in paths]
-    if "" in groups:
-        raise PylorusError(f"--group: the pattern {pattern!r} finds no patient in {list(paths)[groups.index('')]}.")
-    return groups
 
 
 def _format_groups(record: Mapping[str, Any]) -> str:

@@ -13,15 +13,23 @@ import tempfile
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
 from pylorus import __version__
 from pylorus.core.formatting import format_count
-from pylorus.doctor.machine import MEMORY_AND_DISK as SPACE
-from pylorus.doctor.machine import check_space
+from pylorus.doctor.checks import MEMORY_AND_DISK as SPACE
+from pylorus.doctor.checks import (
+    check_bundle,
+    check_computing,
+    check_fonts,
+    check_images,
+    check_space,
+    check_weights,
+    list_class_names,
+)
 from pylorus.doctor.packages import EXTRAS as EXTRAS
 from pylorus.doctor.packages import LOADING as LOADING
 from pylorus.doctor.packages import PACKAGES as PACKAGES
@@ -122,47 +130,13 @@ def _run_checks(output: TextIO, *, weights: str, data: str | None, bundle: str |
         write_line(check.to_json())
     has_torch = "torch" in sys.modules
     if has_torch:
-        run_check("Computing", "cores, precision and GPU", _check_computing)
-        run_check("Weights", "weights of the study's models", lambda: _check_weights(Path(weights)))
-    run_check("Figures", "fonts", lambda: _check_fonts(data))
+        run_check("Computing", "cores, precision and GPU", check_computing)
+        run_check("Weights", "weights of the study's models", lambda: check_weights(Path(weights)))
+    run_check("Figures", "fonts", lambda: check_fonts([] if data is None else list_class_names(Path(data))))
     if data is not None:
-        run_check("Images", "images", lambda: _check_images(Path(data)))
+        run_check("Images", "images", lambda: check_images(Path(data)))
     if bundle is not None and has_torch:
-        run_check("Bundle", "bundle", lambda: _check_bundle(Path(bundle), [Path(key) for key in trust]))
-
-
-def _check_computing() -> Iterable[Check]:
-    from pylorus.doctor.machine import check_computing
-
-    return check_computing()
-
-
-def _check_weights(folder: Path) -> Iterable[Check]:
-    from pylorus.doctor.user_files import check_weights
-
-    return check_weights(folder)
-
-
-def _check_fonts(data: str | None) -> Iterable[Check]:
-    from pylorus.doctor.user_files import check_fonts
-
-    if data is None:
-        return check_fonts()
-    from pylorus.doctor.user_files import list_class_names
-
-    return check_fonts(list_class_names(Path(data)))
-
-
-def _check_images(root: Path) -> Iterable[Check]:
-    from pylorus.doctor.user_files import check_images
-
-    return check_images(root)
-
-
-def _check_bundle(folder: Path, trust: Sequence[Path]) -> Iterable[Check]:
-    from pylorus.doctor.user_files import check_bundle
-
-    return check_bundle(folder, trust)
+        run_check("Bundle", "bundle", lambda: check_bundle(Path(bundle), [Path(key) for key in trust]))
 
 
 TIMEOUT = 600.0

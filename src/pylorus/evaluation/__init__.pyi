@@ -1,4 +1,3 @@
-from .auroc import auroc as auroc
 from .calibration import calibration_line as calibration_line
 from .calibration import calibration_scores as calibration_scores
 from .calibration import estimate_calibration as estimate_calibration
@@ -24,6 +23,9 @@ from .decisions import patients_needed as patients_needed
 from .decisions import prediction_sets as prediction_sets
 from .decisions import risk_coverage as risk_coverage
 from .decisions import threshold_at_sensitivity as threshold_at_sensitivity
+from .discrimination import auroc as auroc
+from .discrimination import average_precision as average_precision
+from .discrimination import ranking_of_predictions as ranking_of_predictions
 from .drift import Drift as Drift
 from .drift import RateReference as RateReference
 from .drift import ScoreReference as ScoreReference
@@ -46,14 +48,14 @@ from .pilot import PatientDesign as PatientDesign
 from .pilot import PilotMeasures as PilotMeasures
 from .pilot import measure_patient_design as measure_patient_design
 from .pilot import measure_pilot as measure_pilot
+from .populations import adjust_threshold as adjust_threshold
+from .populations import adjust_to_prevalence as adjust_to_prevalence
+from .populations import calibration_in_the_large as calibration_in_the_large
+from .populations import estimate_prevalence as estimate_prevalence
+from .populations import predictive_values as predictive_values
+from .populations import subgroup_difference as subgroup_difference
 from .predictions import Predictions as Predictions
 from .predictions import patient_level as patient_level
-from .prevalence import adjust_threshold as adjust_threshold
-from .prevalence import adjust_to_prevalence as adjust_to_prevalence
-from .prevalence import estimate_prevalence as estimate_prevalence
-from .prevalence import predictive_values as predictive_values
-from .ranking import average_precision as average_precision
-from .ranking import ranking_of_predictions as ranking_of_predictions
 from .recalibration import Recalibration as Recalibration
 from .recalibration import fit_recalibration as fit_recalibration
 from .recalibration import study_recalibration as study_recalibration
@@ -72,5 +74,3 @@ from .sample_size import plan_proportion as plan_proportion
 from .sample_size import plan_proportion_test as plan_proportion_test
 from .shortcuts import ChanceTest as ChanceTest
 from .shortcuts import chance_test as chance_test
-from .subgroups import calibration_in_the_large as calibration_in_the_large
-from .subgroups import subgroup_difference as subgroup_difference

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pylorus.evaluation.auroc import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.confusion import overall_indices
+from pylorus.evaluation.discrimination import auroc, compute_placements, estimate_area_variance
 from pylorus.evaluation.index_intervals import OVERALL, clustered_wilson, estimate_overall
 from pylorus.evaluation.influence import (
     BATCH_NUMBERS,

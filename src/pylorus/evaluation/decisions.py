@@ -16,16 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.evaluation.auroc import compute_mean_share_above
+from pylorus.evaluation.discrimination import compute_mean_share_above
 from pylorus.evaluation.index_intervals import Proportion, clustered_wilson, wilson
-from pylorus.evaluation.influence import (
-    compute_confidence_below,
-    compute_group_means,
-    compute_upper_bound,
-    estimate_from_variance,
-    estimate_mean_variance,
-)
-from pylorus.evaluation.intervals import Estimate, check_confidence
+from pylorus.evaluation.influence import compute_group_means, estimate_from_variance, estimate_mean_variance
+from pylorus.evaluation.intervals import Estimate, check_confidence, compute_confidence_below, compute_upper_bound
 from pylorus.evaluation.predictions import check_flags, check_labels, check_probabilities, check_scores, encode_groups
 
 ROUNDING = 1e-5

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, sparse, special
+from scipy import sparse
 
 from pylorus.evaluation.intervals import (
     Estimate,
     check_confidence,
+    check_proportions,
     compute_quantile,
     compute_satterthwaite_freedom,
+    compute_upper_bound,
     compute_wilson_ends,
 )
 from pylorus.evaluation.predictions import encode_groups
@@ -351,70 +353,6 @@ def compute_mean_estimate(parts: Sequence[Estimate], correlation: NDArray[np.flo
     return Estimate(value, max(0.0, low), min(1.0, high))
 
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(256)
-_ANGLES = (_NODES + 1) * np.pi / 4
-
-
-def compute_confidence_below(values: NDArray[np.float64], bound: float) -> float:
-    """Compute the confidence, in [0, 1], with which the mean of the population is at most `bound`.
-
-    Args:
-        values: Independent values in [0, 1], of shape (n,), n >= 1.
-        bound: Value that the mean is compared with.
-
-    Raises:
-        ValueError: If there are no values, or one is outside [0, 1].
-
-    Example:
-        >>> round(compute_confidence_below(np.zeros(45), 0.05), 3), round(1 - 0.95**45, 3)
-        (0.901, 0.901)
-        >>> low, high = np.array([0.0, 0.0, 0.5]), np.array([0.0, 0.0, 1.0])
-        >>> compute_confidence_below(low, 0.5) > compute_confidence_below(high, 0.5)
-        True
-    """
-    proportions = _check_values(values)
-    if bound >= 1:
-        return 1.0
-    if bound <= 0:
-        return 0.0
-    ones = int((proportions == 1).sum())
-    if ones + int((proportions == 0).sum()) == len(proportions):
-        return float(special.betainc(ones + 1, len(proportions) - ones, bound)) if ones < len(proportions) else 0.0
-    # With exponential variables E, the weighted mean is at most `bound` if sum((value - bound) E) <= 0; the
-    # distribution function of that sum follows from its characteristic function (Gil-Pelaez 1951).
-    levels, counts = np.unique(np.append(proportions, 1.0), return_counts=True)
-    coefficients = levels - bound
-    scale = np.sqrt((counts * coefficients**2).sum())
-    logarithm = -(counts * np.log(1 - 1j * (np.tan(_ANGLES) / scale)[:, None] * coefficients)).sum(axis=1)
-    integrand = np.exp(logarithm).imag / (np.sin(_ANGLES) * np.cos(_ANGLES))
-    integral = float((_WEIGHTS * integrand).sum()) * np.pi / 4
-    return float(np.clip(0.5 - integral / np.pi, 0.0, 1.0))
-
-
-def compute_upper_bound(values: NDArray[np.float64], *, confidence: float) -> float:
-    """Compute the one-sided upper confidence bound of the mean of the population, in [0, 1].
-
-    Args:
-        values: Independent values in [0, 1], of shape (n,), n >= 1.
-        confidence: Coverage of the bound, in (0, 1).
-
-    Raises:
-        ValueError: If there are no values, one is outside [0, 1], or confidence is not in (0, 1).
-
-    Example:
-        >>> round(compute_upper_bound(np.zeros(30), confidence=0.95), 4), round(1 - 0.05 ** (1 / 30), 4)
-        (0.095, 0.095)
-    """
-    check_confidence(confidence)
-    proportions = _check_values(values)
-    if (proportions == 1).all():
-        return 1.0
-    mean = float(proportions.mean())
-    return float(
-        optimize.brentq(lambda bound: compute_confidence_below(proportions, bound) - confidence, mean * 1e-3, 1.0)
-    )
-
-
 def estimate_mean_over_groups(
     values: NDArray[np.float64], groups: NDArray[np.generic] | None, *, confidence: float = 0.95
 ) -> Estimate:
@@ -436,7 +374,7 @@ def estimate_mean_over_groups(
         0.5
     """
     check_confidence(confidence)
-    means = compute_group_means(_check_values(values), groups)
+    means = compute_group_means(check_proportions(values), groups)
     one_sided = (1 + confidence) / 2
     return Estimate(
         value=float(means.mean()),
@@ -535,12 +473,3 @@ def _estimate_from_left_out(value: float, left_out: NDArray[np.float64], confide
         return Estimate(value, math.nan, math.nan)
     half = compute_quantile(confidence, freedom=compute_satterthwaite_freedom(deviations)) * math.sqrt(variance)
     return Estimate(value, value - half, value + half)
-
-
-def _check_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"values have shape {array.shape}; expected (n,), with n >= 1")
-    if not ((array >= 0) & (array <= 1)).all():  # negated, so that NaN is refused as well
-        raise ValueError(f"values are in [{array.min()}, {array.max()}]; expected [0, 1]")
-    return array

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from pylorus.evaluation.auroc import compute_area_covariance, compute_placements, compute_structural_components
 from pylorus.evaluation.comparison import mcnemar
+from pylorus.evaluation.discrimination import compute_area_covariance, compute_placements, compute_structural_components
 from pylorus.evaluation.influence import estimate_correlation
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
 from pylorus.evaluation.predictions import Predictions, align_predictions, encode_groups

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from pylorus.evaluation.auroc import compute_binormal_variance
+from pylorus.evaluation.discrimination import compute_binormal_variance
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
 
 MAX_IMAGES = 10**9

@@ -9,16 +9,9 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pylorus.config.keys import format_error, get_key_metadata, is_key
 from pylorus.config.schema import CONF, GROUPS, Config
-from pylorus.config.vocabulary import (
-    STAGES,
-    UnknownKeyError,
-    check_key,
-    format_error,
-    get_key_metadata,
-    is_key,
-    translate_key,
-)
+from pylorus.config.vocabulary import STAGES, UnknownKeyError, check_key, translate_key
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError, fold_name
 from pylorus.core.formatting import format_command
 from pylorus.core.io import iter_fields

@@ -33,8 +33,7 @@ from pylorus.config.checks import (
     load_config,
     save_config,
 )
-from pylorus.config.schema import CONF, EXTENSIBLE, Config
-from pylorus.config.unused_keys import (
+from pylorus.config.keys import (
     DECISIVE_KEYS,
     RULES,
     check_used_keys,
@@ -42,12 +41,12 @@ from pylorus.config.unused_keys import (
     format_unused_keys,
     read_overrides,
 )
+from pylorus.config.schema import CONF, EXTENSIBLE, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
 from pylorus.core.formatting import format_command, setup_terminal
-from pylorus.core.io import handle_closed_pipe, iter_leaves, resolve_path
-from pylorus.core.limits import explain_limit, format_stop, reserve_cpu_time
-from pylorus.core.storage import explain_disk_error, explain_lock, lock_folder
+from pylorus.core.io import explain_lock, handle_closed_pipe, iter_leaves, lock_folder, resolve_path
+from pylorus.core.system import explain_disk_error, explain_limit, format_stop, reserve_cpu_time
 from pylorus.launch.corrections import explain_error
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
@@ -438,7 +437,7 @@ def main() -> None:
 
 
 def _run_launched() -> int:
-    from pylorus.launch.rank import run_launched
+    from pylorus.training.processes import run_launched
 
     return run_launched(_run_command_line, import_training().train)
 

@@ -30,8 +30,9 @@ from typing import Any, Literal
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException
 
+from pylorus.config.keys import is_free_form
 from pylorus.config.schema import CONF, EXTENSIBLE, GROUPS, Config
-from pylorus.config.vocabulary import UnknownKeyError, check_key, check_value, is_free_form, translate_group_value
+from pylorus.config.vocabulary import UnknownKeyError, check_key, check_value, translate_group_value
 from pylorus.core.errors import PylorusError, fold_name, format_empty_value, format_path, format_suggestion
 from pylorus.core.io import iter_fields
 from pylorus.launch.corrections import (

@@ -41,7 +41,7 @@ from pylorus.core.distributed import (
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import setup_terminal
 from pylorus.core.io import handle_closed_pipe, read_json, write_json
-from pylorus.core.limits import explain_limit, format_kill, reserve_cpu_time
+from pylorus.core.system import explain_limit, format_kill, reserve_cpu_time
 from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.input_format import InputFormat, describe_image_rules, resolve_input_format, save_input_format
@@ -49,7 +49,7 @@ from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
 from pylorus.deploy.thresholds import resolve_deciding_class
-from pylorus.hardware.engine import (
+from pylorus.hardware import (
     Engine,
     collect_environment,
     list_choices,
@@ -58,16 +58,15 @@ from pylorus.hardware.engine import (
     resolve_engine,
     resolve_workers,
 )
-from pylorus.launch.rank import ERROR_FILE, train_rank
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
-from pylorus.model.freeze import (
+from pylorus.model.finetuning import (
     BlockStructure,
     can_train_on_one_image,
     extract_network_structure,
     resolve_depth,
 )
-from pylorus.model.metrics import build_metrics
+from pylorus.model.objectives import build_metrics
 from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
 from pylorus.runs.console import detach_streams, find_earlier_failure, open_run_log, print_results
@@ -88,13 +87,14 @@ from pylorus.runs.process import (
 )
 from pylorus.training.batch_size import resolve_batch_size
 from pylorus.training.dashboards import Dashboard
-from pylorus.training.faults import explain_faults
+from pylorus.training.processes import ERROR_FILE, explain_faults, train_rank
 from pylorus.training.stage import (
     check_stages,
     check_user_parts,
     count_device_bytes,
     find_problems,
     log_stage_table,
+    resolve_device_memory,
     run_stage,
 )
 from pylorus.training.trainer import Run, check_trainer_arguments
@@ -413,7 +413,8 @@ def train(
         shipped = None
         if processes.is_first:
             with timeline.measure("bundle"):
-                shipped = write_bundle(folder, backbone, images, config, engine, timeline, loading)
+                memory = resolve_device_memory(config.cache, engine)
+                shipped = write_bundle(folder, backbone, images, config, engine, timeline, loading, memory)
             dashboard.show_results()
     if shipped is not None:
         log.info("shipped stage: %s", shipped.name)

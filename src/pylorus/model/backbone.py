@@ -20,6 +20,7 @@ from torch.func import functional_call
 from pylorus.config.checks import check_model_name
 from pylorus.config.instantiation import get_object, get_target
 from pylorus.config.schema import ModelConfig
+from pylorus.core.arguments import describe_value
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import join_names
 from pylorus.model.weights import (
@@ -482,3 +483,29 @@ def restore_modes(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class InvalidBatchError(PylorusError, ValueError):
+    """A batch of images in another form than a classifier takes."""
+
+
+def check_image_batch(image: Any) -> None:
+    """Check that images are RGB (batch, 3, size, size) with pixels in [0, 255].
+
+    Raises:
+        InvalidBatchError: If not; the message says how images of another kind are converted.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != 3:
+        is_batch = isinstance(image, Tensor) and image.ndim == 4
+        channels = f"found {image.shape[1]}-channel images, expected RGB: " if is_batch else ""
+        raise InvalidBatchError(
+            f"image: {channels}found {describe_value(image)}, expected a uint8 tensor of shape (batch, 3, size, size). "
+            "An RGB array (size, size, 3) is converted by torch.from_numpy(array).permute(2, 0, 1)[None]."
+        )
+    if image.is_floating_point() and not torch.compiler.is_compiling():
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or 0 < high <= 1.5:
+            raise InvalidBatchError(
+                f"image: found pixels from {low:.3g} to {high:.3g}, expected 0 to 255, as uint8: the classifier "
+                "normalizes images itself."
+            )

@@ -21,39 +21,36 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pylorus.config.schema import LossConfig, ModelConfig, OptimizerConfig, StageConfig
+from pylorus.core.arguments import check_arguments
 from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
 from pylorus.core.errors import PylorusError, translate_errors
-from pylorus.core.io import check_arguments, validate
+from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
-from pylorus.hardware.engine import FullBatchForward
+from pylorus.hardware import FullBatchForward
 from pylorus.model.backbone import (
     Backbone,
     build_backbone,
+    check_image_batch,
     convert_to_pixel_scale,
     normalize_images,
 )
+from pylorus.model.finetuning import build_optimizer, build_schedule, check_optimizer_name
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
-from pylorus.model.losses import (
+from pylorus.model.objectives import (
     OWN_LOSS,
     ClassWeights,
+    EpochMetrics,
+    FirstNonFiniteLoss,
     LossFunction,
     StepLoss,
     build_loss,
-    build_optimizer,
-    build_schedule,
-    check_optimizer_name,
-    compute_class_weights,
-    resolve_loss,
-)
-from pylorus.model.metrics import (
-    EpochMetrics,
-    FirstNonFiniteLoss,
     check_class_names,
     check_data,
-    check_image_batch,
+    compute_class_weights,
     explain_non_finite_loss,
+    resolve_loss,
 )
 from pylorus.model.weights import read_checkpoint
 

@@ -29,8 +29,8 @@ from pylorus.core.formatting import open_progress_bar
 from pylorus.data.augmentation import compute_augmentation_version, format_policy
 from pylorus.data.dataset import Draw, ImageBatches, SharedLoader, return_batch
 from pylorus.data.device_augmentation import send_array
-from pylorus.hardware.engine import Engine
-from pylorus.model.freeze import Depth
+from pylorus.hardware import Engine
+from pylorus.model.finetuning import Depth
 from pylorus.model.frozen_prefix import CannotCutError, CutNetwork, cut_network
 from pylorus.model.inference import Evaluator, NormalizingNetwork, RowOutputs, pool_features
 

@@ -17,7 +17,7 @@ from timm.layers._fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from pylorus.model.backbone import restore_modes
-from pylorus.model.freeze import Depth, set_modes
+from pylorus.model.finetuning import Depth, set_modes
 
 
 def trace_network(network: nn.Module, still: Collection[str]) -> fx.Graph:
@@ -123,7 +123,7 @@ def cut_network(network: nn.Module, depth: Depth, pixels: Tensor) -> CutNetwork:
 
     Args:
         network: Any timm model; its modes are restored afterwards.
-        depth: What is trained, from `pylorus.model.freeze.resolve_depth`.
+        depth: What is trained, from `pylorus.model.finetuning.resolve_depth`.
         pixels: Normalized images (batch, 3, size, size) to verify it on, at least two.
 
     Raises:

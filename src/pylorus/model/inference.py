@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pylorus.core.formatting import open_progress_bar
 from pylorus.data.dataset import Draw, EpochBatchSampler, EpochSampler, ImageBatches
-from pylorus.hardware.engine import is_faster_channels_last, use_full_precision
+from pylorus.hardware import is_faster_channels_last, use_full_precision
 from pylorus.model.backbone import Backbone, convert_to_pixel_scale, normalize_images, restore_modes
 
 UNLIKENESS = "cosine distance of the penultimate features to the mean direction of the nearest class"
@@ -159,6 +159,11 @@ VISIBLE, FULLY_VISIBLE = 0.04, 0.14
 TEXTURE_SCALES = 4
 
 
+IMAGES_IN_CPU_CACHE = 4
+"""Images whose appearance a CPU computes at a time: the values in between stay in its cache, which takes a third of the
+time of a whole batch."""
+
+
 def compute_appearance(image: Tensor) -> Tensor:
     """Compute statistics of the colors and textures of images; black around the field of view has no weight.
 
@@ -172,6 +177,12 @@ def compute_appearance(image: Tensor) -> Tensor:
     Returns:
         float32 of shape (n, `APPEARANCE_LENGTH`).
     """
+    if image.device.type != "cpu" or torch.compiler.is_compiling():  # an export has one path for all batch sizes
+        return _compute_appearance(image)
+    return torch.cat([_compute_appearance(block) for block in torch.split(image, IMAGES_IN_CPU_CACHE)])
+
+
+def _compute_appearance(image: Tensor) -> Tensor:
     pixels = raise_to_float32(image) / 255
     weight = ((pixels.amax(dim=1, keepdim=True) - VISIBLE) / (FULLY_VISIBLE - VISIBLE)).clamp(0, 1)
     textures = []

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from pylorus.core.arguments import check_arguments
 from pylorus.core.errors import PylorusError, translate_errors
-from pylorus.core.io import check_arguments, resolve_path
+from pylorus.core.io import resolve_path
 
 ARGUMENTS = {
     "--class": "class_name",

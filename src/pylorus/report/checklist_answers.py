@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pylorus.config.schema import list_loss_details
+from pylorus.config.keys import list_loss_details
 from pylorus.core.formatting import format_count, format_percent, join_names
 from pylorus.evaluation.confusion import CLASS_METRICS
 from pylorus.report.captions import (

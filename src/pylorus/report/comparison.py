@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_p_value, format_percent, format_percent_with_unit
-from pylorus.evaluation.auroc import compute_area_covariance, compute_structural_components
 from pylorus.evaluation.comparison import (
     INDICES,
     Difference,
@@ -25,6 +24,7 @@ from pylorus.evaluation.comparison import (
     paired_share_difference,
     sign_flip_test,
 )
+from pylorus.evaluation.discrimination import compute_area_covariance, compute_structural_components
 from pylorus.evaluation.intervals import Estimate, compute_satterthwaite_freedom
 from pylorus.evaluation.predictions import Predictions, align_predictions
 from pylorus.evaluation.replicates import (

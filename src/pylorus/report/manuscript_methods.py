@@ -7,7 +7,7 @@ recorded.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from pylorus.config.schema import list_loss_details
+from pylorus.config.keys import list_loss_details
 from pylorus.core.formatting import format_percent, join_names
 from pylorus.report import checklist_answers
 from pylorus.report.captions import (

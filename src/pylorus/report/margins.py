@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_number, format_p_value, format_percent, join_names
-from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import difference_of_independent, holm, paired_share_difference
+from pylorus.evaluation.discrimination import auroc
 from pylorus.evaluation.index_intervals import Proportion, clustered_wilson, wilson
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.margins import MarginTest, compute_margin_test

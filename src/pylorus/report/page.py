@@ -18,8 +18,7 @@ from markupsafe import Markup, escape
 
 from pylorus import __version__
 from pylorus.core.distributed import compute_in_processes
-from pylorus.core.io import read_json, write_atomically, write_json, write_text
-from pylorus.core.storage import is_incomplete
+from pylorus.core.io import is_incomplete, read_json, write_atomically, write_json, write_text
 from pylorus.evaluation.wording import format_paired_sentence
 from pylorus.report import captions
 from pylorus.report.captions import format_validation_images

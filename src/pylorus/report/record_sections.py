@@ -8,7 +8,7 @@ from typing import Any
 from pylorus.core.formatting import format_count
 from pylorus.core.io import read_json
 from pylorus.core.privacy import format_redacted_yaml
-from pylorus.evaluation.subgroups import PERMUTATIONS
+from pylorus.evaluation.populations import PERMUTATIONS
 from pylorus.report.captions import count_accepted_leaks, count_excluded_files, is_validated_on_test
 from pylorus.report.checklists import build_checklist_table
 from pylorus.report.evidence import Evidence

@@ -11,11 +11,10 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_number
-from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.calibration import BINS, ReliabilityCurve
 from pylorus.evaluation.confusion import confusion_matrix
+from pylorus.evaluation.discrimination import auroc, average_precision
 from pylorus.evaluation.predictions import Predictions
-from pylorus.evaluation.ranking import average_precision
 from pylorus.report.candidate import Candidate
 from pylorus.report.captions import format_test_basis, format_validation_images
 from pylorus.report.figure_style import (

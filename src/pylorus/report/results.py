@@ -36,6 +36,7 @@ from pylorus.evaluation.decisions import (
     operating_point,
     threshold_at_sensitivity,
 )
+from pylorus.evaluation.discrimination import RankingEstimates, ranking_of_predictions
 from pylorus.evaluation.index_intervals import (
     ClassProportions,
     IndexEstimates,
@@ -46,7 +47,6 @@ from pylorus.evaluation.index_intervals import (
 )
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions, patient_level
-from pylorus.evaluation.ranking import RankingEstimates, ranking_of_predictions
 from pylorus.runs.predictions import SavedPredictions
 from pylorus.runs.reading import SavedRun, SavedStage
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_p_value, join_names
-from pylorus.evaluation.auroc import auroc
 from pylorus.evaluation.comparison import holm
+from pylorus.evaluation.discrimination import auroc
 from pylorus.evaluation.index_intervals import ClassProportions, proportions_of_predictions
 from pylorus.evaluation.intervals import Estimate
-from pylorus.evaluation.subgroups import calibration_in_the_large, subgroup_difference
+from pylorus.evaluation.populations import calibration_in_the_large, subgroup_difference
 from pylorus.report.captions import format_test_basis
 from pylorus.report.evidence import Evidence
 from pylorus.report.mistakes import Item, Section, Sentences

@@ -21,9 +21,7 @@ from scipy.special import log_softmax
 
 from pylorus.core.errors import PylorusError, TimeLimitReached
 from pylorus.core.formatting import format_percent
-from pylorus.core.io import read_json, write_atomically, write_json
-from pylorus.core.limits import explain_limit
-from pylorus.core.storage import (
+from pylorus.core.io import (
     SUFFIX,
     check_digest,
     compute_digest,
@@ -33,10 +31,14 @@ from pylorus.core.storage import (
     is_archive_intact,
     is_process_alive,
     lock_folder,
+    read_json,
     remove_incomplete_files,
     send_heartbeats,
+    write_atomically,
     write_digest,
+    write_json,
 )
+from pylorus.core.system import explain_limit
 
 ONLY, ACCURACY, LOSS, ORDER, KEY, LAST = CHOICES = ("only", "accuracy", "loss", "order", "key", "last")
 """How a stage is chosen; see `ShippedStage`."""

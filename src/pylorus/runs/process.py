@@ -180,7 +180,7 @@ def check_environment(record: Path, now: dict[str, Any]) -> None:
 
     Args:
         record: The run's environment.json.
-        now: The result of `hardware.engine.collect_environment`, with `batch_size`, `weights_sha256` and
+        now: The result of `hardware.collect_environment`, with `batch_size`, `weights_sha256` and
             `image_rules`.
 
     Raises:

@@ -23,14 +23,13 @@ from pylorus.config.schema import Config, LossConfig, ModelConfig, OptimizerConf
 from pylorus.core.distributed import get_concurrent_jobs
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes, format_percent
-from pylorus.core.limits import get_free_memory
-from pylorus.hardware.engine import Engine, get_batch_size, resolve_channels_last
+from pylorus.core.system import get_free_memory
+from pylorus.hardware import Engine, get_batch_size, resolve_channels_last
 from pylorus.model.backbone import Backbone, build_backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
-from pylorus.model.freeze import apply_depth, resolve_depth, set_modes
-from pylorus.model.losses import build_optimizer
+from pylorus.model.finetuning import apply_depth, build_optimizer, resolve_depth, set_modes
 from pylorus.training.callbacks import get_peak_memory
-from pylorus.training.faults import is_out_of_memory
+from pylorus.training.processes import is_out_of_memory
 
 
 def main() -> None:

@@ -31,8 +31,7 @@ from tqdm import tqdm
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent, open_progress_bar
-from pylorus.core.io import write_atomically, write_json, write_text
-from pylorus.core.storage import SUFFIX, compute_digest
+from pylorus.core.io import SUFFIX, compute_digest, write_atomically, write_json, write_text
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.runs.folder import RunFolder, StageFolder, StageProgress
 from pylorus.runs.process import StopRequest

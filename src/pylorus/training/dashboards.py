@@ -31,7 +31,7 @@ from pylorus.core.privacy import redact_value
 from pylorus.data.dataset import ImageBatches
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
-from pylorus.model.metrics import build_metrics
+from pylorus.model.objectives import build_metrics
 from pylorus.report.result_figures import SCREEN_DPI, plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import SavedPredictions

@@ -23,15 +23,14 @@ from pylorus.data.input_format import InputFormat, resolve_mask
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.influence import estimate_by_jackknife
-from pylorus.hardware.engine import Engine, FullBatchForward, get_batch_size, resolve_channels_last, resolve_workers
+from pylorus.hardware import Engine, FullBatchForward, get_batch_size, resolve_channels_last, resolve_workers
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
-from pylorus.model.freeze import apply_depth, resolve_depth
+from pylorus.model.finetuning import apply_depth, build_optimizer, check_optimizer_name, resolve_depth
 from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix, build_evaluator
 from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import Evaluator, SplitOutputs, compute_split_outputs, prepare_network
-from pylorus.model.losses import build_loss, build_optimizer, check_optimizer_name
-from pylorus.model.metrics import build_metrics
+from pylorus.model.objectives import build_loss, build_metrics
 from pylorus.runs.folder import PARTS, RunFolder, StageFolder
 from pylorus.runs.predictions import (
     SavedPredictions,

@@ -21,12 +21,11 @@ from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.split import RunImages
-from pylorus.hardware.engine import Engine
+from pylorus.hardware import Engine
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.distributed import build_strategy_arguments, use_sharded_network, use_sync_batch_norm
-from pylorus.model.freeze import FreezeBackbone
-from pylorus.model.losses import get_monitor_mode
+from pylorus.model.finetuning import FreezeBackbone, get_monitor_mode
 from pylorus.runs.folder import RunFolder, StageFolder
 from pylorus.runs.process import StopRequest, Timeline
 from pylorus.training.callbacks import (

@@ -1,12 +1,16 @@
-"""The losses: focal loss by its formula, custom losses, and their labels."""
+"""Losses give one value per image, registered and from outside; epoch metrics sum over batches and processes."""
+
+import math
 
 import pytest
 import torch
 from torch.nn import functional
 
-from pylorus.config.schema import LossConfig, list_loss_details
+from pylorus.config.keys import list_loss_details
+from pylorus.config.schema import LossConfig
+from pylorus.core.distributed import SINGLE_PROCESS
 from pylorus.core.errors import PylorusError
-from pylorus.model.losses import LOSSES, build_loss
+from pylorus.model.objectives import LOSSES, EpochMetrics, build_loss
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.3], [0.1, 0.2, 0.3], [-3.0, 4.0, 0.0]])
 LABELS = torch.tensor([0, 2, 0])
@@ -83,3 +87,59 @@ def test_every_loss_has_a_label_and_a_file():
         "focal": "focal loss",
     }
     assert list_loss_details({"_target_": "a.B", "args": {"k": 1}}) == ["the loss a.B", "k 1"]
+
+
+NAMES = ("A", "B", "C")
+
+
+@pytest.fixture
+def epoch():
+    """Logits and labels of 11 images, and the weights of three classes."""
+    chance = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(11, 3, generator=chance), torch.randint(3, (11,), generator=chance)
+    return logits, labels, torch.tensor([0.5, 1.0, 4.0])
+
+
+def add(tally: EpochMetrics, logits, labels, class_weights) -> None:
+    loss = functional.cross_entropy(logits, labels, weight=class_weights)
+    tally.add_batch(loss, class_weights[labels].sum(), logits, labels)
+
+
+@pytest.mark.parametrize("sizes", [(11,), (4, 4, 3), (8, 2, 1), (1,) * 11])
+def test_the_loss_of_an_epoch_is_that_of_its_images_whatever_the_batches(epoch, sizes):
+    logits, labels, class_weights = epoch
+    tally = EpochMetrics(3)
+    for part in zip(logits.split(sizes), labels.split(sizes), strict=True):
+        add(tally, *part, class_weights)
+    found = tally.compute_and_reset("train", NAMES)
+    expected = functional.cross_entropy(logits, labels, weight=class_weights)
+    assert found["train/loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert found["train/accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_metrics_are_reset_at_each_epoch(epoch):
+    logits, labels, class_weights = epoch
+    tally = EpochMetrics(3)
+    add(tally, logits, labels, class_weights)
+    tally.compute_and_reset("train", NAMES)
+    add(tally, logits[:4], labels[:4], class_weights)
+    expected = functional.cross_entropy(logits[:4], labels[:4], weight=class_weights)
+    assert tally.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_metrics_of_an_interrupted_epoch_are_restored(epoch):
+    logits, labels, class_weights = epoch
+    before, after = EpochMetrics(3), EpochMetrics(3)
+    add(before, logits[:8], labels[:8], class_weights)
+    after.restore_sums(before.gather_sums(SINGLE_PROCESS))
+    add(after, logits[8:], labels[8:], class_weights)
+    expected = functional.cross_entropy(logits, labels, weight=class_weights)
+    assert after.compute_and_reset("train", NAMES)["train/loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_nan_loss_is_not_hidden_by_averaging(epoch):
+    logits, labels, class_weights = epoch
+    tally = EpochMetrics(3)
+    add(tally, logits, labels, class_weights)
+    tally.add_batch(torch.tensor(float("nan")), torch.tensor(1.0), logits[:1], labels[:1])
+    assert math.isnan(tally.compute_and_reset("train", NAMES)["train/loss"])

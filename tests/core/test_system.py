@@ -1,4 +1,4 @@
-"""What the system allows a process is said in words when it is reached."""
+"""What the system allows a process and the faults of its disks are said in words; free memory is the least that is left."""
 
 import errno
 import resource
@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pylorus.core import system
 from pylorus.core.errors import PylorusError
-from pylorus.core.limits import explain_limit, format_kill, format_stop, get_free_memory
+from pylorus.core.system import explain_disk_error, explain_limit, format_kill, format_stop, get_free_memory
 
 MEMORY = "the memory is used up: "
 FILE_SIZE = "became larger than its disk takes"
@@ -84,7 +85,7 @@ def run_limited(program: str, **limits: int) -> "subprocess.CompletedProcess[str
 
 @pytest.mark.slow
 def test_a_limit_of_addresses_counts_as_memory():
-    program = "from pylorus.core.limits import get_free_memory; print(get_free_memory())"
+    program = "from pylorus.core.system import get_free_memory; print(get_free_memory())"
     limited = run_limited(program, AS=2**30)
     assert 0 <= int(limited.stdout) < 2**30 <= get_free_memory()
 
@@ -92,7 +93,7 @@ def test_a_limit_of_addresses_counts_as_memory():
 @pytest.mark.slow
 def test_the_cpu_time_limit_interrupts_a_run_before_the_system_kills_it():
     program = (
-        "from pylorus.core.limits import *; from pylorus.runs.process import handle_signals\n"
+        "from pylorus.core.system import *; from pylorus.runs.process import handle_signals\n"
         "reserve_cpu_time()\n"
         "try:\n"
         "    with handle_signals():\n"
@@ -118,3 +119,87 @@ resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 print(len(pd.read_parquet({str(table)!r}, **PARQUET_OPTIONS)))
 """
     assert run_limited(program).stdout == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk is full: {place} could not be written ("),
+        (
+            errno.EROFS,
+            "{place} can't be written to: gone.\nMake the folder writable (to see its owner: ls -ld {above};",
+        ),
+        (errno.EACCES, "{place} can't be written to"),
+        (errno.EIO, "{place} can't be reached: gone.\nReconnect the drive"),
+        (errno.EEXIST, "{place}: found a file with this name"),
+        (errno.ENOTDIR, "{place}: found a file with this name"),
+        (errno.ENAMETOOLONG, "{place}: the name is too long"),
+    ],
+)
+def test_disk_errors_name_the_file_and_an_alternative(tmp_path, number, said):
+    place = tmp_path / "there" / "run"
+    words = explain_disk_error(OSError(number, "gone", str(place)))
+    assert words is not None
+    assert said.format(place=place, above=tmp_path) in words
+    assert "hydra.run.dir=DIR" in words
+
+
+def test_other_errors_keep_their_traceback():
+    assert explain_disk_error(OSError(errno.ENOENT, "gone", "a module")) is None
+    assert explain_disk_error(BrokenPipeError(errno.EPIPE, "gone")) is None
+
+
+GIB = 2**30
+
+
+@pytest.fixture
+def make_control_groups(tmp_path, monkeypatch):
+    """A system whose groups of processes have files of these contents."""
+
+    def make(groups: str, files: dict[str, str]) -> None:
+        for name, content in files.items():
+            path = tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        (tmp_path / "groups").write_text(groups)
+
+    return make
+
+
+def left(tmp_path) -> list[int]:
+    return sorted(system.read_free_group_memory(tmp_path / "cgroup", tmp_path / "groups"))
+
+
+def test_cgroup_v2_limits_count_available_and_reclaimable_memory(make_control_groups, tmp_path):
+    make_control_groups(
+        "0::/job/step\n",
+        {
+            "job/memory.max": f"{8 * GIB}\n", "job/memory.current": f"{3 * GIB}\n",
+            "job/memory.stat": f"anon 1\ninactive_file {GIB}\n",
+            "job/step/memory.max": "max\n", "job/step/memory.current": "1\n", "job/step/memory.stat": "",
+        },
+    )  # fmt: skip
+    assert left(tmp_path) == [6 * GIB]
+
+
+def test_cgroup_v1_limits_are_respected(make_control_groups, tmp_path):
+    make_control_groups(
+        "4:memory:/pod\n3:cpu:/pod\n0::/\n",
+        {
+            "memory/pod/memory.limit_in_bytes": str(4 * GIB), "memory/pod/memory.usage_in_bytes": str(GIB),
+            "memory/pod/memory.stat": "total_inactive_file 0\n",
+        },
+    )  # fmt: skip
+    assert left(tmp_path) == [3 * GIB]
+
+
+def test_a_container_with_a_host_path_uses_the_top_cgroup(make_control_groups, tmp_path):
+    make_control_groups(
+        "0::/../outside/4f\n", {"memory.max": str(2 * GIB), "memory.current": str(GIB), "memory.stat": ""}
+    )
+    assert left(tmp_path) == [GIB]
+
+
+def test_without_limits_or_on_another_system_the_machines_own_memory_counts(tmp_path, monkeypatch):
+    assert system.read_free_group_memory(tmp_path, tmp_path / "nothing") == []
+    assert system.get_free_memory() > 0

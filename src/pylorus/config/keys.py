@@ -1,20 +1,129 @@
-"""Refuse keys that a new run would ignore: each was typed for a reason, and a run without it answers another question.
+"""What the schema says of a key, in words: its kind and range, why a run ignores it, and what a loss is called.
 
+A key that a new run would ignore is refused: it was typed for a reason, and a run without it answers another question.
 A configuration file may set keys that some runs do not use, so most rules hold for the words of the command line only.
 In a sweep, a word is refused if no job uses it.
 """
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pylorus.config.checks import suggest_path
-from pylorus.config.schema import Config, DataConfig
-from pylorus.config.vocabulary import get_key_metadata
-from pylorus.core.errors import PylorusError
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from pylorus.config.schema import Config, DataConfig, LossConfig
+from pylorus.core.errors import PylorusError, format_suggestion, suggest_path
 from pylorus.core.formatting import format_command
+from pylorus.core.io import iter_fields
+
+
+def _iter_steps(path: str) -> Iterator[tuple[Any, "dataclasses.Field[Any] | None"]]:
+    """Yield the type at each part of a dotted key, with its field if it has one; end at a part that is unknown."""
+    kind: Any = Config
+    for part in path.split("."):
+        field = None
+        if dataclasses.is_dataclass(kind):
+            field, kind = {each.name: (each, its_kind) for each, its_kind in iter_fields(kind)}.get(part, (None, None))
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        elif kind is not Any:
+            return
+        if kind is None:
+            return
+        yield kind, field
+
+
+def is_key(path: str) -> bool:
+    """Return whether the schema has a dotted key; searches for no similar one.
+
+    Example:
+        >>> is_key("optimizer.lr"), is_key("lr")
+        (True, False)
+    """
+    return len(list(_iter_steps(path))) == len(path.split("."))
+
+
+def is_free_form(path: str) -> bool:
+    """Return whether a key is in a part of the schema that accepts any name (model.args, augment.transforms).
+
+    Example:
+        >>> is_free_form("model.args.drop_rate"), is_free_form("model.name")
+        (True, False)
+    """
+    return any(kind is Any and field is None for kind, field in _iter_steps(path))
+
+
+def get_key_metadata(path: str) -> Mapping[str, Any]:
+    """Return what the schema says of a key: its choices, range, default and kind; empty if unknown.
+
+    Example:
+        >>> get_key_metadata("optimizer.lr")["kind"].__name__, dict(get_key_metadata("lr"))
+        ('float', {})
+    """
+    steps = list(_iter_steps(path))
+    if len(steps) < len(path.split(".")):
+        return {}
+    kind, field = next((kind, field) for kind, field in reversed(steps) if field is not None)
+    is_optional = type(None) in typing.get_args(field.type)
+    return {**field.metadata, "default": field.default, "kind": kind, "is_optional": is_optional}
+
+
+def format_error(error: BaseException) -> str:
+    """Format an error of Hydra or OmegaConf; for OmegaConf's, with the key and what is wrong with its value."""
+    from hydra.errors import HydraException  # late: not every program that reads a configuration uses Hydra
+
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value given. Add {error.full_key}=… to the command line."
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    type_error = cause if cause is not None else error
+    wrong = re.match(
+        r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (\w+)|"
+        r"Cannot convert '(?:\w+)' to (string): '(.*)'",
+        str(type_error),
+        re.DOTALL,
+    )
+    if wrong is not None and isinstance(type_error, OmegaConfBaseException):
+        found, kind = (wrong[1], wrong[2]) if wrong[2] else (wrong[4], wrong[3])
+        if kind in KINDS:
+            return _format_wrong_type(str(type_error.full_key), found, kind)
+    if isinstance(type_error, ConfigKeyError | ConfigAttributeError) and isinstance(type_error.parent_node, DictConfig):
+        key, known = str(type_error.key), [str(name) for name in type_error.parent_node]  # a stage, which has any name
+        parent = str(type_error.full_key).removesuffix(f".{key}")
+        if type_error.full_key == "hydra.launcher.n_jobs":
+            return f"{type_error.full_key}: this launcher runs one job after the other. Add hydra/launcher=local."
+        return (
+            f'{type_error.full_key}: "{parent}" has no key "{key}".{format_suggestion(key, known)}\n'
+            f"Keys at this level: {', '.join(known)}."
+        )
+    lines = [str(error)] + ([str(cause)] if cause is not None else [])
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "string": "a single word"}
+"""What OmegaConf's names of types mean."""
+
+
+def _format_wrong_type(key: str, found: str, kind: str) -> str:
+    """Say what a key takes, with an example that is as close as possible to what was typed."""
+    metadata = get_key_metadata(key)
+    if metadata.get("choices") and kind == "string":
+        expected = f"one of {', '.join(metadata['choices'])}"
+        return f"{key}: found {found}, expected {expected}."
+    numbers = re.findall(r"-?\d+(?:[.,]\d+)?(?:e-?\d+)?", found, re.IGNORECASE)
+    example = ""
+    if kind == "Integer" and numbers:
+        example = f", such as {max(round(float(numbers[0].replace(',', '.'))), round(metadata.get('low') or 0))}"
+    elif kind == "Float" and numbers:
+        example = f", such as {numbers[0].replace(',', '.')}"
+    elif kind in ("Integer", "Float") and metadata.get("low") is not None:
+        example = f" of at least {metadata['low']:g}"
+    return f'{key}: found "{found}", expected {KINDS[kind]}{example}.'
+
 
 DECISIVE_KEYS = (
     *("stage", "run", "data", "data.kind", "data.fold", "data.fold_column", "data.split_file", "data.test_column"),
@@ -223,3 +332,34 @@ def _check_data(data: DataConfig) -> None:
             f"data.folds: found {data.folds} without data.fold, which makes a single split. To test on each fold in "
             f"turn, add -m data.fold={numbers}"
         )
+
+
+def format_loss_name(name: str) -> str:
+    """Return what texts call the loss of a name.
+
+    Example:
+        >>> format_loss_name("cross_entropy"), format_loss_name("focal")
+        ('cross-entropy', 'focal loss')
+    """
+    return "cross-entropy" if name == "cross_entropy" else f"{name.replace('_', '-')} loss"
+
+
+def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
+    """Describe a run's loss for its checklist and card: its name first, then what differs from the usual.
+
+    Args:
+        settings: The section `loss` of a configuration, also of an older or newer version; nothing in it is executed.
+
+    Example:
+        >>> list_loss_details({"name": "focal", "class_weights": "balanced", "args": {"gamma": 1}})
+        ['class-weighted focal loss', 'gamma 1']
+    """
+    given = asdict(settings) if isinstance(settings, LossConfig) else dict(settings)
+    smoothing, target = float(given.get("label_smoothing") or 0.0), given.get("_target_")
+    label = f"the loss {target}" if target else format_loss_name(str(given.get("name") or "cross_entropy"))
+    weighted = "class-weighted " if given.get("class_weights") == "balanced" else ""
+    details = [
+        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
+        for key, value in dict(given.get("args") or {}).items()
+    ]
+    return [f"{weighted}{label}", *details, *([f"label smoothing {smoothing:g}"] if smoothing and not target else [])]

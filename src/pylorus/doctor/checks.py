@@ -1,6 +1,7 @@
-"""Checks of the machine: cores, precision, GPUs, memory, disks and the clock.
+"""The doctor's checks: cores, precision, GPUs, memory, disks and the clock; images, weights, a bundle and fonts.
 
-torch is imported only where it is needed: the disk and the memory are checked in a process without it.
+torch, timm and what reads images are imported only where they are needed: memory and disk are checked in a process
+without them, and fonts and images are checked where torch does not load.
 """
 
 import os
@@ -9,14 +10,22 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pylorus.config.schema import PACKAGE, CacheConfig
+from pylorus.config.schema import CONF, PACKAGE, CacheConfig
+from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.formatting import format_bytes, format_count
 from pylorus.core.io import write_atomically
 from pylorus.doctor.packages import Check, State, format_first_line
+
+if TYPE_CHECKING:
+    from pylorus.model.weights import HubFile
 
 COMPUTING = "Computing"
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -28,7 +37,7 @@ def check_computing() -> Iterator[Check]:
     """Check the cores, the CPU precision and each GPU."""
     import torch
 
-    from pylorus.hardware.engine import count_usable_cores
+    from pylorus.hardware import count_usable_cores
 
     cores = count_usable_cores()
     yield check_cores(cores, os.cpu_count() or cores)
@@ -61,8 +70,7 @@ def check_cores(usable: int, counted: int) -> Check:
 
 
 def _format_precision(accelerator: str) -> str:
-    from pylorus.config.schema import CacheConfig
-    from pylorus.hardware.engine import resolve_precision
+    from pylorus.hardware import resolve_precision
 
     folder = Path(CacheConfig().folder)  # where runs save what they measured
     precision, reason = resolve_precision(accelerator, folder if folder.is_dir() else None)
@@ -280,3 +288,234 @@ def check_clock(now: float, installed: float) -> Check:
         return Check(MEMORY_AND_DISK, "clock", State.GOOD, time_text)
     fix = "Set the clock (date, or NTP): the folders of runs are named after it."
     return Check(MEMORY_AND_DISK, "clock", State.WARNING, f"{time_text}, before Pylorus was installed", fix)
+
+
+IMAGES = "Images"
+SAMPLE_SIZE = 24
+"""Number of images that are read."""
+
+
+@cache
+def _list_class_images(root: Path) -> list[tuple[str, str, str]]:
+    from pylorus.data.walk import list_class_images
+
+    return list_class_images(root)[0]
+
+
+def check_images(root: Path) -> Iterator[Check]:
+    """Count the images of each class folder and read a sample of them."""
+    if not root.is_dir():
+        fix = "Pass a folder with one subfolder per class: --data DIR"
+        yield Check(IMAGES, "folder", State.WRONG, f"{root} is not a folder", fix)
+        return
+    shards = len(list(root.glob("*.tar")))
+    if shards:
+        summary = f"{format_count(shards, 'shard')} in {root}"
+        yield Check(IMAGES, "folder", State.GOOD, summary, f"train with data=shards data.root={root}")
+        return
+    try:
+        rows = _list_class_images(root)
+    except PylorusError as error:
+        fix = f"Put the images into {root}/CLASS/…, or list them in a manifest (docs/data.md)."
+        yield Check(IMAGES, "folder", State.WRONG, " ".join(str(error).split()), fix)
+        return
+    counts = Counter(row[1] for row in rows)
+    classes = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    yield Check(IMAGES, "folder", State.GOOD, f"{len(rows)} images in {root}: {classes}")
+    yield check_sample([root / row[0] for row in rows[:: max(1, len(rows) // SAMPLE_SIZE)]][:SAMPLE_SIZE])
+
+
+def check_sample(paths: list[Path]) -> Check:
+    """Read the images as a run does and time it."""
+    from pylorus.data.decode import read_image
+
+    unreadable: list[str] = []
+    start = time.perf_counter()
+    for path in paths:
+        try:
+            read_image(path)
+        except UnreadableImageError as error:
+            unreadable.append(str(error))
+    seconds = time.perf_counter() - start
+    if unreadable:
+        summary = f"{len(unreadable)} of {len(paths)} sampled images can't be read, e.g. {unreadable[0]}"
+        return Check(
+            IMAGES,
+            "reading",
+            State.WARNING,
+            summary,
+            "List all of them: pylorus audit DIR. Train without them: data.on_error=quarantine",
+        )
+    speed = f"{seconds / max(1, len(paths)) * 1000:.0f} ms each"
+    return Check(IMAGES, "reading", State.GOOD, f"all {len(paths)} sampled images can be read, {speed}")
+
+
+def list_class_names(root: Path) -> list[str]:
+    """Return the class names of a folder; an empty list if it does not exist or holds no class folders."""
+    if not root.is_dir() or list(root.glob("*.tar")):
+        return []
+    try:
+        rows = _list_class_images(root)
+    except PylorusError:
+        return []
+    return sorted({row[1] for row in rows})
+
+
+WEIGHTS = "Weights"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+"""Possible suffixes of a weight file."""
+
+
+@dataclass(frozen=True)
+class LocalWeights:
+    """A model's weight file on this machine.
+
+    Attributes:
+        file: Path of the weights.
+        where: Their location, as text.
+        key: The configuration key and value that loads them.
+    """
+
+    file: Path
+    where: str
+    key: str
+
+
+def check_weights(folder: Path) -> Iterator[Check]:
+    """Yield a check for each model of the study, and one that says how a sweep loads them all.
+
+    Args:
+        folder: Folder with weight files that were copied here, searched besides the hub's cache.
+    """
+    import timm
+
+    from pylorus.model.weights import resolve_hub_file
+
+    carried = 0
+    for model, name in list_study_models().items():
+        hub = resolve_hub_file(dict(timm.models.get_pretrained_cfg(name).to_dict()))  # type: ignore[union-attr]
+        found = find_weights(hub, folder)
+        carried += found is not None and found.file.parent == folder
+        yield check_model(model, hub, found, folder)
+    if carried > 1:
+        key = f"'model.weights={folder}/${{model.name}}.safetensors'"
+        yield Check(WEIGHTS, "sweep", State.GOOD, f"use all weight files of {folder} in a sweep with {key}")
+
+
+def list_study_models() -> dict[str, str]:
+    """Return the models of conf/model that start from the hub's weights: their names there, mapped to timm's names."""
+    from omegaconf import OmegaConf
+
+    models: dict[str, str] = {}
+    for file in sorted((CONF / "model").glob("*.yaml")):
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        if "name" in content and content.get("weights", "hub") == "hub":
+            models[file.stem] = content["name"]
+    return models
+
+
+def find_weights(hub: "HubFile", folder: Path) -> LocalWeights | None:
+    """Return the weights from the hub's cache or the folder; None if neither has them."""
+    cached = hub.find_cached_file()
+    if cached is not None:
+        return LocalWeights(cached, "in the hub's cache", "model.weights=hub")
+    for suffix in SUFFIXES:
+        file = folder / f"{hub.name}{suffix}"
+        if file.is_file():
+            return LocalWeights(file, f"in {file}", f"model.weights={file}")
+    return None
+
+
+def check_model(model: str, hub: "HubFile", found: LocalWeights | None, folder: Path) -> Check:
+    """Check that a model's weights are present, undamaged and match the network.
+
+    Args:
+        model: Name in conf/model.
+        hub: Where the hub has the weights.
+        found: The weights on this machine; None if there are none.
+        folder: Where to put weights that are brought.
+    """
+    import timm
+    import torch
+
+    from pylorus.model.weights import compute_sha256, match_tensors
+
+    with torch.device("meta"):  # names and shapes only: no memory, no random numbers
+        network: Any = timm.create_model(hub.name, pretrained=False)
+    if found is None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        summary = f"{hub.name} not found (about {format_bytes(size)}): neither in the hub's cache nor in {folder}/"
+        how = hub.format_download_hint(str(folder))
+        fix = f"With a network, a run downloads it once. Without one: on a machine that has a network, {how}"
+        return Check(WEIGHTS, model, State.WARNING, summary, fix)
+    actual_hash = compute_sha256(found.file)
+    summary = f"{hub.name} {found.where}, {format_bytes(found.file.stat().st_size)}, SHA-256 {actual_hash}"
+    replace_file = f"Remove {found.file}, then {hub.format_download_hint(str(folder))}"
+    expected_hash = _get_expected_hash(found.file)
+    if expected_hash is not None and expected_hash != actual_hash:
+        return Check(
+            WEIGHTS,
+            model,
+            State.WRONG,
+            f"{summary}, but the hub's cache expects {expected_hash}: the file is damaged",
+            replace_file,
+        )
+    try:
+        match_tensors(network, found.file)
+    except PylorusError as error:
+        return Check(WEIGHTS, model, State.WRONG, f"{summary}: {str(error).splitlines()[0]}", replace_file)
+    return Check(WEIGHTS, model, State.GOOD, f"{summary}, all keys match; use it with {found.key}")
+
+
+def _get_expected_hash(file: Path) -> str | None:
+    """Return the SHA-256 that a file of the hub's cache is named after, or None if its name is not a hash."""
+    name = file.resolve().name
+    return name if len(name) == 64 and set(name) <= set("0123456789abcdef") else None
+
+
+BUNDLE = "Bundle"
+
+
+def check_bundle(folder: Path, trust: Sequence[Path] = ()) -> Iterator[Check]:
+    """Load a bundle as `pylorus predict` does: file hashes, description, classes, weights, signature if `trust`."""
+    from pylorus.deploy.model import UnknownNetworkError, load_bundle
+
+    try:
+        bundle = load_bundle(folder, trust=trust)
+    except UnknownNetworkError as error:
+        fix = "Check it with the command that uses it: `pylorus predict` with --network."
+        yield Check(BUNDLE, "bundle", State.WARNING, " ".join(str(error).split()), fix)
+        return
+    except (PylorusError, OSError) as error:
+        fix = "Copy the run's whole model/ folder again; `sha256sum -c SHA256SUMS` in it lists the files that changed."
+        yield Check(BUNDLE, "bundle", State.WRONG, " ".join(str(error).split()), fix)
+        return
+    description = bundle.description
+    summary = f"{folder}: {description.architecture}, classes {', '.join(description.classes)}; complete and loadable"
+    yield Check(BUNDLE, "bundle", State.GOOD, summary)
+
+
+FIGURES = "Figures"
+
+
+def check_fonts(words: Iterable[str] = ()) -> Iterator[Check]:
+    """Check that an installed font can draw the class names.
+
+    Args:
+        words: The class names, if known.
+    """
+    from pylorus.report.figure_style import DEFAULT_FONT, find_cjk_font_file, is_in_default_font
+
+    cjk_font = find_cjk_font_file()
+    unsupported = [word for word in words if not is_in_default_font(word)]
+    if cjk_font is not None:
+        yield Check(
+            FIGURES, "fonts", State.GOOD, f"{DEFAULT_FONT}, and {cjk_font.name} for Chinese, Japanese and Korean"
+        )
+        return
+    summary = f"{DEFAULT_FONT}: Latin, Greek, Cyrillic; no font for Chinese, Japanese or Korean class names"
+    fix = "install Noto Sans CJK (on Debian and Ubuntu: apt install fonts-noto-cjk)"
+    if unsupported:
+        yield Check(FIGURES, "fonts", State.WARNING, f"{summary}: figures show {', '.join(unsupported)} as boxes", fix)
+    else:
+        yield Check(FIGURES, "fonts", State.GOOD, summary, fix)

@@ -1,23 +1,41 @@
-"""Explain faults during a run to the user: what happened, where, and how to fix it.
+"""The processes that train: how each starts and ends, and what a fault of the machine means for the user.
 
-Errors of the operating system, of torch and of its data loader are wrapped in many ways; only this module tells them
-apart.
+`pylorus.launch.train` starts one as `python -m pylorus.launch.train --rank FOLDER`. A user's own torchrun or srun
+starts `python train.py …` once for each process: the first one does what the command says, and the others train with
+it. Errors of the operating system, of torch and of its data loader are wrapped in many ways; only this module tells
+them apart.
 """
 
 import errno
+import logging
+import os
 import re
 import signal
+import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
+from pylorus.config.checks import load_config
 from pylorus.config.schema import Config, TrainerConfig
-from pylorus.core import limits
-from pylorus.core.errors import TRAIN_COMMAND, PylorusError, UnreadableImageError
-from pylorus.core.storage import (
+from pylorus.core import system
+from pylorus.core.distributed import (
+    Processes,
+    announce_folder,
+    join_process_group,
+    read_processes,
+    wait_for_folder,
+)
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, UnreadableImageError
+from pylorus.core.io import write_json
+from pylorus.core.system import (
     DISK_FULL,
     NOT_A_FILE,
     NOT_WRITABLE,
@@ -28,9 +46,16 @@ from pylorus.core.storage import (
     format_not_writable,
     get_error_path,
 )
-from pylorus.hardware.engine import get_batch_size
+from pylorus.hardware import get_batch_size, resolve_accelerator
+from pylorus.runs.console import detach_streams, open_run_log
 from pylorus.runs.folder import RunFolder
-from pylorus.runs.process import restore_trainer_config
+from pylorus.runs.process import (
+    StopRequest,
+    Timeline,
+    compute_process_start,
+    handle_signals,
+    restore_trainer_config,
+)
 
 WORKER_ERROR = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 SHARED_MEMORY_ERROR = re.compile(r"shared memory|unable to (write to file|open shared).*/?torch_", re.IGNORECASE)
@@ -62,7 +87,7 @@ def explain_fault(error: BaseException, folder: RunFolder, config: Config) -> Py
     """
     if isinstance(error, PylorusError):
         return None
-    for cause in limits.iterate_causes(error):
+    for cause in system.iterate_causes(error):
         message = _explain_cause(cause, folder, config)
         if message is not None:
             return PylorusError(message)
@@ -71,7 +96,7 @@ def explain_fault(error: BaseException, folder: RunFolder, config: Config) -> Py
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that the memory of the GPU or of the machine was insufficient."""
-    return isinstance(error, torch.OutOfMemoryError) or limits.is_out_of_memory(error)
+    return isinstance(error, torch.OutOfMemoryError) or system.is_out_of_memory(error)
 
 
 def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> str | None:
@@ -90,8 +115,8 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
         and not _is_file(folder.config)
     ):
         return _explain_missing_folder(folder.path)
-    if WRITE_ERROR.search(text) and not isinstance(error, OSError) and limits.get_limit("RLIMIT_FSIZE") is not None:
-        return f"{limits.format_file_size(error)}\nThen {_format_resume_command(folder.path)}"
+    if WRITE_ERROR.search(text) and not isinstance(error, OSError) and system.get_limit("RLIMIT_FSIZE") is not None:
+        return f"{system.format_file_size(error)}\nThen {_format_resume_command(folder.path)}"
     if (isinstance(error, OSError) and error.errno in DISK_FULL) or WRITE_ERROR.search(text):
         return _explain_full_disk(error, folder.path, Path(config.cache.folder))
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
@@ -103,7 +128,7 @@ def _explain_cause(error: BaseException, folder: RunFolder, config: Config) -> s
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
         message = format_drive_lost(error, _format_error_location(error, folder.path))
         return f"{message}\nReconnect the drive or the network, then {_format_resume_command(folder.path)}"
-    limit = limits.explain_limit(error)
+    limit = system.explain_limit(error)
     return None if limit is None else f"{limit}\nThen {_format_resume_command(folder.path)}"
 
 
@@ -148,7 +173,7 @@ def _explain_lost_worker(text: str, folder: Path, configured: int | None) -> str
     kill = WORKER_KILL.search(text)
     end = next((name for name, word in KILL_WORDS.items() if kill and kill[1].startswith(word)), None)
     if end is not None:
-        reason = limits.format_kill(-signal.Signals[end])
+        reason = system.format_kill(-signal.Signals[end])
     elif SHARED_MEMORY_ERROR.search(text):
         reason = "got no shared memory: /dev/shm is full, too small, or can't be written to"
     else:
@@ -180,10 +205,10 @@ def _explain_out_of_memory(error: BaseException, folder: Path, trainer: TrainerC
     )
     if device == "the GPU":
         advice += " cache.on_device=false leaves the images in the main memory."
-    is_limited = device != "the GPU" and limits.get_limit("RLIMIT_AS") is not None
-    space = f"{limits.format_memory_advice()}.\n" if is_limited else ""
+    is_limited = device != "the GPU" and system.get_limit("RLIMIT_AS") is not None
+    space = f"{system.format_memory_advice()}.\n" if is_limited else ""
     return (
-        f"{device} ran out of memory: {limits.format_memory_error(error)}\n{advice}\n{space}"
+        f"{device} ran out of memory: {system.format_memory_error(error)}\n{advice}\n{space}"
         f"If other programs used the memory, close them and {_format_resume_command(folder)}"
     )
 
@@ -211,3 +236,103 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+Train = Callable[[Config, RunFolder, Processes, StopRequest, Timeline], None]
+"""The function that trains in one of the processes; the module that holds it imports this one."""
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""The environment variable in which torch's elastic launch names the file for a process's error."""
+
+
+class RankErrorHandler(ErrorHandler):
+    """Write an error as torch's does, but with what names the first of several: torch's times are whole seconds."""
+
+    def record_exception(self, e: BaseException) -> None:
+        """Write the error to the file that the launcher named; without one, print it."""
+        is_user_error = isinstance(e, PylorusError)
+        message = str(e) or type(e).__name__
+        trace = message if is_user_error else traceback.format_exc()
+        if ERROR_FILE not in os.environ:
+            print(f"\nerror: {trace}", file=sys.stderr)
+            return
+        now, rank = time.time(), int(os.environ["RANK"])
+        details = {"py_callstack": trace, "timestamp": str(int(now)), "time": now, "rank": rank}
+        error = {"message": message, "extraInfo": details | {"is_user_error": is_user_error}}
+        write_json(Path(os.environ[ERROR_FILE]), {"message": error})
+
+
+def run_launched(run_command: Callable[[], int], train: Train) -> int:
+    """Run a command line in the first of the processes that torchrun or srun started; the others train with it.
+
+    Args:
+        run_command: Executes `sys.argv` and returns the exit code.
+        train: Trains in one of the processes: `pylorus.launch.train.train`.
+
+    Raises:
+        PylorusError: If the command is a sweep.
+    """
+    processes = read_processes()
+    if not processes.is_first:
+        folder = wait_for_folder()
+        if folder:
+            train_rank(Path(folder), processes, train)
+        return 0
+    try:
+        if {"-m", "--multirun"} & set(sys.argv):
+            raise PylorusError(
+                f"-m: found a sweep in {processes.count} processes that torchrun or srun started. A sweep starts the "
+                f"processes of its jobs itself: {TRAIN_COMMAND} -m trainer.devices={processes.local_count} …"
+            )
+        known_keys = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
+        for key, count in (("devices", processes.local_count), ("nodes", processes.count // processes.local_count)):
+            if f"trainer.{key}" not in known_keys:
+                sys.argv.append(f"trainer.{key}={count}")
+        return run_command()
+    finally:
+        announce_folder("")
+
+
+def train_rank(folder: Path, processes: Processes, train: Train) -> None:
+    """Train with the other processes; exit with an error's code, after recording it for the launcher."""
+    _stop_with_parent(os.getppid())
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the process that the user started handles it and requeues the job
+    try:
+        record(_train, RankErrorHandler())(RunFolder(folder), processes, train)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception:
+        os._exit(1)  # a clean exit would wait for the others
+
+
+@detach_streams()
+def _train(folder: RunFolder, processes: Processes, train: Train) -> None:
+    timeline = Timeline(compute_process_start())
+    config = load_config(folder.config)
+    with handle_signals() as stop, _setup_rank_logging(folder, processes), explain_faults(folder, config):
+        accelerator, _ = resolve_accelerator(restore_trainer_config(config.trainer, folder.path / "environment.json"))
+        with join_process_group(processes, accelerator=accelerator):
+            train(config, folder, processes, stop, timeline)
+    if processes.is_first:
+        timeline.write(folder.speed)  # the process that started this one includes it in its own
+
+
+@contextmanager
+def _setup_rank_logging(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Let only the first process log and warn."""
+    with open_run_log(folder.path) if processes.is_first else nullcontext():
+        if not processes.is_first:
+            logging.disable(logging.CRITICAL)
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _stop_with_parent(parent: int) -> None:
+    """Exit when the parent process is gone: if it was killed, it can't stop this one, and a new run may follow."""
+
+    def wait_for_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()

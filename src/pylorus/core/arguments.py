@@ -1,19 +1,39 @@
-"""The parser of the command `pylorus`: an error says what was meant and shows the command to type.
+"""Arguments: of the command `pylorus`, parsed, and of the functions of `import pylorus`, checked.
 
-Nothing here knows what the commands do; their arguments are declared in `pylorus.cli`.
+An error says what was found and expected, and for a command what was meant and what to type. Nothing here knows what
+the commands do; their arguments are declared in `pylorus.cli`.
 """
 
 import argparse
 import difflib
+import functools
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, ParamSpec, TypeVar
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_command
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+PLAIN_TYPES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    Path: "a path",
+    type(None): "None",
+    Any: "any value",
+}
 
 COMMAND_SYNONYMS: Mapping[str, str] = {
     "train": "fit run start learn sweep resume finetune",
@@ -317,3 +337,160 @@ def _replace(words: Sequence[str], old: str, new: str) -> list[str]:
 def _swap(words: Sequence[str], first: str, second: str) -> list[str]:
     pair = {first: second, second: first}
     return [pair.get(word.rstrip("/"), word) for word in words]
+
+
+def check_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Check the arguments of each call of a function against its annotations, without converting text to numbers.
+
+    An array, Series or tensor of values is passed as a list where a list is expected, and a number of NumPy as Python's
+    own. NaN and infinity are no numbers here, and True is no whole number. An annotation that can't be resolved at run
+    time, since its import would be heavy, is not checked.
+
+    Args:
+        function: A function, method or constructor of the Python interface. Words are annotated with `Literal`, ranges
+            as in `Annotated[int, Ge(1)]`, a dataclass with `pydantic.InstanceOf`.
+
+    Raises:
+        PylorusError: At a call; names the argument, the value found and the value expected.
+
+    Example:
+        >>> @check_arguments
+        ... def train(*, seed: int = 0) -> int:
+        ...     return seed
+        >>> train(seed="x")
+        Traceback (most recent call last):
+        pylorus.core.errors.PylorusError: train: seed: found 'x', expected a whole number.
+    """
+    signature = inspect.signature(function)
+    *_, owner, name = ("", *function.__qualname__.split("."))
+    caller = owner if name == "__init__" else name
+
+    @functools.wraps(function)
+    def check_and_call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # Python says which argument is missing or unknown
+        for argument, annotation in _get_annotations(function).items():
+            if argument in bound.arguments:
+                value, where = bound.arguments[argument], f"{caller}: {argument}"
+                bound.arguments[argument] = _check_argument(value, annotation, where=where)
+        return function(*bound.args, **bound.kwargs)
+
+    return check_and_call
+
+
+@functools.cache
+def _get_annotations(function: Callable[..., object]) -> dict[str, Any]:
+    """Return the annotation of each parameter of a function that can be resolved."""
+    resolved: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if is_variadic or parameter.annotation is parameter.empty:
+            continue
+        holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+        try:
+            resolved |= typing.get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True)
+        except NameError:  # imported for type checkers only
+            continue
+    return resolved
+
+
+def _check_argument(value: Any, annotation: Any, *, where: str) -> Any:
+    from pydantic import ValidationError
+
+    adapter = _get_argument_adapter(annotation)
+    if getattr(value, "shape", None) == ():
+        value = value.tolist()
+    candidates = [value, value.tolist()] if hasattr(value, "tolist") else [value]
+    for candidate in candidates:
+        try:
+            adapter.validate_python(candidate)
+        except ValidationError:
+            continue
+        return candidate
+    words = [word for word in _list_words(annotation) if isinstance(value, str)]
+    raise PylorusError(
+        f"{where}: found {describe_value(value)}, expected {describe_type(annotation)}."
+        f"{format_suggestion(value, words) if words else ''}"
+    )
+
+
+@functools.cache
+def _get_argument_adapter(annotation: Any) -> "TypeAdapter[Any]":
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False))
+
+
+def describe_value(value: Any) -> str:
+    """Say what a message found: a plain value as Python writes it, of anything else its type.
+
+    Example:
+        >>> describe_value("x"), describe_value(dict), describe_value(Path("a"))
+        ("'x'", 'the class dict', "'a'")
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Path):
+        return repr(str(value))
+    if hasattr(value, "shape"):
+        return f"{_add_article(type(value).__name__.removeprefix('nd'))} of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, str | bytes | int | float | list | tuple | set | dict):
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:77]}…"
+    return f"the function {value.__name__}" if inspect.isroutine(value) else _add_article(type(value).__name__)
+
+
+def describe_type(annotation: Any) -> str:
+    """Say in words what values an annotation accepts.
+
+    Example:
+        >>> describe_type(Sequence[str] | None), describe_type(str | Path), describe_type(Literal["pad", "crop"])
+        ('a list of text, or None', 'a path', "'pad' or 'crop'")
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        members = list(dict.fromkeys(member for member in arguments if not (member is str and Path in arguments)))
+        texts = [describe_type(member) for member in members]
+        return f"{', '.join(texts[:-1])}, or {texts[-1]}" if len(texts) > 1 else texts[0]
+    if origin is Literal:
+        words = [repr(word) for word in arguments]
+        return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+    if origin is Annotated:
+        return f"{describe_type(arguments[0])}{_describe_range(arguments[1:])}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a dictionary"
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        plural = {"a path": "paths", "a whole number": "whole numbers", "a number": "numbers"}
+        entry = describe_type(arguments[0])
+        for singular, word in plural.items():
+            entry = entry.replace(singular, word)
+        return f"a list of {entry}"
+    if origin is Callable:
+        return "a function"
+    return PLAIN_TYPES.get(annotation) or _add_article(getattr(annotation, "__name__", str(annotation)))
+
+
+def _describe_range(metadata: Sequence[Any]) -> str:
+    """Return the part of a message that states the range in the metadata of `Annotated`; empty if it has none."""
+    phrases = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    bounds = [
+        f"{phrase} {getattr(item, name):g}"
+        for item in metadata
+        for name, phrase in phrases.items()
+        if getattr(item, name, None) is not None
+    ]
+    return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def _list_words(annotation: Any) -> list[str]:
+    """List the words that an annotation accepts by `Literal`, for a suggestion."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return [word for word in arguments if isinstance(word, str)]
+    return [word for member in arguments for word in _list_words(member)]
+
+
+def _add_article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

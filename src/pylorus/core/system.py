@@ -1,10 +1,11 @@
-"""What the system allows this process: memory, CPU time, size of a file, open files, processes.
+"""What the system allows this process (memory, CPU time, files, processes), and faults of limits and disks in words.
 
-How much memory is left, and errors that mean that a limit is reached, in words. Nothing here imports torch.
+Nothing here imports torch.
 """
 
 import errno
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,13 @@ from pathlib import Path
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+UNREACHABLE = {errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO}
+NOT_A_FOLDER = {errno.EEXIST, errno.ENOTDIR}
+NOT_A_FILE = {errno.EISDIR, errno.ELOOP}
+OTHER_FOLDER_HINT = "choose another folder: hydra.run.dir=DIR, or hydra.sweep.dir=DIR for a sweep."
 
 if sys.platform == "win32":
     resource = None  # it has no such limits
@@ -283,3 +291,94 @@ def iterate_causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
+
+
+def explain_disk_error(error: OSError) -> str | None:
+    """Return a message on why a run can't start or be summarized; None if it is not an error of the disk."""
+    if (limit := explain_limit(error)) is not None:
+        return f"{limit}."
+    path = get_error_path(error) or "the output folder"
+    folder = _find_existing_folder(Path(path) if get_error_path(error) else Path.cwd())
+    if error.errno in DISK_FULL:
+        return f"{format_disk_full(path, folder)}\nFree some space, or {OTHER_FOLDER_HINT}"
+    if error.errno in NOT_WRITABLE:
+        return f"{format_not_writable(error, path, folder)}\nOr {OTHER_FOLDER_HINT}"
+    if error.errno in UNREACHABLE:
+        return f"{format_drive_lost(error, path)}\nReconnect the drive or the network, or {OTHER_FOLDER_HINT}"
+    if error.errno in NOT_A_FOLDER:
+        return (
+            f"{path}: found a file with this name or with the name of a folder above it, expected a folder. Move the "
+            f"file, or {OTHER_FOLDER_HINT}"
+        )
+    if error.errno in NOT_A_FILE:
+        return f"{format_not_a_file(path)} Move it away, or {OTHER_FOLDER_HINT}"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{path}: the name is too long for this disk. Use a shorter name, or {OTHER_FOLDER_HINT}"
+    return None
+
+
+def format_system_error(error: Exception) -> str:
+    """Return an error as a message of a command; of an error of the system, with the file and what to do.
+
+    Example:
+        >>> format_system_error(OSError(errno.ENOSPC, "No space left on device", "/data/predictions.csv"))
+        'the disk is full: /data/predictions.csv could not be written. Free some space, or write to another folder.'
+        >>> format_system_error(PermissionError(errno.EACCES, "Permission denied", "model"))
+        'model: Permission denied'
+    """
+    if (limit := explain_limit(error)) is not None:
+        return f"{limit}."
+    if not isinstance(error, OSError):
+        return str(error)
+    path = get_error_path(error)
+    if error.errno in DISK_FULL:
+        return (
+            f"the disk is full: {path or 'a file'} could not be written. Free some space, or write to another folder."
+        )
+    if error.errno in NOT_A_FILE and path:
+        return f"{format_not_a_file(path)} Move it away, or write to another folder."
+    if error.errno == errno.EROFS:
+        return f"{path or 'the disk'} can't be written to: {error.strerror}. Write to another folder."
+    return f"{path}: {error.strerror}" if path and error.strerror else str(error)
+
+
+def get_error_path(error: BaseException) -> str | None:
+    """Return the file that an error names, if any."""
+    filename = error.filename2 or error.filename if isinstance(error, OSError) else None
+    return str(filename) if filename else None
+
+
+def format_disk_full(path: str, folder: Path) -> str:
+    """Return the message for a full disk: what could not be written, and how much space is free at `folder`."""
+    return f"the disk is full: {path} could not be written{_format_free_space(folder)}."
+
+
+def format_not_writable(error: OSError, path: str, folder: Path) -> str:
+    """Return the message for a file or folder that is not writable, and how to find out why."""
+    return (
+        f"{path} can't be written to: {error.strerror}.\n"
+        f"Make the folder writable (to see its owner: ls -ld {folder}; to see whether its drive is mounted read-only: "
+        f"findmnt -T {folder})."
+    )
+
+
+def format_drive_lost(error: OSError, path: str) -> str:
+    """Return the message for a drive that has become unavailable."""
+    return f"{path} can't be reached: {error.strerror}."
+
+
+def format_not_a_file(path: str) -> str:
+    """Return the message for a folder, or for links that lead in a circle, in the place of a file."""
+    return f"{path}: found {'a folder' if Path(path).is_dir() else 'links that lead in a circle'}, expected a file."
+
+
+def _find_existing_folder(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+
+
+def _format_free_space(folder: Path) -> str:
+    try:
+        return f" ({format_bytes(shutil.disk_usage(folder).free)} free)"
+    except OSError:
+        return ""

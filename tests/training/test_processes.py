@@ -6,7 +6,7 @@ import pytest
 
 from pylorus.core.distributed import is_launched, read_processes
 from pylorus.core.errors import PylorusError
-from pylorus.launch import rank
+from pylorus.training import processes
 
 
 @pytest.fixture
@@ -15,20 +15,20 @@ def torchrun(monkeypatch):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    monkeypatch.setattr(rank, "announce_folder", lambda folder: None)
+    monkeypatch.setattr(processes, "announce_folder", lambda folder: None)
 
 
 def test_devices_and_nodes_follow_the_launched_processes(torchrun, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
     assert is_launched()
-    assert rank.run_launched(lambda: 0, pytest.fail) == 0
+    assert processes.run_launched(lambda: 0, pytest.fail) == 0
     assert sys.argv == ["train.py", "seed=1", "trainer.devices=2", "trainer.nodes=2"]
 
 
 def test_a_sweep_is_refused(torchrun, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2"])
     with pytest.raises(PylorusError, match=r"-m: found a sweep in 4 processes.*train.py -m trainer.devices=2"):
-        rank.run_launched(lambda: 0, pytest.fail)
+        processes.run_launched(lambda: 0, pytest.fail)
 
 
 def test_srun_tasks_are_processes_but_a_batch_script_is_not(monkeypatch):

@@ -1,26 +1,29 @@
-"""Decide what a stage trains and what it freezes: weights, batch-norm statistics and dropout alike.
+"""Fine-tuning: what a stage trains and what it freezes, with which optimizer and learning-rate schedule.
 
-`extract_network_structure` describes the outcome as plain values: a run writes it once, so that a report can draw the
-network without torch.
-
-A depth is given as `head` (timm's classifier, the layer that produces the logits), `all`, or a block's name: that block
-and everything that the network registers after it. The frozen part is a pure function of the image: it neither draws
-random numbers nor changes. Dropout directly before the classifier belongs to the head.
+A frozen part is frozen altogether: weights, batch-norm statistics and dropout alike. A depth is given as `head` (timm's
+classifier, the layer that produces the logits), `all`, or a block's name: that block and everything that the network
+registers after it. The frozen part is a pure function of the image: it neither draws random numbers nor changes.
+Dropout directly before the classifier belongs to the head. `extract_network_structure` describes the outcome as plain
+values: a run writes it once, so that a report can draw the network without torch.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
 from annotated_types import Ge
+from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.hooks import RemovableHandle
 
+from pylorus.config.schema import FUSED_OPTIMIZERS, OptimizerConfig, StageConfig
+from pylorus.core.arguments import check_arguments
 from pylorus.core.errors import PylorusError, format_suggestion
-from pylorus.core.io import check_arguments
 from pylorus.model.backbone import restore_modes, run_on_black_images
 from pylorus.model.weights import list_classifier_names
 
@@ -341,3 +344,92 @@ def _find_first_tensor(output: Any) -> Tensor | None:
         return output
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
     return next((tensor for tensor in map(_find_first_tensor, parts) if tensor is not None), None)
+
+
+def compute_peak_lr(stage: StageConfig, optimizer: OptimizerConfig) -> float:
+    """Return the stage's own learning rate, or its multiple of the run's."""
+    return stage.lr if stage.lr is not None else optimizer.lr * stage.lr_factor
+
+
+def get_monitor_mode(monitor: str) -> Literal["min", "max"]:
+    """Return whether a smaller or a larger value of the monitored metric is better."""
+    return "min" if monitor == "loss" else "max"
+
+
+def check_optimizer_name(name: str, *, where: str) -> None:
+    """Check that timm has an optimizer.
+
+    Raises:
+        PylorusError: If it has none of that name.
+    """
+    known = [str(each) for each in list_optimizers()]
+    if name not in known:
+        raise PylorusError(f'{where}: timm has no "{name}".{format_suggestion(name, known)}')
+
+
+def build_optimizer(
+    network: nn.Module, stage: StageConfig, config: OptimizerConfig, *, fused: bool = True
+) -> torch.optim.Optimizer:
+    """Build an optimizer over the trainable parameters, grouped by layer where their learning rates differ.
+
+    Args:
+        network: A timm model.
+        stage: Learning rate and layer decay.
+        config: Name and arguments of the optimizer.
+        fused: Whether torch may update all weights at once.
+
+    Raises:
+        PylorusError: If timm has no optimizer of that name.
+    """
+    check_optimizer_name(config.name, where="optimizer.name")
+    optimizer = create_optimizer_v2(
+        network,
+        opt=config.name,
+        lr=compute_peak_lr(stage, config),
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        layer_decay=stage.layer_decay if stage.layer_decay < 1 else None,
+        **cast(dict[str, Any], {"fused": True} if fused and config.name in FUSED_OPTIMIZERS else {}),
+    )
+    for group in optimizer.param_groups:
+        # timm leaves a group's lr_scale to its own schedulers; ours start from the group's learning rate.
+        group["lr"] *= group.pop("lr_scale", 1.0)
+    return optimizer
+
+
+class WarmupCosine:
+    """Learning rate as a fraction of its peak: linear warm-up, then half a cosine down to 0, or constant.
+
+    Example:
+        >>> schedule = WarmupCosine(steps=10, warmup=2, falls=True)
+        >>> [round(schedule(step), 2) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def __init__(self, *, steps: int, warmup: int, falls: bool) -> None:
+        self.steps, self.warmup, self.falls = steps, warmup, falls
+
+    def __call__(self, step: int) -> float:
+        """Return the fraction, in [0, 1], at a step in [0, steps]."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if not self.falls:
+            return 1.0
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, steps: int) -> dict[str, Any]:
+    """Build the stage's learning-rate schedule in the form that Lightning expects.
+
+    Args:
+        optimizer: The optimizer whose learning rates it changes.
+        stage: Names the schedule, its warm-up and the metric that a plateau is judged by.
+        steps: Optimizer steps in the whole stage.
+    """
+    scheduler: LRScheduler | ReduceLROnPlateau
+    if stage.schedule == "plateau":
+        scheduler = ReduceLROnPlateau(optimizer, mode=get_monitor_mode(stage.monitor), factor=0.1, patience=3)
+        return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
+    lr_factor = WarmupCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
+    return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}

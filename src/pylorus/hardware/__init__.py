@@ -1,1 +1,0 @@
-"""Accelerator, precision, threads and memory."""
