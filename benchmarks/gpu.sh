@@ -7,5 +7,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3 || command -v python)}
+# Where packages have no bytecode, as in some containers, each process compiles them, for ten seconds and more: then it is
+# saved in a folder of its own, for all contenders.
+if ! "$PYTHON" -c 'import os, sys; from importlib.util import find_spec as f; sys.exit(not os.path.exists(f("numpy").cached))'; then
+  unset PYTHONDONTWRITEBYTECODE
+  export PYTHONPYCACHEPREFIX=${PYTHONPYCACHEPREFIX:-$(mktemp -d)}
+fi
 export PYTHONPATH="$PWD/src:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" benchmarks/gpu.py "$@"

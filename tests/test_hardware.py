@@ -9,7 +9,15 @@ from torch import nn
 from pylorus import hardware
 from pylorus.config.schema import TrainerConfig
 from pylorus.core.errors import PylorusError
-from pylorus.hardware import FullBatchForward, capture_graphs, measure_bf16_speedup, resolve_engine, resolve_precision
+from pylorus.hardware import (
+    Engine,
+    FullBatchForward,
+    capture_graphs,
+    measure_bf16_speedup,
+    resolve_cuda_graphs,
+    resolve_engine,
+    resolve_precision,
+)
 
 
 @pytest.fixture
@@ -81,10 +89,24 @@ def build_network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
 
 
-def train_network(device: str, *, is_captured: bool) -> dict[str, torch.Tensor]:
+class WaitingNetwork(nn.Module):
+    """A network for which the host waits, so that CUDA can't capture it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = build_network()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(image)
+        return logits if logits.sum().item() < 1e9 else -logits
+
+
+def train_network(
+    device: str, *, is_captured: bool, is_required: bool = True, build=build_network
+) -> dict[str, torch.Tensor]:
     """Train for four full batches, and return the weights and running statistics."""
-    network = build_network().to(device)
-    forward = FullBatchForward(network, 4, is_captured=True) if is_captured else None
+    network = build().to(device)
+    forward = FullBatchForward(network, 4, is_captured=True, is_required=is_required) if is_captured else None
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for step in range(4):
         image = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step)).to(device)
@@ -101,6 +123,16 @@ def test_cuda_graphs_train_like_single_kernels():
     plain, captured = (train_network("cuda", is_captured=is_captured) for is_captured in (False, True))
     for name in plain:
         torch.testing.assert_close(captured[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+@needs_gpu
+def test_a_network_that_cuda_can_not_capture_trains_all_the_same():
+    plain, other = (
+        train_network("cuda", is_captured=is_captured, is_required=False, build=WaitingNetwork)
+        for is_captured in (False, True)
+    )
+    for name in plain:
+        torch.testing.assert_close(other[name], plain[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
@@ -134,13 +166,50 @@ def test_captured_batches_train_like_others(made_up_graphs):
     assert all(torch.equal(plain[name], captured[name]) for name in plain)
 
 
-def test_a_network_that_can_not_be_captured_is_refused_in_words(monkeypatch):
-    def fail(*_, **__):
+@pytest.fixture
+def failing_graphs(monkeypatch):
+    """In place of CUDA: the module is run once, and then can't be captured."""
+
+    def fail(module, examples, **_):
+        module(*examples)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+
+
+def test_a_network_that_can_not_be_captured_trains_all_the_same_unless_asked_for(failing_graphs, caplog):
+    caplog.set_level("INFO")
+    plain, other = (train_network("cpu", is_captured=each, is_required=False) for each in (False, True))
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
+    assert caplog.messages == [
+        "kernels are launched one by one, since this network can't be captured: operation not permitted when stream is "
+        "capturing"
+    ]
+
+
+def test_a_network_that_can_not_be_captured_is_refused_in_words(failing_graphs):
     with pytest.raises(PylorusError, match=r"trainer.cuda_graphs: .*not permitted when stream is capturing\. Leave"):
         capture_graphs(build_network(), (torch.randn(4, 3, 8, 8),))
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_captured", "reason"),
+    [
+        ({}, True, "with 16 images the GPU would wait"),
+        ({"batch_size": 128}, False, "more than 64 images"),
+        ({"devices": 2}, False, "several devices"),
+        ({"compile": True}, False, "compile=true"),
+        ({"accumulate": 2}, False, "accumulate"),
+        ({"batch_size": 128, "cuda_graphs": True}, True, "set by the user"),
+        ({"cuda_graphs": False}, False, "set by the user"),
+    ],
+)
+def test_graphs_are_chosen_where_a_gpu_would_wait(settings, is_captured, reason):
+    engine = Engine("cuda", "bf16", 1, {})
+    assert resolve_cuda_graphs(TrainerConfig(**settings), engine)[0] == is_captured
+    assert reason in resolve_cuda_graphs(TrainerConfig(**settings), engine)[1]
+    assert resolve_cuda_graphs(TrainerConfig(), Engine("cpu", "bf16", 1, {})) == (False, "only an NVIDIA GPU has them")
+    assert not resolve_cuda_graphs(TrainerConfig(), Engine("cuda", "16", 1, {}))[0]
 
 
 def test_cuda_graphs_need_a_gpu():

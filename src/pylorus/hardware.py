@@ -87,6 +87,10 @@ class Engine:
         return torch.autocast(self.accelerator, dtype, enabled=self.precision != "32")
 
 
+MOST_CAPTURED_IMAGES = 64
+"""Batches of up to so many images are computed as CUDA graphs by default; those of larger ones take more memory."""
+
+
 class FullBatchForward:
     """The forward pass of full training batches, compiled or as CUDA graphs; for batches of other sizes there is none.
 
@@ -97,10 +101,11 @@ class FullBatchForward:
         module: From the inputs to the logits, in training mode.
         images: Number of images in a full batch of this process.
         is_captured: Whether to replay CUDA graphs; otherwise the module is compiled with torch.
+        is_required: Whether it is an error if the module can't be captured; if not, it is called as it is.
     """
 
-    def __init__(self, module: nn.Module, images: int, *, is_captured: bool) -> None:
-        self.images, self._module = images, module
+    def __init__(self, module: nn.Module, images: int, *, is_captured: bool, is_required: bool = True) -> None:
+        self.images, self._module, self._is_required = images, module, is_required
         self._forward: Callable[..., Tensor] | None = None
         if not is_captured:
             self._forward = cast(Callable[..., Tensor], torch.compile(module, dynamic=False))
@@ -108,7 +113,14 @@ class FullBatchForward:
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Compute logits of shape (images, classes)."""
         if self._forward is None:
-            self._forward = capture_graphs(self._module, inputs)
+            try:
+                self._forward = capture_graphs(self._module, inputs)
+            except PylorusError as error:
+                if self._is_required:
+                    raise
+                reason = str(error.__cause__).partition("\n")[0]
+                log.info("kernels are launched one by one, since this network can't be captured: %s", reason)
+                self._forward = self._module
         return self._forward(*inputs)
 
 
@@ -148,9 +160,10 @@ def capture_graphs(module: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[..
             f"trainer.cuda_graphs: found true, but this network can't be captured: {str(error).splitlines()[0]}. "
             "Leave it out."
         ) from error
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
     return cast(Callable[..., Tensor], captured)
 
 
@@ -432,6 +445,25 @@ def get_batch_size(trainer: TrainerConfig) -> int:
     return trainer.batch_size
 
 
+def resolve_cuda_graphs(config: TrainerConfig, engine: Engine) -> tuple[bool, str]:
+    """Return whether full training batches are computed as CUDA graphs, and why."""
+    if config.cuda_graphs is not None:
+        return config.cuda_graphs, "set by the user"
+    size = get_batch_size(config)
+    reasons = {
+        "only an NVIDIA GPU has them": engine.accelerator != "cuda",
+        "not tried with several devices": config.devices * config.nodes > 1,
+        "not tried with loss scaling": engine.precision == "16",
+        "trainer.compile=true reduces launches by itself": config.compile,
+        "not possible with trainer.accumulate above 1": config.accumulate > 1,
+        f"a batch of more than {MOST_CAPTURED_IMAGES} images keeps the GPU busy": size > MOST_CAPTURED_IMAGES,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            return False, reason
+    return True, f"with {size} images the GPU would wait for the launches of single kernels"
+
+
 def list_choices(
     config: Config, engine: Engine, network: nn.Module, *, why_batch_size: str = "set by the user"
 ) -> list[Choice]:
@@ -453,6 +485,9 @@ def list_choices(
         ),
         Choice("data.workers", str(worker_count), workers_reason),
     ]
+    if engine.accelerator == "cuda":
+        is_captured, capture_reason = resolve_cuda_graphs(config.trainer, engine)
+        settings.insert(-1, Choice("trainer.cuda_graphs", str(is_captured).lower(), capture_reason))
     devices = config.trainer.devices * config.trainer.nodes
     if devices > 1 or config.trainer.strategy != "ddp":
         settings.insert(

@@ -1,5 +1,7 @@
 """Packages by their metadata: missing, too old, damaged, overwritten, malware. The installations are simulated."""
 
+import py_compile
+import sys
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -58,6 +60,19 @@ def test_an_installation_without_a_version_is_damaged(install):
     assert check is not None
     assert "damaged" in check.found
     assert "--force-reinstall" in check.remedy
+
+
+def test_packages_that_are_compiled_at_each_start_are_a_warning(tmp_path, monkeypatch):
+    (tmp_path / "some_package.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert list(packages.check_bytecode("some_package")) == []
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (check,) = packages.check_bytecode("some_package")
+    assert (check.state, check.remedy) == (State.WARNING, "unset PYTHONDONTWRITEBYTECODE")
+    assert "PYTHONDONTWRITEBYTECODE is set" in check.found
+    py_compile.compile(str(tmp_path / "some_package.py"))
+    assert list(packages.check_bytecode("some_package")) == []
 
 
 @pytest.mark.parametrize(("name", "version"), [("lightning", "2.6.2"), ("lightning", "2.6.3"), ("pytorch-lightning", "2.6.3")])  # fmt: skip

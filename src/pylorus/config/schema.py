@@ -372,10 +372,11 @@ class TrainerConfig:
     compile: bool = key(
         False, "compile the trained part of the network with torch.compile: takes minutes at the start, for long runs"
     )
-    cuda_graphs: bool = key(
-        False,
+    cuda_graphs: bool | None = key(
+        None,
         "on a single NVIDIA GPU, start the computation of a full training batch as one CUDA graph: for small batches, "
-        "for which the GPU waits for the launches of single kernels",
+        "for which the GPU waits for the launches of single kernels; null: yes, for up to 64 images if the network "
+        "can be captured",
     )
     progress: bool = key(True, "show a progress bar if the output is a terminal")
     args: dict[str, Any] = key(

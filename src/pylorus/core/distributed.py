@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError
 from pylorus.core.limited_process import (
+    SharedResults,
     call_in_fork,
     call_within_cpu_time,
     describe_end,
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Packed = TypeVar("Packed")
 
 PARALLEL_JOBS = "PYLORUS_JOBS_AT_ONCE"
 """The environment variable that tells a job how many jobs of its sweep share this machine's cores."""
@@ -272,6 +274,8 @@ _function: Callable[[Any], Any] | None = None
 """What a reading process does with each item."""
 _progress: mmap.mmap | None = None
 """Memory that a reading process shares with its parent: the number, from 1, of the item that it reads of each chunk."""
+_shared: SharedResults | None = None
+"""Memory in which it returns arrays."""
 
 
 def map_items(
@@ -446,24 +450,25 @@ def _map_in_processes(
     """Yield the results in order; with `name`, an item without a result for long is a warning, and then an error."""
     chunks = iter(lambda: list(islice(items, chunk_size)), [])
     progress, numbers, slots = mmap.mmap(-1, ahead), count(), deque[tuple[int, list[Item]]]()
+    shared = SharedResults(ahead)
 
-    def submit(chunk: list[Item]) -> "Future[list[Result]]":
+    def submit(chunk: list[Item]) -> "Future[tuple[bytes, list[int]]]":
         slot = next(numbers) % ahead
         slots.append((slot, chunk))
         progress[slot] = 0
         try:
             return pool.submit(_process_chunk, slot, chunk)
         except BrokenProcessPool as error:  # the chunk that is waited for says which items it happened at
-            broken: Future[list[Result]] = Future()
+            broken: Future[tuple[bytes, list[int]]] = Future()
             broken.set_exception(error)
             return broken
 
-    def get_results(chunk: list[Item], future: "Future[list[Result]]") -> list[Result]:
+    def get_results(chunk: list[Item], future: "Future[tuple[bytes, list[int]]]") -> list[Result]:
         slot = slots[0][0]
         try:
             if name is not None:
                 _wait_for_chunk(future, chunk, lambda: max(0, progress[slot] - 1), name)
-            results = future.result()
+            results: list[Result] = shared.unpack(slot, *future.result())
         except BrokenProcessPool:
             started = [chunk[progress[slot] - 1] for slot, chunk in slots if 0 < progress[slot] <= len(chunk)]
             raise _ReaderKilledError([item for _, chunk in slots for item in chunk], started) from None
@@ -475,7 +480,7 @@ def _map_in_processes(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # about threads: these processes use none
         seconds = read_budget().seconds if limited else 0
-        pool = ProcessPoolExecutor(processes, context, _start_reader, (function, progress, seconds))
+        pool = ProcessPoolExecutor(processes, context, _start_reader, (function, progress, shared, seconds))
         is_stuck = False
         try:
             for results in _compute_ahead(submit, get_results, chunks, ahead):
@@ -490,8 +495,8 @@ def _map_in_processes(
 
 
 def _compute_ahead(
-    submit: Callable[[Item], "Future[Result]"],
-    get_result: Callable[[Item, "Future[Result]"], Result],
+    submit: Callable[[Item], "Future[Packed]"],
+    get_result: Callable[[Item, "Future[Packed]"], Result],
     items: Iterator[Item],
     ahead: int,
 ) -> Iterator[Result]:
@@ -504,7 +509,7 @@ def _compute_ahead(
 
 
 def _wait_for_chunk(
-    future: "Future[list[Result]]",
+    future: "Future[Any]",
     chunk: Sequence[Item],
     get_progress: Callable[[], int],
     name: Callable[[Item], object],
@@ -526,12 +531,13 @@ def _warn_of_slow_item(item: Item, name: Callable[[Item], object]) -> None:
     log.warning("%s: reading it has given no result for %.0f s; still waiting", name(item), TICK * TICKS_TO_WARNING)
 
 
-def _start_reader(function: Callable[[Any], Any], progress: mmap.mmap, seconds: int) -> None:
+def _start_reader(function: Callable[[Any], Any], progress: mmap.mmap, shared: SharedResults, seconds: int) -> None:
     """Set up a process that reads: one thread, deaf to Ctrl-C, which its parent handles, and gone with its parent."""
-    global _function, _progress
+    global _function, _progress, _shared
     import cv2
 
-    _function, _progress = (partial(call_within_cpu_time, seconds, function) if seconds else function), progress
+    _function = partial(call_within_cpu_time, seconds, function) if seconds else function
+    _progress, _shared = progress, shared
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -539,12 +545,13 @@ def _start_reader(function: Callable[[Any], Any], progress: mmap.mmap, seconds: 
     keep_freed_memory()
 
 
-def _process_chunk(slot: int, chunk: Sequence[Any]) -> list[Any]:
+def _process_chunk(slot: int, chunk: Sequence[Any]) -> tuple[bytes, list[int]]:
     assert _function is not None
     assert _progress is not None
+    assert _shared is not None
     results = []
     for number, item in enumerate(chunk, 1):
         _progress[slot] = number
         results.append(_function(item))
     _progress[slot] = len(chunk) + 1
-    return results
+    return _shared.pack(slot, results)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pylorus.config.schema import CONF
@@ -137,6 +138,28 @@ def check_packages() -> Iterator[Check]:
     yield from check_newer([requirement.name for requirement in required], read_tested_versions())
     yield from check_malware()
     yield from check_same_files()
+    yield from check_bytecode("torch")
+
+
+def check_bytecode(package: str) -> Iterator[Check]:
+    """Check that Python need not compile a package's modules at each start, as it does in some containers."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.cached is None or Path(spec.cached).exists():
+        return
+    folder = next(parent for parent in Path(spec.cached).parents if parent.exists())
+    if sys.dont_write_bytecode:
+        reason, remedy = "PYTHONDONTWRITEBYTECODE is set", "unset PYTHONDONTWRITEBYTECODE"
+    elif not os.access(folder, os.W_OK):
+        reason, remedy = f"{folder} can't be written to", "export PYTHONPYCACHEPREFIX=FOLDER, with a folder of yours"
+    else:
+        return
+    yield Check(
+        PACKAGES,
+        "bytecode",
+        State.WARNING,
+        f"{package} is compiled anew at each start, and so are other packages, which takes seconds: {reason}",
+        remedy,
+    )
 
 
 def check_python(version: str) -> Check:

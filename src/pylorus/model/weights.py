@@ -440,14 +440,11 @@ class _Placeholder:
         self.state = state
 
 
-class _ListPlaceholder(list[Any]):
-    """Stands for a list of a class that is not loaded."""
+class _ListPlaceholder:
+    """Stands for a class of lists that is not loaded; its objects become plain ones: torch 2.11 adds to no others."""
 
-    def __init__(self, *_: object) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: object) -> None:
-        """Ignore what else it was pickled with."""
+    def __new__(cls, *_: object) -> Any:
+        return []
 
 
 class _DictionaryPlaceholder:

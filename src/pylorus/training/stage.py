@@ -23,7 +23,14 @@ from pylorus.data.input_format import InputFormat, resolve_mask
 from pylorus.data.split import RunImages
 from pylorus.evaluation.confusion import CLASS_METRICS, ClassMetric, compute_class_metric, select_class_metrics
 from pylorus.evaluation.influence import estimate_by_jackknife
-from pylorus.hardware import Engine, FullBatchForward, get_batch_size, resolve_channels_last, resolve_workers
+from pylorus.hardware import (
+    Engine,
+    FullBatchForward,
+    get_batch_size,
+    resolve_channels_last,
+    resolve_cuda_graphs,
+    resolve_workers,
+)
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.finetuning import apply_depth, build_optimizer, check_optimizer_name, resolve_depth
@@ -192,11 +199,13 @@ def _train(
     trainer_config = run.config.trainer
     # Features of images that are augmented anew are not cached: these batches pass through the whole network.
     is_split = isinstance(data, FeatureDataModule) and data.has_training_features and classifier.cut is not None
-    if trainer_config.compile or trainer_config.cuda_graphs:
+    is_captured, _ = resolve_cuda_graphs(trainer_config, run.engine)
+    if trainer_config.compile or is_captured:
         classifier.full_batch_forward = FullBatchForward(
             classifier.cut.build_training_module() if is_split and classifier.cut else classifier.network,
             get_batch_size(trainer_config) // run.processes.count,
-            is_captured=trainer_config.cuda_graphs,
+            is_captured=is_captured,
+            is_required=trainer_config.cuda_graphs is not None,
         )
     fit_stage(trainer, classifier, data, stage_folder, run)
 
