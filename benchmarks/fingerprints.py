@@ -115,7 +115,7 @@ def measure(name: str, root: Path, *, most: int, copies: int) -> None:
 
 
 def main() -> None:
-    """Measure the sets that were named, or drawn frames; on one core, the drawn ones take three minutes."""
+    """Measure the sets that were named, or drawn frames; on one core, the drawn ones take some six minutes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", nargs="*", type=Path, metavar="DIR")
     parser.add_argument("--most", type=int, default=1_000_000, metavar="N", help="images of each DIR (default: all)")
