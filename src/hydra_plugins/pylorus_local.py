@@ -101,8 +101,8 @@ class LocalLauncher(basic_launcher.BasicLauncher):
 
 def _run_forked_job(writer: Any, context: HydraContext, config: DictConfig, task_function: TaskFunction) -> None:
     """Run one job in a fork of the sweep's process, and send its result; a signal ends the job."""
-    from pylorus.core.distributed import end_with_parent
     from pylorus.core.errors import INTERRUPTED
+    from pylorus.core.limited_process import end_with_parent
     from pylorus.runs.process import STOP_SIGNALS
 
     try:

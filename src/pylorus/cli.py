@@ -12,16 +12,15 @@ from typing import Any
 from pylorus import __version__
 from pylorus.core.arguments import CommandParser, complete_words
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.formatting import expand_words, format_command, format_count, setup_terminal
-from pylorus.core.io import handle_closed_pipe
+from pylorus.core.formatting import expand_words, format_command, format_count, handle_closed_pipe, setup_terminal
 from pylorus.core.system import explain_limit, format_system_error
 from pylorus.deploy.commands import add_model_commands
 from pylorus.deploy.signature import add_trust_option
 from pylorus.report.plan import add_plan_command
 
 
-def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `train` to the command line."""
+def add_train_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `train` and `bakeoff` to the command line."""
     command = commands.add_parser(
         "train",
         help="train a model, or several and compare them (a sweep)",
@@ -33,6 +32,7 @@ def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     )
     command.add_argument("words", nargs=argparse.REMAINDER, metavar="WORD", help="key, group or option of Hydra")
     command.set_defaults(act=_run_train)
+    _add_bakeoff(commands)
 
 
 def _run_train(arguments: argparse.Namespace) -> None:
@@ -41,11 +41,114 @@ def _run_train(arguments: argparse.Namespace) -> None:
     importlib.import_module("pylorus.launch.main").main()  # as train.py does; the other commands never need it
 
 
+def _add_bakeoff(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "bakeoff",
+        help="compare pretrained networks on your images by heads on their frozen features",
+        description="Compare pretrained networks on one image set. Each network processes each image once; many heads "
+        "(learning rate, weight decay, class weighting, seed) are trained on these features at once, chosen by "
+        "validation, and tested once. Writes one page with accuracy against cost, and prints the command that "
+        "fine-tunes the winner. The same command continues an interrupted bake-off.",
+    )
+    command.add_argument("root", type=Path, metavar="ROOT", help="ROOT/CLASS/… or ROOT/{train,val,test}/CLASS/…")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="MODEL",
+        help="networks, separated by spaces or commas: a file of conf/model, such as resnet50, or a timm model",
+    )
+    command.add_argument(
+        "--weights",
+        metavar="W",
+        help="initial weights: hub, none (random), or a folder with a file NAME.safetensors for each network (default: "
+        "what the model's file says; otherwise hub)",
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="a new folder, or that of an earlier bake-off"
+    )
+    command.add_argument(
+        "--group", metavar="REGEX", help="regular expression that finds the patient in a path below ROOT"
+    )
+    command.add_argument(
+        "--image-size",
+        nargs="+",
+        type=int,
+        default=(),
+        metavar="N",
+        help="sides of the input in pixels, each of which is one more network in the comparison (default: the size "
+        "that each network was designed for)",
+    )
+    unset = argparse.SUPPRESS  # the defaults are those of `BakeoffOptions`
+    command.add_argument(
+        "--lr", nargs="+", type=float, default=unset, metavar="LR", help="learning rates of the heads (default: eight)"
+    )
+    command.add_argument(
+        "--weight-decay",
+        nargs="+",
+        type=float,
+        default=unset,
+        metavar="WD",
+        help="weight decays of the heads (default: four)",
+    )
+    command.add_argument(
+        "--class-weights",
+        nargs="+",
+        choices=("none", "balanced"),
+        default=unset,
+        help="class weightings of the heads (default: both)",
+    )
+    command.add_argument(
+        "--seeds", type=int, default=unset, metavar="N", help="number of seeds for each kind of head (default: three)"
+    )
+    command.add_argument("--epochs", type=int, metavar="N", help="epochs of the heads (default: the stage pretrain's)")
+    command.add_argument(
+        "--patience",
+        type=int,
+        default=unset,
+        metavar="N",
+        help="epochs without a lower validation loss after which a head stops; 0: it never does (default: five)",
+    )
+    command.add_argument(
+        "--set",
+        nargs="+",
+        default=(),
+        metavar="KEY=VALUE",
+        help="further keys of a run, such as data.crop=auto, data.classes=[A,B] or cache.folder=DIR",
+    )
+    command.add_argument(
+        "--config-dir", type=Path, metavar="DIR", help="folder with model files of your own, as DIR/model/NAME.yaml"
+    )
+    command.set_defaults(act=_run_bakeoff)
+
+
+def _run_bakeoff(arguments: argparse.Namespace) -> None:
+    from pylorus.launch.bakeoff import BakeoffOptions, run_bakeoff
+
+    lists = {"lrs": "lr", "weight_decays": "weight_decay", "class_weights": "class_weights"}
+    given = vars(arguments)
+    further: dict[str, Any] = {name: tuple(given[option]) for name, option in lists.items() if option in given}
+    further |= {"seeds": given["seeds"]} if "seeds" in given else {}
+    further |= {"patience": given["patience"] or None} if "patience" in given else {}
+    options = BakeoffOptions(
+        models=tuple(name for word in arguments.models for name in word.split(",") if name),
+        weights=arguments.weights,
+        group=arguments.group,
+        sizes=tuple(arguments.image_size),
+        epochs=arguments.epochs,
+        overrides=tuple(arguments.set),
+        config_dir=arguments.config_dir,
+        **further,
+    )
+    run_bakeoff(arguments.root, arguments.output, options)
+
+
 def add_evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `report`, `plan` and `doctor` to the command line."""
+    """Add `report`, `plan`, `doctor` and `weights` to the command line."""
     _add_report(commands)
     add_plan_command(commands)
     _add_doctor(commands)
+    _add_weights(commands)
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -171,6 +274,37 @@ def _run_doctor(arguments: argparse.Namespace) -> None:
     else:
         state = print_checks(checks)
     sys.exit(1 if state is State.WRONG else 0)
+
+
+def _add_weights(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "weights",
+        help="list pretrained weights, verify those that are here, and say how to fetch the others",
+        description="List pretrained weights with input size and licence, verify those on this machine (SHA-256, and "
+        "whether every key matches), and print the command that fetches the others on a machine with a network. Makes "
+        "no network connection. Exit code of check: 1 if a file is missing or wrong, else 0.",
+    )
+    command.add_argument("action", choices=("list", "check"), help="list them, or verify them")
+    command.add_argument(
+        "models", nargs="*", metavar="MODEL", help="a file of conf/model, such as resnet50, or a timm model"
+    )
+    command.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        metavar="DIR",
+        help="folder with downloaded weight files (default: ./weights)",
+    )
+    command.set_defaults(act=_run_weights)
+
+
+def _run_weights(arguments: argparse.Namespace) -> None:
+    from pylorus.doctor.checks import print_weight_checks, print_weights
+
+    if arguments.action == "list":
+        print_weights(arguments.models, arguments.weights)
+    elif not print_weight_checks(arguments.models, arguments.weights):
+        sys.exit(1)
 
 
 def add_image_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -317,7 +451,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"pylorus {__version__}")
     commands: Any = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add_commands in (add_train_command, add_image_commands, add_evidence_commands, add_model_commands):
+    for add_commands in (add_train_commands, add_image_commands, add_evidence_commands, add_model_commands):
         add_commands(commands)
     return parser
 

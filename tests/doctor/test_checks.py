@@ -1,6 +1,7 @@
 """The machine, and the weights, images and fonts of the user, are judged and named with the command that fixes them."""
 
 import hashlib
+import re
 import shutil
 import time
 from collections import namedtuple
@@ -12,11 +13,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from pylorus.core.errors import PylorusError
 from pylorus.doctor import checks
 from pylorus.doctor.checks import check_fonts, check_images, list_class_names
 from pylorus.doctor.packages import State
 from pylorus.hardware import resolve_precision
-from pylorus.model.weights import HubFile
+from pylorus.model.hub import HubFile, find_weights, list_hub_models
 from pylorus.report import figure_style
 from tests.conftest import TINY
 
@@ -200,11 +202,11 @@ def folder(tmp_path):
 
 
 def looked_at(folder):
-    return checks.check_model("tiny", HUB, checks.find_weights(HUB, folder), folder)
+    return checks.check_model("tiny", HUB, find_weights(HUB, folder), folder)
 
 
 def test_the_doctor_searches_weights_of_the_three_study_models():
-    models = checks.list_study_models()
+    models = list_hub_models()
     assert models["vgg19"] == "vgg19.tv_in1k"
     assert {"resnet50", "inception_v3"} <= set(models)
     assert "small" not in models
@@ -214,6 +216,7 @@ def test_the_doctor_searches_weights_of_the_three_study_models():
 def test_missing_weights_are_named_with_file_repository_location_and_key(tmp_path):
     found = {check.name: check for check in checks.check_weights(tmp_path)}
     assert {check.state for check in found.values()} == {State.WARNING}
+    assert set(found) == {"vgg19", "resnet50", "inception_v3"}  # other models are not missed
     remedy = found["resnet50"].remedy
     assert "download model.safetensors from the Hugging Face repository timm/resnet50.tv_in1k" in remedy
     assert "save it as resnet50.tv_in1k.safetensors" in remedy
@@ -266,12 +269,32 @@ def test_the_hubs_cache_takes_precedence_and_a_blob_with_a_wrong_hash_is_an_erro
 
 def test_local_files_of_all_models_are_listed_with_one_key_for_a_sweep(tmp_path, monkeypatch):
     names = {"one": TINY, "two": "test_efficientnet.r160_in1k"}
-    monkeypatch.setattr(checks, "list_study_models", lambda: names)
+    monkeypatch.setattr("pylorus.model.hub.list_hub_models", lambda: names)
     for name in names.values():
         save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
     *models, sweep = checks.check_weights(tmp_path)
     assert [check.state for check in models] == [State.GOOD, State.GOOD]
     assert f"'model.weights={tmp_path}/${{model.name}}.safetensors'" in sweep.found
+
+
+def test_weights_are_listed_with_licence_and_place(folder, capsys):
+    checks.print_weights([TINY, "vit_small_dinov3"], folder)
+    printed = capsys.readouterr().out
+    assert re.search(rf"{TINY} +{TINY} +160 px +apache-2.0 +in {folder}", printed)
+    assert re.search(r"vit_small_dinov3 +vit_small_patch16_dinov3.lvd1689m +256 px +dinov3-license +no\n", printed)
+
+
+def test_a_check_of_weights_verifies_those_here_and_says_how_to_fetch_the_others(folder, capsys):
+    assert checks.print_weight_checks([TINY], folder)
+    assert "all keys match" in capsys.readouterr().out
+    assert not checks.print_weight_checks([TINY, "resnet50"], folder)
+    printed = capsys.readouterr().out
+    assert f"curl --fail --location --create-dirs --output {folder}/resnet50.tv_in1k.safetensors https://" in printed
+    assert "/timm/resnet50.tv_in1k/resolve/main/model.safetensors" in printed
+    (folder / f"{TINY}.safetensors").write_bytes(b"damaged")
+    assert not checks.print_weight_checks([TINY], folder)
+    with pytest.raises(PylorusError, match='has no "resnet5".*Did you mean'):
+        checks.print_weight_checks(["resnet5"], folder)
 
 
 def test_classes_are_counted_and_a_sample_is_read(synthetic_root):

@@ -21,8 +21,7 @@ from pylorus.evaluation.comparison import (
 from pylorus.evaluation.confusion import confusion_matrix, overall_indices
 from pylorus.evaluation.discrimination import auroc
 from pylorus.evaluation.index_intervals import indices_of_confusion, wilson
-from pylorus.evaluation.intervals import Estimate
-from pylorus.evaluation.margins import decide_noninferiority
+from pylorus.evaluation.intervals import Estimate, decide_noninferiority
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.study_tables import STUDY
 

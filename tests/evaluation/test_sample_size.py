@@ -25,6 +25,7 @@ from pylorus.evaluation import (
     plan_paired_difference,
     plan_proportion,
     plan_proportion_test,
+    wilson,
 )
 
 SETS = 200
@@ -239,6 +240,17 @@ def test_the_interval_of_the_correlation_covers_it(value, icc, patients):
     assert covered / 400 >= 0.91
 
 
+@pytest.mark.parametrize("icc", [0.3, 0.6])
+def test_the_interval_of_the_correlation_covers_it_where_a_pilot_has_few_errors(icc):
+    generator, scale, covered = np.random.default_rng(7), 1 / icc - 1, 0
+    groups = np.repeat(np.arange(30), 3)
+    for _ in range(150):
+        own = generator.beta(0.95 * scale, 0.05 * scale, 30)
+        design = measure_patient_design(generator.random(len(groups)) < own[groups], groups)
+        covered += design.low <= icc <= design.high
+    assert covered / 150 >= 0.9
+
+
 def test_a_pilot_without_variation_counts_images_of_a_patient_as_copies():
     design = measure_patient_design(np.ones(6, dtype=bool), np.repeat([1, 2, 3], 2))
     assert (design.correlation, design.effect) == (1.0, 2.0)
@@ -259,6 +271,14 @@ def test_a_planned_test_of_non_inferiority_has_its_power():
     assert np.mean(lead - 1.96 * error > -0.05) == pytest.approx(0.9, abs=0.02)
 
 
+@pytest.mark.parametrize(("value", "margin", "power"), [(0.9, 0.05, 0.8), (0.85, 0.1, 0.9)])
+def test_a_planned_proportion_is_shown_to_be_no_worse_by_the_interval_of_a_report(value, margin, power):
+    images = plan_proportion_test(value, reference=value, margin=margin, power=power)
+    found = np.random.default_rng(5).binomial(images, value, size=20_000)
+    low = {int(count): wilson(int(count), images).low for count in np.unique(found)}
+    assert np.mean([low[count] > value - margin for count in found.tolist()]) == pytest.approx(power, abs=0.05)
+
+
 def test_a_planned_comparison_with_a_figure_has_its_power():
     images = plan_proportion_test(0.9, reference=0.8, power=0.8)
     found = np.random.default_rng(5).binomial(images, 0.9, size=20_000) / images
@@ -276,6 +296,7 @@ def test_a_planned_comparison_with_a_figure_has_its_power():
         (lambda: plan_paired_difference(0.05, 0.1, margin=0.05), "worse by the margin"),
         (lambda: plan_paired_difference(0.7, 0.6), "a sum in"),
         (lambda: plan_proportion_test(0.8, reference=0.9, margin=0.05), "worse than 0.9"),
+        (lambda: plan_proportion_test(0.9, reference=0.04, margin=0.05), "every proportion is no worse"),
         (lambda: compute_design_effect(0.5, 0.1), "0.5 images per patient"),
         (lambda: measure_patient_design(np.ones(3, dtype=bool), np.zeros(3, dtype=int)), "at least two"),
     ],

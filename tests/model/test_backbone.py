@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 import pylorus
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
-from pylorus.model import weights as weights_module
+from pylorus.model import hub as hub_module
 from pylorus.model.backbone import build_backbone, build_trial_network, find_fault
 from pylorus.model.finetuning import can_train_on_one_image
-from pylorus.model.weights import HubUnreachableError, list_classifier_names
+from pylorus.model.hub import HubUnreachableError
+from pylorus.model.weights import list_classifier_names
 from tests.conftest import TINY
 
 
@@ -100,6 +101,15 @@ def test_a_weight_file_of_another_format_is_refused_by_name(tmp_path):
         build_backbone(ModelConfig(TINY, weights=str(tmp_path / "text.safetensors")), classes=3)
 
 
+def test_the_licence_of_a_file_is_stated_only_if_it_has_the_name_of_the_weights(tmp_path):
+    network = timm.create_model(TINY)
+    for name, licence in ((TINY, "apache-2.0"), ("ours", None)):
+        save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+        config = ModelConfig(TINY, weights=str(tmp_path / f"{name}.safetensors"))
+        assert build_backbone(config, classes=3).licence == licence
+    assert build_backbone(ModelConfig(TINY, weights="none"), classes=3).licence is None
+
+
 def test_a_missing_weight_file_is_refused_by_name():
     with pytest.raises(
         PylorusError, match=r"model.weights: found /no/such.pth, expected hub, none, or an existing file"
@@ -118,12 +128,12 @@ def test_without_a_network_the_error_says_which_file_to_bring_and_how_to_name_it
 
 def test_a_hanging_download_times_out(monkeypatch, no_hub):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: time.sleep(30))
-    monkeypatch.setattr(weights_module, "HUB_TIMEOUT", 0.2)
+    monkeypatch.setattr(hub_module, "HUB_TIMEOUT", 0.2)
     start = time.monotonic()
     with pytest.raises(HubUnreachableError, match="no answer within"):
         build_backbone(ModelConfig(TINY), classes=3)
     assert time.monotonic() - start < 10
-    assert weights_module.HUB_TIMEOUT < 15
+    assert hub_module.HUB_TIMEOUT < 15
 
 
 def test_synthetic_images_without_weights_train_from_random_weights_with_a_warning(no_hub, caplog):

@@ -429,7 +429,7 @@ def base_evidence(make_shared_run):
             {"stages": ("a", "b")},
             None,
             "in the last section.",
-            "Pairs on the same test images",
+            "compared in pairs on the same test images",
         ),
         (
             answers.report_external_test,
@@ -461,13 +461,13 @@ def base_evidence(make_shared_run):
         ),
         (answers.report_external_test, {"finished": 0}, None, "No external test: the test images", ""),
         (answers.report_characteristics, {}, add_column("sex", "mf"), "", "by sex: see the subgroup tables."),
-        (answers.report_confusion_matrices, {"finished": 0}, None, "See the confusion matrices.", ""),
+        (answers.report_confusion_matrices, {"finished": 0}, None, "See the tables of confusion matrices.", ""),
         (answers.report_accuracy, {"finished": 0}, None, "See the tables", ""),
         (
             answers.report_failures,
             {"confusions": {"s": [[8, 0, 0], [0, 8, 0], [0, 0, 8]]}},
             None,
-            "See the worst mistakes.",
+            "See the worst mistakes in the report.",
             "No test image was misclassified.",
         ),
         (answers.report_fairness, {}, add_column("site_id", "AB"), "", "Subgroups by site_id: see their tables"),
@@ -496,8 +496,8 @@ def base_evidence(make_shared_run):
             answers.report_availability,
             {"finished": 0},
             None,
-            "the predictions, the trained model",
-            "the software versions, the training curves;",
+            "the predictions and the trained model",
+            "the software versions and the training curves;",
         ),
     ],
 )
@@ -557,9 +557,9 @@ def test_runs_with_equal_answers_share_one_and_others_are_named(make_run):
     runs = [make_run(f"run-{number}", **(BASE | story)) for number, story in enumerate(stories)]
     evidence = collect_evidence(runs, FAST)
     said = answers.report_missing_data(evidence)
-    first, second, third = (run.label for run in evidence.runs)
-    assert said.startswith(f"{first}, {second}: Every file could be read")
-    assert f"{third}: Unreadable files are excluded" in said
+    by_runs = {len(runs): label for label, runs in evidence.replicates.items()}
+    assert said.startswith(f"{by_runs[2]}: Every file could be read")
+    assert f"{by_runs[1]}: Unreadable files are excluded" in said
 
 
 def test_the_blank_for_the_author_stays_beside_the_answer(make_run):
@@ -590,8 +590,8 @@ def test_a_run_without_a_split_answers_what_it_can(make_run):
             "validation images only",
         ),
         ({"val_each": (0, 8, 8)}, "The temperature was fitted on the validation images only", "threshold were fitted"),
-        ({"images_per_group": 2}, "At patient level", "Pairs on the same test images"),
-        ({"stages": ("a", "b")}, "Pairs on the same test images", "At patient level"),
+        ({"images_per_group": 2}, "At patient level", "compared in pairs on the same test images"),
+        ({"stages": ("a", "b")}, "compared in pairs on the same test images", "At patient level"),
         ({"finished": 0}, "This report was computed", "temperature"),
     ],
 )
@@ -645,9 +645,17 @@ def test_every_number_of_a_guideline_has_an_item(guideline, numbers, parts):
     assert listed == set(official)
 
 
+def test_each_guideline_says_how_far_its_numbers_were_confirmed(base_evidence):
+    notes = {each.key: " ".join(build_guideline_table(each, base_evidence).notes) for each in GUIDELINES}
+    assert all("not confirmed" in notes[key] for key in ("stard", "claim"))
+    assert "look up its number" in notes["quaide"]
+    assert "not with the published form" in notes["tripod"]
+
+
 def test_the_rows_of_a_guideline_are_in_the_order_of_its_numbers(base_evidence):
     tables = {each.key: build_guideline_table(each, base_evidence) for each in GUIDELINES}
     assert [row.cells[0] for row in tables["tripod"].rows][:6] == ["1", "2", "3a", "3b", "3c", "4"]
     assert list(dict.fromkeys(row.cells[0] for row in tables["claim"].rows)) == list(map(str, range(1, 45)))
-    assert list(dict.fromkeys(row.cells[0] for row in tables["quaide"].rows)) == list(QUAIDE_DOMAINS)
+    domains = [row.cells[0].removesuffix(", statement [author: number]") for row in tables["quaide"].rows]
+    assert list(dict.fromkeys(domains)) == list(QUAIDE_DOMAINS)
     assert all(row.cells[2] for table in tables.values() for row in table.rows)

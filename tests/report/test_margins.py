@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
+import pylorus
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
 from pylorus.evaluation import auroc, clustered_wilson, delong_test, difference_of_independent, holm, wilson
@@ -50,6 +51,14 @@ def find_p(compute_low, bound):
     if compute_low(0.0002) < bound:
         return 1.0
     return brentq(lambda p: compute_low(1 - 2 * p) - bound, 1e-10, 0.4999)
+
+
+@pytest.mark.parametrize("against", ["sensitivity=90", "0.9"])
+def test_a_mistyped_figure_is_refused_before_any_run_is_read(tmp_path, against):
+    with pytest.raises(PylorusError, match="--against: found"):
+        ReportOptions(margin=0.05, against=(against,))
+    with pytest.raises(PylorusError, match="against: found"):
+        pylorus.report(tmp_path / "no-such-run", margin=0.05, against=[against])
 
 
 def test_the_numbers_of_two_models_equal_an_independent_recomputation(make_run):
@@ -155,6 +164,35 @@ def test_seeds_are_compared_by_the_interval_of_their_mean(make_run):
     ends = sorted((sign * expected.low, sign * expected.high))
     assert get_difference(rows[0]) == pytest.approx((sign * expected.value, *ends))
     assert 0 <= rows[0]["not inferior p (Holm)"].value <= 1
+
+
+def test_a_figure_is_compared_with_the_pooled_folds(make_run):
+    folders = [
+        make_run(
+            f"fold{fold}",
+            stages=("finetune",),
+            test_each=(6, 6, 6),
+            images_per_group=2,
+            skill=0.8,
+            seed=fold,
+            split_seed=fold,
+            config={"data.fold": fold, "data.folds": 3},
+        )
+        for fold in range(3)
+    ]
+    accuracy, area = build(folders, margin=0.05, against=("accuracy=0.6", "auroc=0.8"))[0]
+    tables = [read_predictions(folder / "finetune" / "predictions-test.parquet").predictions for folder in folders]
+    pooled = [np.concatenate([getattr(table, name) for table in tables]) for name in ("correct", "group")]
+    expected = clustered_wilson(*pooled)
+    assert len(pooled[0]) == 54
+    assert get_difference(accuracy) == pytest.approx(
+        [100 * (end - 0.6) for end in (expected.value, expected.low, expected.high)]
+    )
+    assert accuracy["model"] == "resnet50 finetune (pooled folds)"
+    assert (area["decision"], area["difference"].reason) == (
+        "can't be decided",
+        "the probabilities of the models of different folds are not on one scale",
+    )
 
 
 @pytest.mark.parametrize(

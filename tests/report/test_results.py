@@ -1,5 +1,6 @@
+from pylorus.report.captions import set_run_labels
 from pylorus.report.evidence import collect_evidence
-from pylorus.report.results import ReportOptions, set_run_labels
+from pylorus.report.results import ReportOptions
 from pylorus.runs.reading import read_run
 
 

@@ -1,11 +1,9 @@
 """The processes of a distributed run, its seeds, and the processes that read files for it.
 
-Rank, order of work, exchange of values, derived random numbers; a map over files on all cores.
-
-torch is imported only if there is more than one process.
+Rank, order of work, exchange of values, derived random numbers; a map over files on all cores. torch is
+imported only if there is more than one process.
 """
 
-import ctypes
 import hashlib
 import logging
 import mmap
@@ -32,6 +30,7 @@ from pylorus.core.limited_process import (
     call_in_fork,
     call_within_cpu_time,
     describe_end,
+    end_with_parent,
     keep_freed_memory,
     read_budget,
 )
@@ -254,12 +253,6 @@ def compute_seed(*purpose: str | int) -> int:
     # repr distinguishes 1 from "1", and ("a", "bc") from ("ab", "c").
     digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def end_with_parent(signal_number: int) -> None:
-    """Have the system send this process a signal when its parent ends, however that ends; only Linux can do that."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, int(signal_number))  # 1 is PR_SET_PDEATHSIG
 
 
 class _ReaderKilledError(Exception):

@@ -11,9 +11,12 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, SupportsFloat
+
+BROKEN_PIPE_CODE = 141
+"""Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -336,3 +339,17 @@ def open_progress_bar(label: str, total: int | None, *, done: int = 0, shown: bo
         dynamic_ncols=True,
         unit="",
     )
+
+
+@contextmanager
+def handle_closed_pipe() -> Iterator[None]:
+    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # otherwise Python flushes at exit, where the error can't be caught
+    except BrokenPipeError:
+        # Python flushes the remaining buffer at exit, so it needs somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE_CODE)

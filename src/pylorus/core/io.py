@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON and its schema, checksums, the lock of a folder and the process that has it, closed pipes.
+"""Files: atomic writes, JSON and its schema, checksums, the lock of a folder and the process that has it.
 
 A file is complete or absent, even after a power failure, because it is renamed into place. A JSON object and a YAML
 file contain their own checksum, a table has one beside it, and a checkpoint of torch is a zip archive, which has one
@@ -15,7 +15,6 @@ import re
 import secrets
 import shlex
 import socket
-import sys
 import threading
 import types
 import typing
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind")
 
-BROKEN_PIPE_CODE = 141
-"""Exit code that a shell gives a program killed by SIGPIPE: 128 plus the number of the signal."""
 
 CHECKSUM = "checksum"
 """Key of a JSON object's checksum: the SHA-256 of all other keys."""
@@ -348,20 +345,6 @@ def iter_leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from iter_leaves(value, f"{path}.{name}")
     else:
         yield path, config
-
-
-@contextmanager
-def handle_closed_pipe() -> Iterator[None]:
-    """Exit the process silently if the standard output is closed while the body of the `with` statement prints."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()  # otherwise Python flushes at exit, where the error can't be caught
-    except BrokenPipeError:
-        # Python flushes the remaining buffer at exit, so it needs somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE_CODE)
 
 
 def seal_text(text: str) -> str:

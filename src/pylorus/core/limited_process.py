@@ -513,3 +513,9 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: the most that it accepts
         library.mallopt(-1, 128 << 20)  # M_TRIM_THRESHOLD: free memory beyond this is given back
+
+
+def end_with_parent(signal_number: int) -> None:
+    """Have the system send this process a signal when its parent ends, however that ends; only Linux can do that."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, int(signal_number))  # 1 is PR_SET_PDEATHSIG

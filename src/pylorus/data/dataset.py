@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pylorus.cache.shards import Records
 from pylorus.config.schema import AugmentConfig
-from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed, end_with_parent
+from pylorus.core.distributed import SINGLE_PROCESS, Processes, compute_seed
+from pylorus.core.limited_process import end_with_parent
 from pylorus.data.augmentation import build_augmentation
 from pylorus.data.device_augmentation import DeviceAugmentation, find_obstacle, send_array
 from pylorus.data.files import Root

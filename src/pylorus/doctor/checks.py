@@ -12,20 +12,19 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pylorus.config.schema import CONF, PACKAGE, CacheConfig
+from pylorus.config.schema import PACKAGE, CacheConfig
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.formatting import format_bytes, format_count
 from pylorus.core.io import write_atomically
 from pylorus.doctor.packages import Check, State, format_first_line
 
 if TYPE_CHECKING:
-    from pylorus.model.weights import HubFile
+    from pylorus.model.hub import HubFile, LocalWeights
 
 COMPUTING = "Computing"
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -362,71 +361,87 @@ def list_class_names(root: Path) -> list[str]:
 
 
 WEIGHTS = "Weights"
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-"""Possible suffixes of a weight file."""
-
-
-@dataclass(frozen=True)
-class LocalWeights:
-    """A model's weight file on this machine.
-
-    Attributes:
-        file: Path of the weights.
-        where: Their location, as text.
-        key: The configuration key and value that loads them.
-    """
-
-    file: Path
-    where: str
-    key: str
+STUDY_MODELS = ("vgg19", "resnet50", "inception_v3")
+"""Models of the published study: only for these is it a warning if their weights are missing."""
 
 
 def check_weights(folder: Path) -> Iterator[Check]:
-    """Yield a check for each model of the study, and one that says how a sweep loads them all.
+    """Yield a check for each model of conf/model whose weights are here, or that is of the study, and one for a sweep.
 
     Args:
         folder: Folder with weight files that were copied here, searched besides the hub's cache.
     """
-    import timm
-
-    from pylorus.model.weights import resolve_hub_file
+    from pylorus.model.hub import find_weights, list_hub_models, locate_weights
 
     carried = 0
-    for model, name in list_study_models().items():
-        hub = resolve_hub_file(dict(timm.models.get_pretrained_cfg(name).to_dict()))  # type: ignore[union-attr]
+    for model in list_hub_models():
+        hub = locate_weights(model)
         found = find_weights(hub, folder)
         carried += found is not None and found.file.parent == folder
-        yield check_model(model, hub, found, folder)
+        if found is not None or model in STUDY_MODELS:
+            yield check_model(model, hub, found, folder)
     if carried > 1:
         key = f"'model.weights={folder}/${{model.name}}.safetensors'"
         yield Check(WEIGHTS, "sweep", State.GOOD, f"use all weight files of {folder} in a sweep with {key}")
 
 
-def list_study_models() -> dict[str, str]:
-    """Return the models of conf/model that start from the hub's weights: their names there, mapped to timm's names."""
-    from omegaconf import OmegaConf
+def print_weights(models: Sequence[str], folder: Path) -> None:
+    """Print a table of weights: input size, licence as timm states it, and where they are on this machine.
 
-    models: dict[str, str] = {}
-    for file in sorted((CONF / "model").glob("*.yaml")):
-        content: Any = OmegaConf.to_container(OmegaConf.load(file))
-        if "name" in content and content.get("weights", "hub") == "hub":
-            models[file.stem] = content["name"]
-    return models
+    Args:
+        models: Names in conf/model or of timm; none: all of conf/model that start from the hub's weights.
+        folder: Folder with weight files, searched besides the hub's cache.
+    """
+    import timm
+
+    from pylorus.model.hub import find_weights, list_hub_models, locate_weights
+
+    names = list_hub_models()
+    rows = [("model", "weights", "input", "licence", "here")]
+    for model in models or names:
+        hub = locate_weights(model)
+        cfg: Any = timm.models.get_pretrained_cfg(hub.name)
+        found = find_weights(hub, folder)
+        place = "no" if found is None else found.where
+        rows.append((model, hub.name, f"{cfg.input_size[-1]} px", cfg.license or "not stated", place))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nSay which are missing and how to fetch them, and verify the others: pylorus weights check MODEL …")
 
 
-def find_weights(hub: "HubFile", folder: Path) -> LocalWeights | None:
-    """Return the weights from the hub's cache or the folder; None if neither has them."""
-    cached = hub.find_cached_file()
-    if cached is not None:
-        return LocalWeights(cached, "in the hub's cache", "model.weights=hub")
-    for suffix in SUFFIXES:
-        file = folder / f"{hub.name}{suffix}"
-        if file.is_file():
-            return LocalWeights(file, f"in {file}", f"model.weights={file}")
-    return None
+def print_weight_checks(models: Sequence[str], folder: Path) -> bool:
+    """Verify weights: SHA-256, and whether every key matches; print how to fetch those that are missing.
+
+    Args:
+        models: Names in conf/model or of timm; none: all of conf/model whose weights are on this machine.
+        folder: Folder with weight files, searched besides the hub's cache.
+
+    Returns:
+        Whether all are here and intact.
+    """
+    from pylorus.model.hub import find_weights, list_hub_models, locate_weights
+
+    is_good, missing, count = True, list[str](), 0
+    for model in models or list_hub_models():
+        hub = locate_weights(model)
+        found = find_weights(hub, folder)
+        if found is None and models:
+            missing.append(f"  {hub.format_fetch_command(str(folder))}")
+        if found is None:
+            continue
+        check = check_model(model, hub, found, folder)
+        is_good, count = is_good and check.state is State.GOOD, count + 1
+        print(f"{model}: {check.found}" + (f"\n  {check.remedy}" if check.remedy else ""))
+    if missing:
+        print(f"not on this machine: {len(missing)}. On a machine with a network:\n" + "\n".join(missing))
+        print(f"Then copy {folder}/ to this machine.")
+    elif not count:
+        print(f"no weights of conf/model are on this machine, neither in the hub's cache nor in {folder}/")
+    return is_good and not missing
 
 
-def check_model(model: str, hub: "HubFile", found: LocalWeights | None, folder: Path) -> Check:
+def check_model(model: str, hub: "HubFile", found: "LocalWeights | None", folder: Path) -> Check:
     """Check that a model's weights are present, undamaged and match the network.
 
     Args:

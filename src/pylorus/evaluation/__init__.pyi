@@ -40,12 +40,14 @@ from .index_intervals import proportions_of_confusion as proportions_of_confusio
 from .index_intervals import proportions_of_predictions as proportions_of_predictions
 from .index_intervals import wilson as wilson
 from .intervals import Estimate as Estimate
-from .margins import MarginDecision as MarginDecision
-from .margins import MarginTest as MarginTest
-from .margins import compute_margin_test as compute_margin_test
-from .margins import decide_noninferiority as decide_noninferiority
+from .intervals import MarginDecision as MarginDecision
+from .intervals import MarginTest as MarginTest
+from .intervals import compute_margin_test as compute_margin_test
+from .intervals import decide_noninferiority as decide_noninferiority
 from .pilot import PatientDesign as PatientDesign
 from .pilot import PilotMeasures as PilotMeasures
+from .pilot import compute_binormal_log_odds as compute_binormal_log_odds
+from .pilot import compute_design_effect as compute_design_effect
 from .pilot import measure_patient_design as measure_patient_design
 from .pilot import measure_pilot as measure_pilot
 from .populations import adjust_threshold as adjust_threshold
@@ -62,8 +64,6 @@ from .recalibration import study_recalibration as study_recalibration
 from .replicates import compare_replicates as compare_replicates
 from .replicates import corrected_resampled_t as corrected_resampled_t
 from .replicates import summarize_replicates as summarize_replicates
-from .sample_size import compute_binormal_log_odds as compute_binormal_log_odds
-from .sample_size import compute_design_effect as compute_design_effect
 from .sample_size import plan_auroc as plan_auroc
 from .sample_size import plan_auroc_test as plan_auroc_test
 from .sample_size import plan_calibration_slope as plan_calibration_slope

@@ -180,7 +180,7 @@ def auroc(
     kinds = (flags, ~flags)
     copies = [compute_copies(codes[kind]) for kind in kinds]
     if area.mean in (0.0, 1.0) or not area.variance > 0:
-        low, high = _compute_score_interval(area.mean, copies, 1.0, compute_quantile(confidence))
+        low, high = compute_score_interval(area.mean, copies, 1.0, compute_quantile(confidence))
         return AreaEstimate(area.mean, low, high, math.sqrt(area.variance), positives, negatives)
     sizes = [
         _compute_effective_size(placements[kind], codes[kind], least) for kind, least in zip(kinds, copies, strict=True)
@@ -188,7 +188,7 @@ def auroc(
     expected = compute_binormal_variance(area.mean, sizes)
     moderated = (area.freedom * area.variance + PRIOR * max(area.variance, expected)) / (area.freedom + PRIOR)
     errors = compute_quantile(confidence, freedom=area.freedom + 1)
-    low, high = _compute_score_interval(area.mean, sizes, moderated / expected, errors)
+    low, high = compute_score_interval(area.mean, sizes, moderated / expected, errors)
     return AreaEstimate(area.mean, low, high, math.sqrt(area.variance), positives, negatives)
 
 
@@ -361,8 +361,15 @@ def compute_binormal_variance(area: float, sizes: Sequence[float]) -> float:
     return (area * (1 - area) + (positives - 1 + negatives - 1) * excess) / (positives * negatives)
 
 
-def _compute_score_interval(area: float, sizes: Sequence[float], factor: float, errors: float) -> tuple[float, float]:
-    """Compute the areas whose standard error, by the binormal variance times a factor, reaches the one observed."""
+def compute_score_interval(area: float, sizes: Sequence[float], factor: float, errors: float) -> tuple[float, float]:
+    """Compute the areas whose standard error, by the binormal variance times a factor, reaches the one observed.
+
+    Args:
+        area: The observed area, in [0, 1].
+        sizes: Effective numbers of independent positives and negatives.
+        factor: Multiplies the binormal variance, > 0.
+        errors: How many standard errors an area in the interval may be from the observed one.
+    """
 
     def compute_gap(true: float) -> float:
         return abs(area - true) - errors * math.sqrt(max(factor * compute_binormal_variance(true, sizes), 0.0))

@@ -6,14 +6,39 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import optimize, special
 
 from pylorus.evaluation.comparison import mcnemar
 from pylorus.evaluation.discrimination import compute_area_covariance, compute_placements, compute_structural_components
 from pylorus.evaluation.influence import estimate_correlation
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
 from pylorus.evaluation.predictions import Predictions, align_predictions, encode_groups
-from pylorus.evaluation.sample_size import compute_design_effect
+
+
+def compute_design_effect(images_per_patient: float, correlation: float, *, variation: float = 0.0) -> float:
+    """Compute the factor by which images of the same patients must be more than independent ones.
+
+    1 + ((1 + cv²) m - 1) ICC for m images per patient on average, with coefficient of variation cv (Eldridge, Ashby and
+    Kerry, Int J Epidemiol 2006;35:1292).
+
+    Args:
+        images_per_patient: Mean number of images per patient, >= 1.
+        correlation: Intraclass correlation, in [0, 1].
+        variation: Standard deviation of the number of images per patient over its mean, >= 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> compute_design_effect(5, 0.25), compute_design_effect(5, 0.0), compute_design_effect(1, 1.0)
+        (2.0, 1.0, 1.0)
+    """
+    if not (1 <= images_per_patient < math.inf and 0 <= correlation <= 1 and 0 <= variation < math.inf):
+        raise ValueError(
+            f"found {images_per_patient:g} images per patient, a correlation of {correlation:g} and a variation of "
+            f"{variation:g}; expected at least 1, a number in [0, 1], and at least 0"
+        )
+    return 1 + ((1 + variation**2) * images_per_patient - 1) * correlation
 
 
 @dataclass(frozen=True)
@@ -53,8 +78,10 @@ def measure_patient_design(
     The correlation is that of a one-way analysis of variance (Fleiss 2003, 15.2), at least 0. Its interval is that of
     a jackknife over patients of the logarithm of the ratio of the variances between and within patients (Arvesen and
     Schmitz, Biometrics 1970;26:677), with Student's t; its upper end is at least that of the F distribution, since few
-    errors may happen to be of as many patients. If the values do not vary the correlation is unknown, and 1:
-    images of a patient then count as copies of one another, as in `clustered_wilson`.
+    errors may happen to be of as many patients. Of values of two kinds, such as right and wrong, it is also at least
+    that of the profile likelihood of a beta-binomial distribution, because a jackknife of few errors misses it often
+    (`benchmarks/sample_size.py`). If the values do not vary the correlation is unknown, and 1: images of a patient then
+    count as copies of one another, as in `clustered_wilson`.
 
     Args:
         values: Value of each image, of shape (n,), such as whether it is classified correctly.
@@ -94,7 +121,45 @@ def measure_patient_design(
     low, high = _estimate_correlation_interval(
         sums, sizes, np.bincount(codes, weights=deviations**2).astype(np.float64), confidence
     )
+    if len(np.unique(numbers)) == 2:
+        successes = np.bincount(codes, weights=numbers == numbers.max()).astype(np.float64)
+        high = max(high, _estimate_binary_upper_end(successes, sizes, correlation, confidence))
     return PatientDesign(mean, variation, correlation, min(low, correlation), max(high, correlation))
+
+
+def _estimate_binary_upper_end(
+    successes: NDArray[np.float64], sizes: NDArray[np.float64], correlation: float, confidence: float
+) -> float:
+    """Estimate the upper end of an intraclass correlation by the profile likelihood of a beta-binomial distribution.
+
+    Args:
+        successes: Number of images of one kind of each patient, of shape (patients,).
+        sizes: Number of images of each patient, of the same shape.
+        correlation: The estimated correlation, in [0, 1].
+        confidence: Coverage of the two-sided interval, in (0, 1).
+    """
+    pairs, counts = np.unique(np.stack([successes, sizes - successes]), axis=1, return_counts=True)
+    hits, misses = pairs
+
+    def compute_profile(icc: float) -> float:
+        """Return the largest log likelihood at a correlation, over all proportions."""
+
+        def compute_loss(logit: float) -> float:
+            scale, proportion = 1 / icc - 1, special.expit(logit)
+            shapes = scale * proportion, scale * (1 - proportion)
+            terms = special.betaln(hits + shapes[0], misses + shapes[1]) - special.betaln(*shapes)
+            return -float(counts @ terms)
+
+        return -float(optimize.minimize_scalar(compute_loss, bounds=(-12, 12), method="bounded").fun)
+
+    least, most = 1e-4, 1 - 1e-4
+    best = optimize.minimize_scalar(lambda icc: -compute_profile(icc), bounds=(least, most), method="bounded")
+    drop = compute_quantile(confidence) ** 2 / 2
+
+    def compute_gap(icc: float) -> float:
+        return compute_profile(icc) + float(best.fun) + drop
+
+    return 1.0 if compute_gap(most) >= 0 else max(correlation, float(optimize.brentq(compute_gap, best.x, most)))
 
 
 def _estimate_correlation_interval(
@@ -241,3 +306,31 @@ def measure_pilot(
         log_odds=special.logit(np.clip(probability, 1e-12, 1 - 1e-12)),
         is_class=positive,
     )
+
+
+def compute_binormal_log_odds(area: float, *, prevalence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the log-odds of a calibrated model of a given AUROC, if they are normal in both classes (Riley 2021).
+
+    Their variance is σ² = 2 Φ⁻¹(A)² for the area A, and their means are σ² apart; calibration gives the rest.
+
+    Args:
+        area: The area, in (0.5, 1).
+        prevalence: Fraction of the class among all images, in (0, 1).
+
+    Returns:
+        Log-odds and their weights, of shape (n,) each, for sums over the distribution.
+
+    Example:
+        >>> values, weights = compute_binormal_log_odds(0.8, prevalence=0.3)
+        >>> round(float(weights.sum()), 6), round(float(weights @ special.expit(values)), 4)
+        (1.0, 0.3)
+    """
+    for value, least, name in ((area, 0.5, "the area"), (prevalence, 0.0, "the prevalence")):
+        if not least < value < 1:
+            raise ValueError(f"{name} is {value:g}; expected a number in ({least:g}, 1)")
+    nodes, node_weights = np.polynomial.hermite_e.hermegauss(100)
+    deviation = math.sqrt(2) * float(special.ndtri(area))
+    middle = float(special.logit(prevalence)) - deviation**2 / 2
+    values = np.concatenate([middle + deviation * nodes, middle + deviation**2 + deviation * nodes])
+    parts = node_weights / node_weights.sum()
+    return values, np.concatenate([(1 - prevalence) * parts, prevalence * parts])

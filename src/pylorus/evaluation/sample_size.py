@@ -6,44 +6,19 @@ argument `effect` multiplies the number by a design effect, from `compute_design
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from pylorus.evaluation.discrimination import compute_binormal_variance
+from pylorus.evaluation.discrimination import PRIOR, compute_binormal_variance, compute_score_interval
 from pylorus.evaluation.intervals import check_confidence, compute_quantile
 
 MAX_IMAGES = 10**9
 """Larger numbers are refused as impossible."""
 MIN_DISTANCE = 1e-12
 """A smaller distance from the margin is a rounding error."""
-
-
-def compute_design_effect(images_per_patient: float, correlation: float, *, variation: float = 0.0) -> float:
-    """Compute the factor by which images of the same patients must be more than independent ones.
-
-    1 + ((1 + cv²) m - 1) ICC for m images per patient on average, with coefficient of variation cv (Eldridge, Ashby and
-    Kerry, Int J Epidemiol 2006;35:1292).
-
-    Args:
-        images_per_patient: Mean number of images per patient, >= 1.
-        correlation: Intraclass correlation, in [0, 1].
-        variation: Standard deviation of the number of images per patient over its mean, >= 0.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Example:
-        >>> compute_design_effect(5, 0.25), compute_design_effect(5, 0.0), compute_design_effect(1, 1.0)
-        (2.0, 1.0, 1.0)
-    """
-    if not (1 <= images_per_patient < math.inf and 0 <= correlation <= 1 and 0 <= variation < math.inf):
-        raise ValueError(
-            f"found {images_per_patient:g} images per patient, a correlation of {correlation:g} and a variation of "
-            f"{variation:g}; expected at least 1, a number in [0, 1], and at least 0"
-        )
-    return 1 + ((1 + variation**2) * images_per_patient - 1) * correlation
 
 
 def plan_proportion(value: float, *, width: float, confidence: float = 0.95, effect: float = 1.0) -> int:
@@ -81,9 +56,9 @@ def plan_proportion_test(
 ) -> int:
     """Compute the number of images that show a proportion to differ from a figure, or to be no worse by a margin.
 
-    n = (z_α √(r (1 - r)) + z_β √(p (1 - p)))² / (p - r)² for the figure r (Fleiss, Levin and Paik 2003, chapter 2);
-    with a margin m, n = (z_α + z_β)² p (1 - p) / (p - r + m)² (Chow, Shao and Wang 2008, 4.1). z_α is that of a
-    two-sided level, which for non-inferiority is one-sided at half of it.
+    n = (z_α √(r (1 - r)) + z_β √(p (1 - p)))² / (p - r)² for the figure r (Fleiss, Levin and Paik 2003, chapter 2).
+    With a margin m, r is the edge that is to be excluded, the figure less m: Wilson's interval excludes it if the score
+    test rejects it. z_α is that of a two-sided level, which for non-inferiority is one-sided at half of it.
 
     Args:
         value: The expected proportion, in (0, 1).
@@ -98,13 +73,19 @@ def plan_proportion_test(
 
     Example:
         >>> plan_proportion_test(0.9, reference=0.8), plan_proportion_test(0.9, reference=0.9, margin=0.05)
-        (108, 283)
+        (108, 363)
     """
     _check_fraction(value, "the proportion")
     _check_fraction(reference, "the figure to compare with")
     _check_test(margin, power, level)
     _check_distance(value, reference, margin)
-    spreads = math.sqrt(reference * (1 - reference)), math.sqrt(value * (1 - value))
+    edge = reference - (margin or 0.0)
+    if not edge > 0:
+        raise ValueError(
+            f"the margin of {margin:g} reaches from {reference:g} down to 0 or below, so every proportion is no worse; "
+            "expected a smaller margin"
+        )
+    spreads = math.sqrt(edge * (1 - edge)), math.sqrt(value * (1 - value))
     return _plan_test(value - reference, spreads, margin=margin, power=power, level=level, effect=effect)
 
 
@@ -149,10 +130,11 @@ def plan_auroc_test(
 ) -> int:
     """Compute the number of images that show an AUROC to differ from a figure, or to be no worse by a margin.
 
-    The smallest n with z_α SE(r) + z_β SE(A) <= |A - r| for the area A and the figure r, and with a margin m,
-    z_α SE(r - m) + z_β SE(A) <= A - r + m (Obuchowski and McClish, Stat Med 1997;16:1529), with the binormal standard
-    error (Bamber, J Math Psychol 1975;12:387). z_α is that of a two-sided level, which for non-inferiority is one-sided
-    at half of it.
+    The smallest n with t_α SE(r) + z_β SE(A) <= |A - r| for the area A and the figure r, and with a margin m,
+    t_α SE(r - m) + z_β SE(A) <= A - r + m (Obuchowski and McClish, Stat Med 1997;16:1529), with the binormal standard
+    error (Bamber, J Math Psychol 1975;12:387). The test is the interval of `auroc`, so t_α is Student's, and SE(r) is
+    multiplied by the factor that `auroc` is expected to use. t_α is that of a two-sided level, which for
+    non-inferiority is one-sided at half of it.
 
     Args:
         area: The expected area, in (0.5, 1).
@@ -168,7 +150,7 @@ def plan_auroc_test(
 
     Example:
         >>> plan_auroc_test(0.9, reference=0.8, prevalence=0.3)
-        147
+        161
     """
     _check_area(area, "the area")
     if not 0.5 <= reference < 1:
@@ -177,15 +159,18 @@ def plan_auroc_test(
     _check_distance(area, reference, margin)
     _check_test(margin, power, level)
 
-    without = reference if margin is None else max(0.5, reference - margin)
+    edge = reference if margin is None else max(0.5, reference - margin)
 
     def compute_gap(n: float) -> float:
-        reach = _compute_reach(
-            tuple(_compute_binormal_error(each, n, prevalence) for each in (without, area)), power=power, level=level
+        sizes = _compute_sizes(n, prevalence)
+        critical, error = (
+            _compute_score_reach(area, sizes, level=level),
+            math.sqrt(compute_binormal_variance(area, sizes)),
         )
-        return reach - abs(area - reference + (margin or 0.0))
+        reach = critical * math.sqrt(compute_binormal_variance(edge, sizes)) + float(special.ndtri(power)) * error
+        return max(0.0, reach) - abs(area - reference + (margin or 0.0))
 
-    return _find_images(compute_gap, effect)
+    return _find_images(compute_gap, effect, prevalence)
 
 
 def plan_paired_auroc(
@@ -201,9 +186,11 @@ def plan_paired_auroc(
 ) -> int:
     """Compute the number of images that show two models' AUROCs to differ on the same images, or non-inferiority.
 
-    The smallest n with (z_α + z_β) SE <= |δ|, or δ + m with a margin m, for the difference δ of the areas, first minus
-    second, and SE² = SE₁² + SE₂² - 2 r SE₁ SE₂ (Hanley and McNeil, Radiology 1983;148:839), with the binormal standard
-    errors of `plan_auroc_test`. z_α is that of a two-sided level, which for non-inferiority is one-sided at half of it.
+    The smallest n with t_α SD + z_β SE <= |δ| for the difference δ of the areas, first minus second, and
+    SE² = SE₁² + SE₂² - 2 r SE₁ SE₂ (Hanley and McNeil, Radiology 1983;148:839), with the binormal standard errors of
+    `plan_auroc_test`. SD is the error that DeLong's variance is expected to state, which for few images is larger than
+    SE, and t_α has the degrees of freedom of `delong_test`. With a margin m it is w + z_β SE' <= δ + m, where w is the
+    expected distance of the lower end of the interval of `delong_test` from the difference, and SE' includes its error.
 
     Args:
         first: Expected area of the first (new) model, in (0.5, 1).
@@ -221,7 +208,7 @@ def plan_paired_auroc(
 
     Example:
         >>> plan_paired_auroc(0.9, 0.85, correlation=0.5, prevalence=0.3)
-        444
+        448
     """
     _check_area(first, "the first area")
     _check_area(second, "the second area")
@@ -232,11 +219,26 @@ def plan_paired_auroc(
     _check_test(margin, power, level)
 
     def compute_gap(n: float) -> float:
-        one, two = (_compute_binormal_error(area, n, prevalence) for area in (first, second))
-        error = math.sqrt(one**2 + two**2 - 2 * correlation * one * two)
-        return _compute_reach((error, error), power=power, level=level) - abs(first - second + (margin or 0.0))
+        sizes = _compute_sizes(n, prevalence)
+        errors = tuple(math.sqrt(compute_binormal_variance(area, sizes)) for area in (first, second))
+        error = _compute_paired_distance(errors, correlation)
+        if margin is None:
+            stated = tuple(math.sqrt(_compute_delong_variance(area, sizes)) for area in (first, second))
+            critical = compute_quantile(1 - level, freedom=_compute_freedom(sizes))
+            reach = critical * _compute_paired_distance(stated, correlation)
+        else:  # as the interval of the difference is combined from those of the areas (MOVER)
+            ends = (
+                first - _compute_score_interval(first, sizes, level=level)[0],
+                _compute_score_interval(second, sizes, level=level)[1] - second,
+            )
+            reach = _compute_paired_distance(ends, correlation)
+            tails = max(3.0, *map(_compute_kurtosis, (first, second)))
+            freedom = _compute_freedom(sizes, tails)
+            error = _combine_errors(error, reach / math.sqrt(2 * freedom))
+        reach += float(special.ndtri(power)) * error
+        return max(0.0, reach) - abs(first - second + (margin or 0.0))
 
-    return _find_images(compute_gap, effect)
+    return _find_images(compute_gap, effect, prevalence)
 
 
 def plan_observed_expected(prevalence: float, *, width: float, confidence: float = 0.95, effect: float = 1.0) -> int:
@@ -290,6 +292,7 @@ def plan_calibration_slope(
         ValueError: If an argument is out of range, or the log-odds do not vary.
 
     Example:
+        >>> from pylorus.evaluation.pilot import compute_binormal_log_odds
         >>> values, weights = compute_binormal_log_odds(0.8, prevalence=0.3)
         >>> plan_calibration_slope(values, weights=weights, width=0.2)
         2176
@@ -306,33 +309,6 @@ def plan_calibration_slope(
         raise ValueError("all images have nearly the same probability; expected probabilities that differ")
     error = width / (2 * compute_quantile(confidence))
     return _round_up(1 / (error**2 * slope), effect)
-
-
-def compute_binormal_log_odds(area: float, *, prevalence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the log-odds of a calibrated model of a given AUROC, if they are normal in both classes (Riley 2021).
-
-    Their variance is σ² = 2 Φ⁻¹(A)² for the area A, and their means are σ² apart; calibration gives the rest.
-
-    Args:
-        area: The area, in (0.5, 1).
-        prevalence: Fraction of the class among all images, in (0, 1).
-
-    Returns:
-        Log-odds and their weights, of shape (n,) each, for sums over the distribution.
-
-    Example:
-        >>> values, weights = compute_binormal_log_odds(0.8, prevalence=0.3)
-        >>> round(float(weights.sum()), 6), round(float(weights @ special.expit(values)), 4)
-        (1.0, 0.3)
-    """
-    _check_area(area, "the area")
-    _check_fraction(prevalence, "the prevalence")
-    nodes, node_weights = np.polynomial.hermite_e.hermegauss(100)
-    deviation = math.sqrt(2) * float(special.ndtri(area))
-    middle = float(special.logit(prevalence)) - deviation**2 / 2
-    values = np.concatenate([middle + deviation * nodes, middle + deviation**2 + deviation * nodes])
-    parts = node_weights / node_weights.sum()
-    return values, np.concatenate([(1 - prevalence) * parts, prevalence * parts])
 
 
 def plan_paired_difference(
@@ -378,7 +354,8 @@ def plan_paired_difference(
             f"found {only_first:g} and {only_second:g}: the first model is worse by the margin of {margin:g} or more; "
             "expected it to be worse by less, or a larger margin"
         )
-    spreads = math.sqrt(disagreement), math.sqrt(max(0.0, disagreement - difference**2))
+    expected = math.sqrt(max(0.0, disagreement - difference**2))
+    spreads = (math.sqrt(disagreement) if margin is None else expected), expected
     return _plan_test(difference, spreads, margin=margin, power=power, level=level, effect=effect)
 
 
@@ -395,14 +372,13 @@ def _plan_test(
 
     Args:
         difference: The expected difference.
-        spreads: Standard deviation of an image's difference if there is none, and as expected.
+        spreads: Standard deviation of an image's difference at the edge of what is to be shown, and as expected.
         margin: See `plan_proportion_test`, as all others.
         power: Likewise.
         level: Likewise.
         effect: Likewise.
     """
-    without, expected = spreads
-    reach = _compute_reach((expected if margin is not None else without, expected), power=power, level=level)
+    reach = _compute_reach(spreads, power=power, level=level)
     return _round_up(reach**2 / (difference + (margin or 0.0)) ** 2, effect)
 
 
@@ -425,16 +401,86 @@ def _compute_area_error(area: float, images: float, prevalence: float) -> float:
     return math.sqrt(area * (1 - area) * factor / (prevalence * (1 - prevalence))) / images
 
 
-def _compute_binormal_error(area: float, images: float, prevalence: float) -> float:
-    """Compute the standard error of an area between two normal distributions of equal variance (Bamber 1975)."""
-    return math.sqrt(compute_binormal_variance(area, (images * prevalence, images * (1 - prevalence))))
+def _compute_sizes(images: float, prevalence: float) -> tuple[float, float]:
+    """Return the numbers of images of the class and of others."""
+    return images * prevalence, images * (1 - prevalence)
 
 
-def _find_images(compute_gap: Callable[[float], float], effect: float) -> int:
-    """Find the number of images at which a gap that decreases with it is closed."""
+def _compute_freedom(sizes: tuple[float, float], kurtosis: float = 3.0) -> float:
+    """Compute the degrees of freedom of DeLong's variance: Welch's for its two parts, Satterthwaite's for each.
+
+    The kurtosis is that of the placements. A sample has a smaller one the fewer images it has; that correction was
+    found by simulation (`benchmarks/sample_size.py`).
+    """
+    parts = []
+    for size in sizes:
+        observed = kurtosis / (1 + 2 * kurtosis / size) if kurtosis > 3 else kurtosis
+        own = min(size - 1, 2 * size / (observed - 1 + 2 / size))
+        parts.append((1 / size) ** 2 / max(own, 0.5))
+    return max(1.0, sum(1 / size for size in sizes) ** 2 / sum(parts))
+
+
+@lru_cache(maxsize=64)
+def _compute_kurtosis(area: float) -> float:
+    """Compute the kurtosis of the placements of images of one kind among those of the other, if scores are normal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    placements = special.ndtr(nodes + math.sqrt(2) * float(special.ndtri(area)))
+    deviations = placements - float(weights @ placements) / weights.sum()
+    return float(weights @ deviations**4 * weights.sum() / (weights @ deviations**2) ** 2)
+
+
+def _compute_delong_variance(area: float, sizes: tuple[float, float]) -> float:
+    """Compute the expected value of DeLong's variance of an area between two normal distributions.
+
+    The variance of an area has a part for the positives, one for the negatives, and one for their pairs, which is the
+    variance with one image each. DeLong's variance counts the last one twice, once with either kind of images.
+    """
+    positives, negatives = sizes
+    single = area * (1 - area)
+    excess = compute_binormal_variance(area, (1.0, 2.0)) * 2 - single  # covariance of two pairs that share an image
+    return compute_binormal_variance(area, sizes) + max(0.0, single - 2 * excess) / (positives * negatives)
+
+
+def _compute_score_reach(area: float, sizes: tuple[float, float], *, level: float) -> float:
+    """Compute by how many binormal standard errors the interval of `auroc` is expected to reach.
+
+    `auroc` combines DeLong's variance with the larger one of it and the binormal one; the expected value of the larger
+    one is that of a normal variable and a constant.
+    """
+    freedom = _compute_freedom(sizes, max(3.0, _compute_kurtosis(area)))
+    ratio = _compute_delong_variance(area, sizes) / compute_binormal_variance(area, sizes)
+    spread = ratio * math.sqrt(2 / freedom)
+    excess = (ratio - 1) / spread
+    larger = 1 + spread * (excess * float(special.ndtr(excess)) + math.exp(-(excess**2) / 2) / math.sqrt(2 * math.pi))
+    factor = (freedom * ratio + PRIOR * larger) / (freedom + PRIOR)
+    return compute_quantile(1 - level, freedom=freedom + 1) * math.sqrt(factor)
+
+
+def _compute_score_interval(area: float, sizes: tuple[float, float], *, level: float) -> tuple[float, float]:
+    """Compute the expected interval of `auroc`."""
+    return compute_score_interval(area, sizes, 1.0, _compute_score_reach(area, sizes, level=level))
+
+
+def _compute_paired_distance(distances: tuple[float, ...], correlation: float) -> float:
+    """Combine distances of two correlated areas (standard errors, or ends of intervals) to that of their difference."""
+    one, two = distances
+    return math.sqrt(max(0.0, one**2 + two**2 - 2 * correlation * one * two))
+
+
+def _combine_errors(error: float, of_width: float) -> float:
+    """Combine the standard error of a difference and that of the distance to the lower end of its interval.
+
+    The lower the difference, the longer is that distance; their correlation of about 0.3 was found by simulation.
+    """
+    return math.sqrt(error**2 + of_width**2 + 0.6 * error * of_width)
+
+
+def _find_images(compute_gap: Callable[[float], float], effect: float, prevalence: float = 0.5) -> int:
+    """Find the number of images, at least two of each kind, at which a gap that decreases with it is closed."""
     if not compute_gap(MAX_IMAGES) < 0:
         raise ValueError(f"more than {MAX_IMAGES:,} images would be needed")
-    images = 2.0 if compute_gap(2.0) <= 0 else float(optimize.brentq(compute_gap, 2.0, MAX_IMAGES, xtol=1e-9))
+    least = 2.0 / min(prevalence, 1 - prevalence)
+    images = least if compute_gap(least) <= 0 else float(optimize.brentq(compute_gap, least, MAX_IMAGES, xtol=1e-9))
     return _round_up(images, effect)
 
 

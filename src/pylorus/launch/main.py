@@ -44,8 +44,8 @@ from pylorus.config.keys import (
 from pylorus.config.schema import CONF, EXTENSIBLE, Config
 from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
-from pylorus.core.formatting import format_command, setup_terminal
-from pylorus.core.io import explain_lock, handle_closed_pipe, iter_leaves, lock_folder, resolve_path
+from pylorus.core.formatting import format_command, handle_closed_pipe, setup_terminal
+from pylorus.core.io import explain_lock, iter_leaves, lock_folder, resolve_path
 from pylorus.core.system import explain_disk_error, explain_limit, format_stop, reserve_cpu_time
 from pylorus.launch.corrections import explain_error
 from pylorus.launch.overrides import check_overrides
@@ -102,7 +102,7 @@ def resume(folder: RunFolder, overrides: list[str]) -> None:
         if overrides:
             status = folder.read_status()
             initial = [_format_search_path(status.get("searchpath", [])), *status.get("overrides", [])]
-            update_config(folder, _resolve_config([*initial, *overrides]), was=_resolve_config(initial))
+            update_config(folder, resolve_config([*initial, *overrides]), was=resolve_config(initial))
         _import_and_run(folder, Timeline.from_process_start())
 
 
@@ -118,7 +118,7 @@ def run_overrides(overrides: list[str], folder: Path | None = None, *, config_di
         PylorusError: If an override or something else that the user can fix is wrong.
     """
     if config_dir is not None:
-        overrides = [*overrides, _format_config_dir(config_dir, overrides)]
+        overrides = [*overrides, format_config_dir(config_dir, overrides)]
     timeline = Timeline()
     try:
         with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
@@ -196,13 +196,14 @@ def update_config(folder: RunFolder, asked: Config, *, was: Config | None = None
         save_config(folder.config, updated)
 
 
-def _resolve_config(overrides: list[str]) -> Config:
+def resolve_config(overrides: list[str]) -> Config:
+    """Return the configuration that checked overrides give; what they say of Hydra itself is ignored."""
     ignored = re.compile(r"[+~]*hydra(?!\.searchpath)\b")
     with initialize_config_dir(str(Path(CONF)), version_base="1.3"):
         return build_config(compose("config", overrides=[each for each in overrides if not ignored.match(each)]))
 
 
-def _format_config_dir(folder: Path, overrides: list[str]) -> str:
+def format_config_dir(folder: Path, overrides: list[str]) -> str:
     """Return the override that adds a folder of the user's own to Hydra's search path, after checking it."""
     if not folder.expanduser().is_dir():
         raise PylorusError(f"config_dir: {folder} is not a folder, expected one with your configuration.")
@@ -489,8 +490,8 @@ def _check_sweep(arguments: list[str]) -> None:
     unused: dict[str, str] | None = None
     for words in islice(product(*filter(None, choices)), MAX_JOBS_CHECKED):
         try:
-            source = [_format_config_dir(Path(options.config_dir), [])] if options.config_dir else []
-            reasons = find_unused_keys(_resolve_config([*words, *source]), typed)
+            source = [format_config_dir(Path(options.config_dir), [])] if options.config_dir else []
+            reasons = find_unused_keys(resolve_config([*words, *source]), typed)
         except (PylorusError, HydraException, OmegaConfBaseException):
             return  # the job will say so
         unused = reasons if unused is None else {key: unused[key] for key in unused.keys() & reasons.keys()}

@@ -29,7 +29,8 @@ from omegaconf import OmegaConf, open_dict
 from pylorus.config.checks import load_config
 from pylorus.core.distributed import PARALLEL_JOBS
 from pylorus.core.errors import INTERRUPTED, PylorusError, format_name_list
-from pylorus.core.io import BROKEN_PIPE_CODE, write_json
+from pylorus.core.formatting import BROKEN_PIPE_CODE
+from pylorus.core.io import write_json
 from pylorus.runs.console import format_job_ends
 from pylorus.runs.folder import STATUS, RunFolder
 from pylorus.runs.process import (

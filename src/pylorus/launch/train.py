@@ -39,8 +39,8 @@ from pylorus.core.distributed import (
     read_processes,
 )
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
-from pylorus.core.formatting import setup_terminal
-from pylorus.core.io import handle_closed_pipe, read_json, write_json
+from pylorus.core.formatting import handle_closed_pipe, setup_terminal
+from pylorus.core.io import read_json, write_json
 from pylorus.core.system import explain_limit, format_kill, reserve_cpu_time
 from pylorus.data.catalog import check_root
 from pylorus.data.dataset import LoadingProcesses
@@ -66,8 +66,8 @@ from pylorus.model.finetuning import (
     extract_network_structure,
     resolve_depth,
 )
+from pylorus.model.hub import resolve_weights_file
 from pylorus.model.objectives import build_metrics
-from pylorus.model.weights import resolve_weights_file
 from pylorus.report.page import write_report
 from pylorus.runs.console import detach_streams, find_earlier_failure, open_run_log, print_results
 from pylorus.runs.folder import RunFolder
@@ -365,7 +365,7 @@ def train(
     engine.setup_process(local_count=processes.local_count)
     if config.data.kind == "folders":
         check_root(Path(str(config.data.root)))
-    form = processes.run_on_first(lambda: _check_network(config))
+    form = processes.run_on_first(lambda: check_network(config))
     with timeline.measure("reading"):
         if reading is not None:
             reading.wait()
@@ -420,7 +420,7 @@ def train(
         log.info("shipped stage: %s", shipped.name)
 
 
-def _check_network(config: Config) -> InputFormat | None:
+def check_network(config: Config) -> InputFormat | None:
     """Check the network, its weights and the stages before any image is read.
 
     Returns:

@@ -23,13 +23,8 @@ from pylorus.config.schema import ModelConfig
 from pylorus.core.arguments import describe_value
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import join_names
-from pylorus.model.weights import (
-    HubUnreachableError,
-    compute_sha256,
-    init_head,
-    load_weights,
-    resolve_weights_file,
-)
+from pylorus.model.hub import HubUnreachableError, resolve_weights_file
+from pylorus.model.weights import compute_sha256, init_head, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +49,8 @@ class Backbone:
         std: Per-channel standard deviation of the same images.
         weights: Source of the weights: "hub", "none", or a file's name.
         weights_sha256: SHA-256 of the weights file; None for random weights.
-        licence: Licence of the weights as timm states it; None if not stated or if the weights are random.
+        licence: Licence of the weights as timm states it: of those from the hub, and of a file with their name; None if
+            not stated, of other files, and of random weights.
     """
 
     network: nn.Module
@@ -118,6 +114,7 @@ def build_backbone(
     elif isinstance(network, InceptionV3):
         init_inception(network)
     init_head(network)
+    is_published = weights == "hub" or Path(weights).stem == _format_timm_name(pretrained_cfg)
     return Backbone(
         network=network,
         name=config.name if node is not None else _format_timm_name(pretrained_cfg),
@@ -127,7 +124,7 @@ def build_backbone(
         std=tuple(config.std or data_config["std"]),
         weights=weights if weights in ("hub", "none", FACTORY_WEIGHTS) else Path(weights).name,
         weights_sha256=compute_sha256(file) if file is not None else None,
-        licence=pretrained_cfg.get("license") if weights == "hub" else None,
+        licence=pretrained_cfg.get("license") if is_published else None,
     )
 
 

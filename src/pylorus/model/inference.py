@@ -1,5 +1,10 @@
-"""Run a stage's network over the images of a run exactly as its bundle does: by the same code, in fp32."""
+"""Run a stage's network over the images of a run exactly as its bundle does: by the same code, in fp32.
 
+Also what the forward pass costs.
+"""
+
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pylorus.core.formatting import open_progress_bar
 from pylorus.data.dataset import Draw, EpochBatchSampler, EpochSampler, ImageBatches
@@ -478,3 +485,62 @@ def compute_mean_directions(evaluator: Evaluator, *, classes: int) -> Tensor:
     directions, label = functional.normalize(features.double(), dim=1), torch.from_numpy(labels[rows])
     means = torch.stack([directions[label == index].mean(dim=0) for index in range(classes)])
     return functional.normalize(means, dim=1).float()
+
+
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Measures the largest number of bytes of tensors that were created inside the context and existed at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and follow the memory of its results."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        identity, size = storage._cdata, storage.nbytes()
+        if identity not in self._known:
+            self._known.add(identity)
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self._forget, identity, size)
+
+    def _forget(self, identity: int, size: int) -> None:
+        self._known.discard(identity)
+        self.bytes -= size
+
+
+COST_IMAGES, COST_REPEATS = 8, 3
+"""Images of the batch on which the forward pass is timed, and how often; the first pass only warms up."""
+
+
+def measure_cost(network: NormalizingNetwork, *, image_size: int) -> dict[str, Any]:
+    """Measure what it costs to classify an image.
+
+    Returns:
+        parameters: their number; weight_bytes: of weights and buffers; activation_bytes: the largest memory of
+        intermediate results for one image; forward_seconds: for an image in a batch, the shortest of a few passes.
+    """
+    device = network.mean.device
+    images = torch.full((COST_IMAGES, 3, image_size, image_size), 128, dtype=torch.uint8, device=device)
+    tensors = [*network.network.parameters(), *network.network.buffers()]
+    with torch.no_grad():
+        seconds = []
+        for _ in range(1 + COST_REPEATS):
+            start = time.perf_counter()
+            network.network(network.normalize_images(images)).sum().item()  # waits for a GPU
+            seconds.append(time.perf_counter() - start)
+        with LiveMemory() as memory:
+            network.network(network.normalize_images(images[:1]))
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.network.parameters()),
+        "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "activation_bytes": memory.peak,
+        "forward_seconds": min(seconds[1:]) / COST_IMAGES,
+    }

@@ -11,7 +11,6 @@ import logging
 import pickle
 import re
 import sys
-import threading
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -58,124 +57,6 @@ def _list_logit_layers(head: nn.Module) -> list[Any]:
     """List the layers of a head that have as many outputs as its last layer."""
     layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     return [layer for layer in layers if len(layer.weight) == len(layers[-1].weight)]
-
-
-HUB_TIMEOUT = 12.0
-"""Seconds to wait for the hub's first answer."""
-
-
-class HubUnreachableError(PylorusError):
-    """Raised if the weights are not on this machine and the hub is unreachable."""
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """Location of an architecture's weights on the hub.
-
-    Attributes:
-        name: timm's name of the weights, with its tag; also the name for a file that the user downloads.
-        repository: Repository on the hub.
-        file: File in the repository.
-    """
-
-    name: str
-    repository: str
-    file: str
-
-    def find_cached_file(self) -> Path | None:
-        """Return the file in the hub's cache on this machine, or None; uses no network."""
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(self.repository, self.file)
-        return Path(cached) if isinstance(cached, str) else None
-
-    def format_download_hint(self, folder: str = "PATH") -> str:
-        """Say which file to download, from where, and how to use it on a machine without network access."""
-        local_file = f"{folder}/{self.name}.safetensors"
-        return (
-            f"download {self.file} from the Hugging Face repository {self.repository}, save it as "
-            f"{self.name}.safetensors, copy it to this machine and add model.weights={local_file}."
-        )
-
-
-def resolve_hub_file(cfg: Mapping[str, Any]) -> HubFile:
-    """Return the hub location of the weights that timm's `cfg` describes.
-
-    Raises:
-        PylorusError: If timm knows none.
-    """
-    repository = cfg.get("hf_hub_id")
-    if not repository:
-        raise PylorusError(
-            f"model.weights: timm knows no weights on the hub for {cfg.get('architecture')}. Use a file or none."
-        )
-    name = ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
-    return HubFile(name, repository, cfg.get("hf_hub_filename") or "model.safetensors")
-
-
-def resolve_weights_file(weights: str, cfg: Mapping[str, Any]) -> Path | None:
-    """Return the file that `model.weights` refers to; None for random weights.
-
-    Args:
-        weights: hub, none, or a file's path.
-        cfg: timm's pretrained configuration of the architecture.
-
-    Raises:
-        HubUnreachableError: If the file is not cached and the hub does not answer within 15 seconds.
-        PylorusError: If there is no such file, or no weights on the hub.
-    """
-    if weights == "none":
-        return None
-    if weights == "hub":
-        return _fetch_from_hub(cfg)
-    file = Path(weights)
-    if not file.is_file():
-        raise PylorusError(f"model.weights: found {weights}, expected hub, none, or an existing file.")
-    return file
-
-
-def _fetch_from_hub(cfg: Mapping[str, Any]) -> Path:
-    """Return the weights file in the hub's cache, downloading it if necessary.
-
-    Raises:
-        HubUnreachableError: Within 15 seconds; the message says which file to download.
-    """
-    from huggingface_hub import hf_hub_download
-
-    hub_location = resolve_hub_file(cfg)
-    cached = hub_location.find_cached_file()
-    if cached is not None:
-        return cached
-    reason = _explain_unreachable(hub_location.repository, hub_location.file)
-    if reason is None:
-        try:
-            return Path(hf_hub_download(hub_location.repository, hub_location.file))
-        except Exception as error:
-            reason = str(error)
-    raise HubUnreachableError(
-        f"the weights of {hub_location.name} are not on this machine, and the hub is unreachable "
-        f"({reason.strip().splitlines()[0]}).\nOn a machine with network access, {hub_location.format_download_hint()} "
-        "For random weights: model.weights=none."
-    )
-
-
-def _explain_unreachable(repository: str, file: str) -> str | None:
-    """Return None if the hub answers for this file, else why not; DNS may hang longer than any timeout."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    reason: list[str | None] = [f"no answer within {HUB_TIMEOUT:.0f} s"]
-
-    def query_hub() -> None:
-        try:
-            get_hf_file_metadata(hf_hub_url(repository, file), timeout=HUB_TIMEOUT - 2)
-            reason[0] = None
-        except Exception as error:
-            reason[0] = str(error) or type(error).__name__
-
-    thread = threading.Thread(target=query_hub, daemon=True)
-    thread.start()
-    thread.join(HUB_TIMEOUT)
-    return reason[0]
 
 
 def load_weights(network: Any, file: Path) -> None:

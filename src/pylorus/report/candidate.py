@@ -26,13 +26,13 @@ from pylorus.evaluation.replicates import (
     estimate_replicates,
     summarize_replicates,
 )
+from pylorus.report.captions import set_run_labels
 from pylorus.report.results import (
     CONFIDENCE,
     ComparableResults,
     Result,
     compute_test_hash,
     format_stage_label,
-    set_run_labels,
 )
 from pylorus.runs.reading import MACHINE_KEYS, REPLICATE_KEYS, SavedRun, compute_configuration_key
 

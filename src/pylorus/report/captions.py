@@ -10,14 +10,18 @@ runs that were deleted or lie elsewhere cannot be counted.
 """
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pylorus.report.results import IMAGES, PATIENTS, Result, group_by_test_set
+from pylorus.core.errors import PylorusError, resolve_short_name
+from pylorus.core.privacy import collect_config_values, redact_value
+from pylorus.report.results import IMAGES, ONLY_STAGE, PATIENTS, Result, group_by_test_set
 from pylorus.runs.folder import STATUS
 from pylorus.runs.reading import SavedRun, SavedStage, compute_image_set_hash
 
@@ -152,6 +156,22 @@ def _format_test_values(run: SavedRun, *, names: bool) -> str:
             f"with {len(values)} values of {column}{shown}" if len(values) > 1 else f"with one value of {column}{shown}"
         )
     return f"whose {column} is {start} or later" if names else f"whose {column} reaches a given value"
+
+
+KEYS_WITHOUT_LABEL = (
+    "data.root",
+    "report",
+    "logger.",
+    "trainer.progress",
+    "trainer.accelerator",
+    "data.workers",
+    "stages.",
+    "run",
+)
+"""Keys that never appear in a label: folders, loggers and speed. Stages and `run` are shown by the names of stages."""
+
+MAX_SETTINGS = 3
+"""Maximum number of settings in a label."""
 
 
 @dataclass(frozen=True)
@@ -415,3 +435,80 @@ def _format_training_images(run: SavedRun) -> str:
     training, validation = len(run.split.get_split_rows("train")), len(run.split.get_split_rows(validation_split))
     validation_name = "test images as validation" if validation_split == "test" else "validation"
     return f"{training:,} training and {validation:,} {validation_name} images; split {run.split.short_hash}"
+
+
+def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) -> tuple[SavedRun, ...]:
+    """Return the runs, each with a unique label and file stem.
+
+    Args:
+        runs: The runs; their order is kept.
+        left_out: Further keys and groups of keys that must not appear in a label.
+    """
+    names = [run.model.partition(".")[0] for run in runs]
+    counts = Counter(names)
+    candidates = []
+    for name, run in zip(names, runs, strict=True):
+        others = [
+            other for other, other_name in zip(runs, names, strict=True) if other is not run and other_name == name
+        ]
+        candidates.append(
+            f"{name} ({', '.join(_collect_differing_settings(run, others, left_out))})" if counts[name] > 1 else name
+        )
+    candidates = [name.removesuffix(" ()") for name in candidates]
+    counts = Counter(candidates)
+    labels = [
+        f"{name} [{run.folder.name}]" if counts[name] > 1 else name for name, run in zip(candidates, runs, strict=True)
+    ]
+    stems = make_file_stems(labels)
+    return tuple(replace(run, label=label, stem=stem) for run, label, stem in zip(runs, labels, stems, strict=True))
+
+
+def make_file_stems(labels: Sequence[str]) -> list[str]:
+    """Convert labels to unique stems for file names: ASCII lower-case letters, digits and hyphens."""
+    stems: list[str] = []
+    for label in labels:
+        stem = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "run"
+        duplicates = sum(other == stem or other.startswith(f"{stem}--") for other in stems)
+        stems.append(f"{stem}--{duplicates + 1}" if duplicates else stem)
+    return stems
+
+
+def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_out: Sequence[str]) -> list[str]:
+    """List the settings in which a run differs from others of its model, as `key=value` without the key's groups."""
+    settings, other_settings = (
+        collect_config_values(run.config),
+        [collect_config_values(other.config) for other in others],
+    )
+    stages = [stage.name for stage in run.stages]
+    differences = []
+    if any([stage.name for stage in other.stages] != stages for other in others) and stages:
+        differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]}{ONLY_STAGE}")
+    for key, value in settings.items():
+        if key in left_out or key.startswith((*KEYS_WITHOUT_LABEL, *(f"{name}." for name in left_out))):
+            continue
+        if any(other.get(key) != value for other in other_settings):
+            value_text = run.fold if key == "data.fold" else redact_value(key, value)
+            differences.append(f"{key.rpartition('.')[2]}={value_text}")
+    return differences[:MAX_SETTINGS]
+
+
+def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | None:
+    """Return the short name of the class that was asked for, or the deciding class of the first run's configuration.
+
+    Args:
+        runs: The runs.
+        asked: Short or full name of the class; None: that of the configuration, else the first class.
+
+    Raises:
+        PylorusError: If no run has the class that was asked for.
+    """
+    short_names = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
+    names = {"classes": list(short_names), "short_names": list(short_names.values())}
+    if asked is not None:
+        return resolve_short_name(asked, **names, where="--class")
+    first = next(iter(short_names.values()), None)
+    deciding = runs[0].get_setting("deploy.class_name") if runs else None
+    try:
+        return first if deciding is None else resolve_short_name(deciding, **names, where="deploy.class_name")
+    except PylorusError:  # of a run of other classes
+        return first

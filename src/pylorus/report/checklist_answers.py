@@ -10,6 +10,7 @@ from pylorus.report.captions import (
     count_accepted_leaks,
     count_epochs_run,
     count_excluded_files,
+    format_evaluation_counts,
     format_external_test,
     format_test_images_origin,
     format_validation_images,
@@ -22,7 +23,6 @@ from pylorus.report.captions import (
 from pylorus.report.evidence import Evidence
 from pylorus.report.mistakes import read_saved_maps
 from pylorus.report.result_tables import explain_comparisons
-from pylorus.report.results import Result
 from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import convert_to_percent_cell
 from pylorus.runs.reading import SavedRun, SavedStage
@@ -89,7 +89,8 @@ def report_sample_size(evidence: Evidence) -> str:
     estimates = [
         f"{result.label}: accuracy {convert_to_percent_cell(result.images.shares.accuracy).text} % on "
         f"{result.test.images} images"
-        for result in _filter_shipped(evidence)
+        for result in evidence.results
+        if result.is_shipped
     ]
     return f"Precision achieved with this sample size: {'; '.join(estimates)}." if estimates else ""
 
@@ -141,15 +142,17 @@ def report_thresholds(evidence: Evidence) -> str:
     applied = "" if all(map(is_validated_on_test, runs)) else ", applied unchanged to the test images"
     points = [point for result in results for point in result.operating]
     met = sum(point.fixed.is_guaranteed for point in points)
+    has_patients = all(run.has_groups for run in runs)
+    unit, few = ("patient", "patients") if has_patients else ("image, since patients are not known", "images")
     guarantee = {
-        0: "no threshold guarantees this, because there are too few patients",
+        0: f"no threshold guarantees this, because there are too few {few} of the class",
         len(points): "the threshold guarantees this" if len(points) == 1 else "each threshold guarantees this",
     }.get(met, f"{met} of {len(points)} thresholds guarantee this")
     return (
         f"For {evidence.class_name}: the threshold was fixed on {format_validation_images(runs)} for a true "
         f"sensitivity of at least {format_percent(evidence.target.sensitivity, digits=None)} % with "
         f"{format_percent(evidence.target.confidence, digits=None)} % "
-        f"confidence (one-sided tolerance bound by patient){applied}; {guarantee}. "
+        f"confidence (one-sided tolerance bound by {unit}){applied}; {guarantee}. "
         "Otherwise, the class with the highest probability is predicted."
     )
 
@@ -217,7 +220,7 @@ def report_characteristics(evidence: Evidence) -> str:
 
 def report_confusion_matrices(evidence: Evidence) -> str:
     """Refer to the confusion matrices."""
-    return "See the confusion matrices." if evidence.results else ""
+    return "See the tables of confusion matrices." if evidence.results else ""
 
 
 def report_accuracy(evidence: Evidence) -> str:
@@ -230,7 +233,7 @@ def report_failures(evidence: Evidence) -> str:
     if not evidence.results:
         return ""
     has_mistakes = any(not result.test.predictions.correct.all() for result in evidence.results)
-    return "See the worst mistakes." if has_mistakes else "No test image was misclassified."
+    return "See the worst mistakes in the report." if has_mistakes else "No test image was misclassified."
 
 
 def report_fairness(evidence: Evidence) -> str:
@@ -244,8 +247,15 @@ def report_fairness(evidence: Evidence) -> str:
 def report_limitations(evidence: Evidence) -> str:
     """Report caveats, inconclusive comparisons and how often the test sets were used."""
     marks = dict.fromkeys(mark.meaning for run in evidence.runs for mark in collect_caveats(run))
-    evaluations = [count.sentence for count in evidence.evaluation_counts]
-    return " ".join([*marks, *(winner.verdict for winner in evidence.winners), *evaluations]).strip()
+    ungrouped = [run.label for run in evidence.runs if run.split is not None and not run.has_groups]
+    patients = (
+        "The patients of the images were not known: images of one patient may be in several parts, and intervals that "
+        "count each image as a patient of its own may be too narrow."
+        if ungrouped
+        else ""
+    )
+    verdicts = [winner.verdict for winner in evidence.winners]
+    return " ".join(filter(None, [*marks, patients, *verdicts, *format_evaluation_counts(evidence.evaluation_counts)]))
 
 
 def report_availability(evidence: Evidence) -> str:
@@ -261,15 +271,23 @@ def _merge_run_answers(evidence: Evidence, answer: Callable[[SavedRun], str]) ->
     answers = {text: labels for text, labels in labels_by_text.items() if text}
     if len(labels_by_text) == 1:
         return "".join(map(_format_sentence, answers))
-    return " ".join(f"{', '.join(labels)}: {_format_sentence(text)}" for text, labels in answers.items())
+    return " ".join(
+        f"{join_names(_merge_labels(evidence, labels))}: {_format_sentence(text)}" for text, labels in answers.items()
+    )
+
+
+def _merge_labels(evidence: Evidence, labels: list[str]) -> list[str]:
+    """Replace the labels of all runs of a configuration by that of the configuration."""
+    by_configuration = {name: [run.label for run in runs] for name, runs in evidence.replicates.items()}
+    merged = [
+        next((name for name, own in by_configuration.items() if label in own and set(own) <= set(labels)), label)
+        for label in labels
+    ]
+    return list(dict.fromkeys(merged))
 
 
 def _format_sentence(text: str) -> str:
     return f"{text.removesuffix('.')}."
-
-
-def _filter_shipped(evidence: Evidence) -> list[Result]:
-    return [result for result in evidence.results if result.is_shipped]
 
 
 def _has_test_predictions(run: SavedRun) -> bool:
@@ -278,7 +296,7 @@ def _has_test_predictions(run: SavedRun) -> bool:
 
 def _list_subgroup_columns(evidence: Evidence) -> list[str]:
     """Return the names of the columns that divide the test images of a shipped stage into subgroups."""
-    columns = [column for result in _filter_shipped(evidence) for column in get_subgroup_columns(result)]
+    columns = [column for result in evidence.results if result.is_shipped for column in get_subgroup_columns(result)]
     return list(dict.fromkeys(column.name for column in columns if column.subgroups))
 
 
@@ -521,5 +539,9 @@ def _format_availability(run: SavedRun) -> str:
         "the predictions": _has_test_predictions(run),
         "the trained model": bool(run.bundle),
     }
-    available = ", ".join(name for name, is_present in contents.items() if is_present)
-    return f"The folder of the run contains {available}; this report can be rebuilt from it" if available else ""
+    available = [name for name, is_present in contents.items() if is_present]
+    return (
+        f"The folder of the run contains {join_names(available)}; the report can be rebuilt from it"
+        if available
+        else ""
+    )

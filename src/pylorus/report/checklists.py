@@ -1,9 +1,10 @@
 """Drafts of the reporting checklists QUAIDE, STARD-AI, CLAIM 2024 and TRIPOD+AI, filled in as far as the runs allow.
 
 Each item has a topic in our own words, its numbers in the guidelines, the answer that the runs document, and what the
-author has to add. Authors submit the published checklists, whose wording is not repeated here. Numbers are those of
-STARD-AI (2025; 40 items), CLAIM (2024 update; 44 items) and TRIPOD+AI (2024; 27 items). Of QUAIDE (2025; 18 statements)
-only the four domains are given: which statement an answer belongs to is for the author to look up.
+author has to add. Authors submit the published checklists, whose wording is not repeated here. Numbers are meant to be
+those of STARD-AI (2025; 40 items), CLAIM (2024 update; 44 items) and TRIPOD+AI (2024; 27 items), of which only the last
+were compared with a listing of the items; each table says so. Of QUAIDE (2025; 18 statements) only the four domains are
+given: which statement an answer belongs to is for the author to look up.
 """
 
 import re
@@ -88,7 +89,7 @@ ITEMS = tuple(
             "Image acquisition",
             "13, 14",
             "13",
-            "9b",
+            "9a, 9b, 9c",
             DATA,
             None,
             "endoscopes and processors (maker, model), light mode, format and size of the stored images",
@@ -126,7 +127,7 @@ ITEMS = tuple(
             None,
             "what the annotators knew, in particular of the answers of the model",
         ),
-        ("Blinding of the model", "17a", "", "9a, 9c", SETUP, answers.report_blinding, ""),
+        ("Blinding of the model", "17a", "", "9b", SETUP, answers.report_blinding, ""),
         ("Partitions", "15b", "19", "12a", SETUP, answers.report_partitions, ""),
         ("Level at which partitions are disjoint", "15b", "20", "12a", SETUP, answers.report_split_overlaps, ""),
         ("Sample size", "22", "21", "10", SETUP, answers.report_sample_size, "how the sample size was determined"),
@@ -282,17 +283,25 @@ class Guideline:
     note: str
 
 
+UNCONFIRMED = "These numbers were not confirmed with the published form: compare each of them."
+
 GUIDELINES = (
     Guideline(
         "quaide",
         "QUAIDE (2025)",
         "QUAIDE has 18 statements: "
         + ", ".join(f"{domain} ({count})" for domain, count in QUAIDE_DOMAINS.items())
-        + ". Numbers of statements are for the author to look up.",
+        + ". By its abstract, statements 1 to 14 are on methods, 15 and 16 on results, 17 and 18 on the "
+        "discussion. Which statement a row answers is not known to this program: look up its number.",
     ),
-    Guideline("stard", "STARD-AI (2025)", "Item numbers of STARD-AI (2025)."),
-    Guideline("claim", "CLAIM (2024 update)", "Item numbers of the 2024 update of CLAIM."),
-    Guideline("tripod", "TRIPOD+AI (2024)", "Item numbers of TRIPOD+AI (2024)."),
+    Guideline("stard", "STARD-AI (2025)", f"Item numbers of STARD-AI (2025). {UNCONFIRMED}"),
+    Guideline("claim", "CLAIM (2024 update)", f"Item numbers of the 2024 update of CLAIM. {UNCONFIRMED}"),
+    Guideline(
+        "tripod",
+        "TRIPOD+AI (2024)",
+        "Item numbers of TRIPOD+AI (2024), compared with a listing of the items by others, not with the published "
+        "form.",
+    ),
 )
 
 DRAFT_NOTE = (
@@ -316,14 +325,15 @@ def build_checklist_table(evidence: Evidence) -> Table:
         ),
         notes=(
             "Item numbers: STARD-AI (2025), CLAIM (2024 update), TRIPOD+AI (2024); QUAIDE (2025): domain of the "
-            f"statement, whose number is for the author to look up. {DRAFT_NOTE}",
+            "statement, whose number is for the author to look up. Only the numbers of TRIPOD+AI were compared with a "
+            f"listing of the items. {DRAFT_NOTE}",
         ),
     )
 
 
 def build_guideline_table(guideline: Guideline, evidence: Evidence) -> Table:
     """Build the draft of one guideline, in the order of its own numbers, one row per number."""
-    rows = [
+    rows: list[tuple[str, str, str]] = [
         (number.strip(), item.topic, fill_item(item, evidence))
         for item in ITEMS
         for number in getattr(item, guideline.key).split(",")
@@ -332,6 +342,7 @@ def build_guideline_table(guideline: Guideline, evidence: Evidence) -> Table:
     domains = list(QUAIDE_DOMAINS)
     if guideline.key == "quaide":
         rows.sort(key=lambda row: domains.index(row[0]))
+        rows = [(f"{row[0]}, statement {AUTHOR}number]", *row[1:]) for row in rows]
     else:
         rows.sort(key=lambda row: _compute_number_key(row[0]))
     return Table(

@@ -15,7 +15,7 @@ from pylorus.core.formatting import format_percent, format_percent_with_unit, jo
 from pylorus.evaluation.confusion import get_monitor_column
 from pylorus.evaluation.decisions import NetBenefit, RiskCoverage, net_benefit, risk_coverage
 from pylorus.report.candidate import Candidate
-from pylorus.report.captions import format_test_basis, format_training_basis, format_validation_images
+from pylorus.report.captions import format_test_basis, format_training_basis, format_validation_images, make_file_stems
 from pylorus.report.evidence import Evidence
 from pylorus.report.figure_style import (
     FAINT,
@@ -29,7 +29,7 @@ from pylorus.report.figure_style import (
     report_style,
 )
 from pylorus.report.mistakes import Item, Section, Sentences
-from pylorus.report.results import CONFIDENCE, Result, format_stage_label, make_file_stems
+from pylorus.report.results import CONFIDENCE, Result, format_stage_label
 from pylorus.runs.reading import SavedRun, SavedStage, get_metric_labels
 
 LOG_SCALE_RATIO = 30.0

@@ -22,7 +22,7 @@ from pylorus.report.candidate import (
     group_by_configuration,
     group_into_pools,
 )
-from pylorus.report.captions import EvaluationCount, count_test_evaluations
+from pylorus.report.captions import EvaluationCount, count_test_evaluations, resolve_class_name, set_run_labels
 from pylorus.report.comparison import (
     Comparison,
     compare_pair,
@@ -37,10 +37,8 @@ from pylorus.report.results import (
     SensitivityTarget,
     compute_results,
     group_by_test_set,
-    resolve_class_name,
-    set_run_labels,
 )
-from pylorus.runs.folder import DAMAGED, KEY, LAST, explain_choice
+from pylorus.runs.folder import DAMAGED, KEY, LAST, LOSS, ORDER, explain_choice
 from pylorus.runs.reading import SavedRun, get_class_order, read_config, read_run
 
 CHOICE_TEXTS = {
@@ -48,6 +46,9 @@ CHOICE_TEXTS = {
     LAST: "the last stage; these runs were written by a version that did not compare stages",
 }
 """Explains how the shipped stage of several runs was chosen, if not by validation."""
+
+STATED_MARGIN = "deploy.margin"
+"""Key of the margin that a run states before it is tested."""
 
 MAX_NAMES = 5
 """Maximum number of names that a sentence lists; the rest is counted."""
@@ -198,7 +199,22 @@ class Winner:
         if not others:
             return ""
         verb = "has" if len(others) == 1 else "have"
-        return f" {join_names(others, most=4)} {verb} the same validation accuracy; of these the first is taken."
+        return f" {join_names(others, most=4)} {verb} the same validation accuracy; {self.tie_rule}."
+
+    @property
+    def tie_rule(self) -> str:
+        """How the model was selected among those of the same validation accuracy, as a clause; empty without a tie."""
+        best = _round_validation(self.preferred)
+        tied = [each for each in self.pool.candidates if _round_validation(each) == best]
+        if self.preferred is None or len(tied) < 2:
+            return ""
+        if len(self.pool.configurations) > 1:
+            return "of these the first is taken"
+        rules = {result.run.bundle_stage.chosen_by for result in self.preferred.results if result.run.bundle_stage}
+        return {
+            frozenset({LOSS}): "of these the one with the lowest validation loss is taken",
+            frozenset({ORDER}): "of these, which also have the same validation loss, the latest stage is taken",
+        }.get(frozenset(rules), "which of them a run ships depends on its own validation images")
 
     @property
     def _shipping(self) -> str:
@@ -299,6 +315,7 @@ class Evidence:
         options: Options of the report.
         class_name: Short name of the class for which a threshold is fixed; None if no run has classes yet.
         target: Sensitivity and confidence that this threshold has to guarantee.
+        margin: Margin of the tests of non-inferiority and equivalence; None: there are none.
         runs: All runs, including those without results.
         results: One result per stage with test predictions.
         tests: Results by test set.
@@ -311,6 +328,7 @@ class Evidence:
     options: ReportOptions
     class_name: str | None
     target: SensitivityTarget
+    margin: float | None
     runs: tuple[SavedRun, ...]
     results: tuple[Result, ...]
     tests: tuple[ComparableResults, ...]
@@ -358,7 +376,8 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
     Runs with the same set of classes all use the class order of the first of them.
 
     Raises:
-        PylorusError: If a file is damaged or contradicts another, or no run has the class given in the options.
+        PylorusError: If a file is damaged or contradicts another, no run has the class given in the options, or these
+            compare with a reference or a figure without a margin.
     """
     orders: dict[frozenset[str], list[str]] = {}
     saved_runs = []
@@ -376,10 +395,8 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
         raise PylorusError(str(saved_runs[0].status["error"]))
     runs = set_run_labels(saved_runs)
     class_name = resolve_class_name(runs, options.class_name)
-    target = _resolve_target(runs, options)
-    results = tuple(
-        result for run in runs for result in compute_results(run, class_name=class_name, target=target, options=options)
-    )
+    target, margin = _resolve_target(runs, options), _resolve_margin(runs, options)
+    results = tuple(result for run in runs for result in compute_results(run, class_name=class_name, target=target))
     tests = group_by_test_set(results)
     configurations = group_by_configuration(results)
     pools = group_into_pools(configurations)
@@ -387,6 +404,7 @@ def collect_evidence(folders: Sequence[Path], options: ReportOptions) -> Evidenc
         options=options,
         class_name=class_name,
         target=target,
+        margin=margin,
         runs=runs,
         results=results,
         tests=tests,
@@ -408,3 +426,25 @@ def _resolve_target(runs: Sequence[SavedRun], options: ReportOptions) -> Sensiti
         get_deploy_setting("sensitivity", default.sensitivity) if options.sensitivity is None else options.sensitivity,
         get_deploy_setting("confidence", default.confidence) if options.guarantee is None else options.guarantee,
     )
+
+
+def collect_stated_margins(runs: Sequence[SavedRun]) -> set[float | None]:
+    """Return the margins in the configurations of the runs that have results; None stands for no margin."""
+    values = (run.get_setting(STATED_MARGIN) for run in runs if run.complete_stages)
+    return {None if value is None else float(value) for value in values}
+
+
+def _resolve_margin(runs: Sequence[SavedRun], options: ReportOptions) -> float | None:
+    """Return the margin that was given, or else that of the configuration of all runs."""
+    stated = collect_stated_margins(runs)
+    if options.margin is not None:
+        return options.margin
+    if len(stated) == 1 and None not in stated:
+        return stated.pop()
+    if options.reference is not None or options.against:
+        option = "--reference" if options.reference is not None else "--against"
+        raise PylorusError(
+            f"{option}: has no effect without a margin, the largest difference that counts as no worse. Add it, such "
+            "as --margin 0.05."
+        )
+    return None

@@ -30,6 +30,7 @@ from pylorus.evaluation.calibration import (
 )
 from pylorus.evaluation.decisions import operating_point
 from pylorus.report.candidate import group_by_configuration, group_into_pools
+from pylorus.report.captions import set_run_labels
 from pylorus.report.development import (
     ComparedFigure,
     StoredModel,
@@ -63,7 +64,6 @@ from pylorus.report.results import (
     evaluate_images,
     evaluate_patients,
     group_by_test_set,
-    set_run_labels,
 )
 from pylorus.report.study_tables import build_confusion_table, build_study_metric_table
 from pylorus.report.subgroup_tables import build_subgroup_section
@@ -199,6 +199,7 @@ def collect_external_evidence(model: StoredModel, external: ExternalSet, output:
         options=options,
         class_name=model.deciding,
         target=target,
+        margin=None,
         runs=(run,),
         results=(result,),
         tests=group_by_test_set([result]),

@@ -32,11 +32,18 @@ from pylorus.report.manuscript_blocks import (
     fill,
     join_clauses,
 )
-from pylorus.report.manuscript_methods import MAX_DESCRIBED_RUNS, collect_references, iter_method_blocks, select_splits
-from pylorus.report.mistakes import FileOnly, Section
+from pylorus.report.manuscript_methods import (
+    MAX_DESCRIBED_RUNS,
+    collect_references,
+    describe_scope,
+    iter_method_blocks,
+    select_splits,
+)
+from pylorus.report.mistakes import Section, iter_tables
 from pylorus.report.participants import build_flow_table, plot_flow
 from pylorus.report.results import LEVEL, PATIENTS, Result
 from pylorus.report.table import Number, Table
+from pylorus.runs.predictions import explain_degenerate_predictions
 from pylorus.runs.reading import SavedRun
 
 MAX_PAIRS = 6
@@ -56,6 +63,7 @@ SHOWN_TABLES = (
     "calibration",
     "threshold",
     "comparisons",
+    "margins",
     "replicates",
     "fold",
     "subgroups-",
@@ -67,6 +75,17 @@ SHOWN_TABLES = (
 SHOWN_FIGURES = ("flow-", "roc", "reliability")
 
 
+OVERALL_METRICS = (
+    ("accuracy", "an accuracy of"),
+    ("balanced accuracy", "a balanced accuracy of"),
+    ("macro F1", "a macro F1 of"),
+    ("macro AUROC", "a macro AUROC of"),
+    ("Cohen's κ", "a Cohen's κ of"),
+    ("MCC", "an MCC of"),
+)
+"""Titles of columns, and the words before their values in a sentence."""
+
+
 def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscript:
     """Build the draft of a manuscript from the results and the sections of their report.
 
@@ -76,7 +95,7 @@ def build_manuscript(evidence: Evidence, sections: Sequence[Section]) -> Manuscr
     """
     runs = _select_runs(evidence)
     flows = [run for run in select_splits(runs) if run.split is not None]
-    tables = {table.key: table for table in _iter_tables(sections)} | {
+    tables = {table.key: table for table in iter_tables(sections)} | {
         table.key: table for table in map(build_flow_table, flows)
     }
     drawings = {
@@ -109,13 +128,6 @@ def _select_runs(evidence: Evidence) -> tuple[SavedRun, ...]:
     results = [winner.headline_result or winner.best[0] for winner in evidence.winners]
     results += [configuration.shipped.representative for configuration in evidence.configurations]
     return tuple(dict.fromkeys(result.run for result in results)) or evidence.runs
-
-
-def _iter_tables(sections: Sequence[Section]) -> Iterator[Table]:
-    for section in sections:
-        for item in section.items:
-            if isinstance(item, Table | FileOnly):
-                yield item if isinstance(item, Table) else item.table
 
 
 def _select_tables(tables: Mapping[str, Table], runs: Sequence[SavedRun], text: Sequence[Block]) -> list[Table]:
@@ -209,32 +221,37 @@ def _build_statements(evidence: Evidence) -> list[Block]:
 def _build_results(evidence: Evidence, flows: Sequence[SavedRun], finder: CellFinder) -> Iterator[Block]:
     yield Heading("Patients and images", 2)
     for run in flows:
-        yield Paragraph(_describe_participants(run, finder, named=len(flows) > 1))
+        start = describe_scope(evidence, run) or (f"{run.label}: " if len(flows) > 1 else "")
+        yield Paragraph(_describe_participants(run, finder, start=start))
     yield Heading("Accuracy", 2)
     if not evidence.results:
         yield Paragraph((Gap("results; no stage has test predictions yet"),))
         return
     for winner in evidence.winners:
-        yield Paragraph(_describe_accuracy(winner, evidence, finder))
+        yield Paragraph(_describe_accuracy(winner, evidence, flows, finder))
     comparisons = [_describe_comparisons(winner, finder) for winner in evidence.winners]
+    margins = [_describe_margins(finder)]
     subgroups = [_describe_subgroups(winner, finder) for winner in evidence.winners]
-    for title, paragraphs in (("Comparisons", comparisons), ("Subgroups", subgroups)):
+    for title, paragraphs in (
+        ("Comparisons", comparisons),
+        ("Non-inferiority and equivalence", margins),
+        ("Subgroups", subgroups),
+    ):
         if any(paragraphs):
             yield Heading(title, 2)
             yield from (Paragraph(spans) for spans in paragraphs if spans)
 
 
-def _describe_participants(run: SavedRun, finder: CellFinder, *, named: bool) -> Spans:
+def _describe_participants(run: SavedRun, finder: CellFinder, *, start: str) -> Spans:
     key = f"flow-{run.stem}"
-    start = f"{run.label}: " if named else ""
-    opening = f"{start}of" if named else "Of"
-    spans: Spans = fill(
-        f"{opening} ",
-        finder.find(key, ["image files"], "images"),
-        " image files, ",
-        finder.find(key, ["included"], "images"),
-        " were included",
-    ) or fill(start, finder.find(key, ["included"], "images"), " images were included")
+    files, included = (finder.find(key, [step], "images") for step in ("image files", "included"))
+    if files is not None and included is not None and files.text == included.text:
+        opening = f"{start}all " if start else "All "
+        spans = fill(opening, included, " image files that were found were included")
+    else:
+        opening = f"{start}of " if start else "Of "
+        spans = fill(opening, files, " image files, ", included, " were included")
+        spans = spans or fill(start, included, " images were included")
     table = finder.tables[key]
     reasons = [row.cells[0] for row in table.rows if str(row.cells[0]).startswith("left out: ")]
     spans += (
@@ -289,40 +306,33 @@ def _describe_characteristics(run: SavedRun, finder: CellFinder) -> Spans:
     return (*spans, "Characteristics of each part are given in ", TableReference(key), ".")
 
 
-def _describe_accuracy(winner: Winner, evidence: Evidence, finder: CellFinder) -> Spans:
+def _describe_accuracy(winner: Winner, evidence: Evidence, flows: Sequence[SavedRun], finder: CellFinder) -> Spans:
     candidate = winner.preferred or winner.leaders[0]
     if candidate.replicates > 1:
         return _describe_replicates(candidate, finder)
     result = candidate.representative
-    spans = _describe_overall(result, finder)
+    same_split = next((run.stem for run in flows if run.split and run.split.short_hash == result.split), "")
+    spans = _describe_overall(result, f"flow-{same_split}", finder)
     spans += _describe_class(result, evidence.class_name, finder)
     spans += _describe_decision(result, finder)
     matrices = [key for key in finder.tables if key.startswith("confusion-matrices")]
     return (*spans, "The confusion matrix is in ", TableReference(matrices[0]), ".") if matrices else spans
 
 
-def _describe_overall(result: Result, finder: CellFinder) -> Spans:
+def _describe_overall(result: Result, flow: str, finder: CellFinder) -> Spans:
     run, stage = result.run, result.stage.name
-    flow = f"flow-{run.stem}"
-    own = next((key for key in finder.tables if key == flow), None) or next(
-        (key for key in finder.tables if key.startswith("flow-")), flow
-    )
-    images, patients = finder.find(own, ["test"], "images"), finder.find(own, ["test"], "patients")
+    images, patients = finder.find(flow, ["test"], "images"), finder.find(flow, ["test"], "patients")
     spans = fill("On ", images, " test images of ", patients, f" patients, {result.label} had ") or fill(
         "On ", images, f" test images, {result.label} had "
     )
-    metrics = [
-        ("accuracy", "an accuracy of"),
-        ("balanced accuracy", "a balanced accuracy of"),
-        ("macro F1", "a macro F1 of"),
-        ("macro AUROC", "a macro AUROC of"),
-        ("Cohen's κ", "a Cohen's κ of"),
-        ("MCC", "an MCC of"),
-    ]
     spans += join_clauses(
-        [fill(f"{words} ", finder.find("overall", [run.label, stage], title)) for title, words in metrics]
+        [fill(f"{words} ", finder.find("overall", [run.label, stage], title)) for title, words in OVERALL_METRICS]
     )
     spans += (" (", TableReference("overall"), "). ")
+    table, accuracy = result.images.predictions, result.images.shares.accuracy
+    for text in explain_degenerate_predictions(table.true, table.predicted, table.class_names, accuracy):
+        # The rate of the most frequent class is in no table, so it is left out.
+        spans += (f"{text.rpartition(', ')[0]}. " if "always answering" in text else f"{text} ",)
     validation = finder.find("accuracy", [run.label, stage], "validation")
     if validation is not None:
         spans += (
@@ -335,7 +345,8 @@ def _describe_overall(result: Result, finder: CellFinder) -> Spans:
             fill(f"{title} ", finder.find("overall-patients", [run.label, stage], title))
             for title in ("accuracy", "macro F1", "macro AUROC")
         ]
-        spans += ("By patient, from the mean probability of the images: ", *join_clauses(clauses), " (")
+        mixed = ", leaving out patients with images of several classes" if result.patients.left_out else ""
+        spans += (f"By patient, from the mean probability of the images{mixed}: ", *join_clauses(clauses), " (")
         spans += (TableReference("overall-patients"), "). ")
     return spans
 
@@ -415,27 +426,36 @@ def _describe_replicates(candidate: Candidate, finder: CellFinder) -> Spans:
     ):
         key = has_row[0]
         clauses = [
-            fill(f"{title} ", finder.find(key, head, title))
-            for title in ("accuracy", "balanced accuracy", "macro F1", "Cohen's κ", "MCC")
+            fill(f"{words} ", finder.find(key, head, title))
+            for title, words in OVERALL_METRICS
+            if title != "macro AUROC"
         ]
-        spans += fill(
-            "Pooled over the folds, ", finder.find(key, head, "images"), f" images were tested by {candidate.label}: "
-        )
+        images = finder.find(key, head, "images")
+        spans += fill("On the ", images, f" test images of all folds together, {candidate.label} had ")
         spans += (*join_clauses(clauses), " (", TableReference(key), "). ")
+        names = candidate.round_predictions[0].class_names
+        if len(names) <= MAX_CLASSES:
+            clauses = [fill(finder.find(key, head, name, heading="sensitivity"), f" for {name}") for name in names]
+            spans += ("Sensitivity was ", *join_clauses(clauses), ". ") if any(clauses) else ()
     rows = [*head, candidate.replicate_text]
     clauses = [
         fill(
-            f"{index.removesuffix(', %')} ",
-            finder.find("replicates", [*rows, index], "mean"),
-            " (standard deviation ",
+            f"{words} ",
+            finder.find("replicates", [*rows, index], "mean", unit="%" if index.endswith("%") else ""),
+            " with a standard deviation of ",
             finder.find("replicates", [*rows, index], "SD"),
-            ")",
         )
-        for index in ("accuracy, %", "balanced accuracy, %", "macro F1, %", "macro AUROC")
+        for index, words in (
+            ("accuracy, %", "a mean accuracy of"),
+            ("balanced accuracy, %", "a mean balanced accuracy of"),
+            ("macro F1, %", "a mean macro F1 of"),
+            ("macro AUROC", "a mean macro AUROC of"),
+        )
     ]
     if any(clauses):
-        spans += (f"Means over the runs of {candidate.label}, percentages except AUROC: ", *join_clauses(clauses), " (")
-        spans += (TableReference("replicates"), "). ")
+        kinds = finder.find("replicates", [*rows, "accuracy, %"], "replicates")
+        spans += fill("Over ", kinds, f", {candidate.label} had ")
+        spans += (*join_clauses(clauses), " (", TableReference("replicates"), "). ")
     return spans or (Gap(f"results of {candidate.label}; see the report"),)
 
 
@@ -468,6 +488,26 @@ def _describe_comparisons(winner: Winner, finder: CellFinder) -> Spans:
         return ()
     left_out = " has the other pairs" if len(winner.comparisons) > MAX_PAIRS else " has all indices"
     return (*spans, TableReference("comparisons"), f"{left_out}.")
+
+
+def _describe_margins(finder: CellFinder) -> Spans:
+    """Describe the comparisons with a margin; none if the report has none."""
+    table = finder.tables.get("margins")
+    if table is None:
+        return ()
+    spans: Spans = ()
+    for row in table.rows[:MAX_PAIRS]:
+        model, reference, index, decision = map(str, row.cells[:4])
+        unit = "" if index.startswith("AUROC") else "points"
+        difference = finder.find("margins", [model, reference, index], "difference", unit=unit)
+        words = {
+            "equivalent": f"{model} was equivalent to {reference}",
+            "not inferior": f"{model} was not inferior to {reference}",
+            "inferior": f"{model} was inferior to {reference}",
+        }.get(decision, f"{model} was not shown to be non-inferior to {reference}")
+        spans += fill(f"{index[0].upper()}{index[1:]}: {words}, difference ", difference, ". ")
+    left_out = "Further comparisons and the" if len(table.rows) > MAX_PAIRS else "The"
+    return (*spans, f"{left_out} corrected p-values are in ", TableReference("margins"), ".") if spans else ()
 
 
 def _describe_subgroups(winner: Winner, finder: CellFinder) -> Spans:

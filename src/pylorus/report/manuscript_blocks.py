@@ -123,7 +123,9 @@ class CellFinder:
 
     tables: Mapping[str, Table]
 
-    def find(self, key: str, head: Sequence[str], title: str, *, heading: str | None = None) -> LinkedNumber | None:
+    def find(
+        self, key: str, head: Sequence[str], title: str, *, heading: str | None = None, unit: str | None = None
+    ) -> LinkedNumber | None:
         """Return the number of a cell; None if there is no such table, row, column or value.
 
         Args:
@@ -131,6 +133,7 @@ class CellFinder:
             head: Text of the first cells of the row; a text that ends with * needs to match up to there only.
             title: Title of the column.
             heading: Spanning heading of the column; None for any.
+            unit: Unit of the number; None: that of the column.
         """
         table = self.tables.get(key)
         if table is None:
@@ -144,7 +147,7 @@ class CellFinder:
         if not columns or not rows:
             return None
         column = table.columns[columns[0]]
-        text = format_linked_cell(table.rows[rows[0]].cells[columns[0]], column.unit or column.title)
+        text = format_linked_cell(table.rows[rows[0]].cells[columns[0]], unit or column.unit or column.title)
         return LinkedNumber(text, key, rows[0], columns[0]) if text else None
 
 

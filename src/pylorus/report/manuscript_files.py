@@ -202,8 +202,10 @@ def _format_figure_caption(drawing: Drawing, number: int) -> str:
 LATEX_PREAMBLE = r"""\documentclass[11pt]{article}
 \usepackage{iftex}
 \ifPDFTeX
+\usepackage{cmap}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
 \else
 \usepackage{fontspec}
 \fi
@@ -246,11 +248,14 @@ def _format_latex_block(block: Block, numbering: Numbering) -> str:
         return "\n".join(lines)
     targets = {(row, column): name for (key, row, column), name in numbering.cells.items() if key == block.key}
     table = format_latex(block, targets=targets)
-    if r"\resizebox" not in table or len(block.rows) > MAX_ROWS_ACROSS:
+    if r"\resizebox" not in table:
         return table
-    # Across, the width of a line is that of the page; a table is made smaller, but not larger.
+    # A table is made smaller, but not larger; across, the width of a line is that of the page.
     width = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}"
-    return "\n".join([r"\begin{landscape}", table.replace(r"\resizebox{\textwidth}", width), r"\end{landscape}"])
+    table = table.replace(r"\resizebox{\textwidth}", width)
+    if len(block.rows) > MAX_ROWS_ACROSS:
+        return table
+    return "\n".join([r"\begin{landscape}", table, r"\end{landscape}"])
 
 
 def _format_latex_spans(spans: Spans, numbering: Numbering) -> str:

@@ -4,7 +4,7 @@ A margin in the configuration of the runs was stated before they were tested; on
 and the section says so.
 """
 
-import re
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +17,14 @@ from pylorus.core.formatting import format_number, format_p_value, format_percen
 from pylorus.evaluation.comparison import difference_of_independent, holm, paired_share_difference
 from pylorus.evaluation.discrimination import auroc
 from pylorus.evaluation.index_intervals import Proportion, clustered_wilson, wilson
-from pylorus.evaluation.intervals import Estimate
-from pylorus.evaluation.margins import MarginTest, compute_margin_test
+from pylorus.evaluation.intervals import Estimate, MarginTest, compute_margin_test
 from pylorus.evaluation.predictions import Predictions, align_predictions
-from pylorus.report.candidate import Candidate, Pool
+from pylorus.report.candidate import FOLDS, Candidate, Pool
 from pylorus.report.captions import format_test_basis
 from pylorus.report.comparison import estimate_difference
-from pylorus.report.evidence import Evidence, Winner
+from pylorus.report.evidence import STATED_MARGIN, Evidence, Winner, collect_stated_margins
 from pylorus.report.mistakes import Item, Section, Sentences
-from pylorus.report.results import CONFIDENCE, LEVEL, ReportOptions, Result
+from pylorus.report.results import CONFIDENCE, LEVEL, Figure, ReportOptions, Result
 from pylorus.report.study_tables import STUDY, compare_with_published, format_published_basis
 from pylorus.report.table import (
     Column,
@@ -36,70 +35,12 @@ from pylorus.report.table import (
     create_text_columns,
 )
 
-INDICES = ("accuracy", "sensitivity", "specificity", "auroc")
-"""Figures that can be compared with a margin."""
-PUBLISHED = "published"
-"""Word that stands for the results of the published study."""
-KEY = "deploy.margin"
 FIGURES = "figures:"
 """Begins the name of the family of comparisons with given figures."""
 MAX_SENTENCES = 12
 """Maximum number of comparisons that are all told in sentences; of more, only accuracy and given figures are."""
 ONE_SIDED = LEVEL / 2
 """Level of each one-sided test, that of the shown intervals."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A given figure to compare with.
-
-    Attributes:
-        index: One of `INDICES`.
-        text: The figure as it was typed.
-        value: Its value, in (0, 1).
-        counts: Successes and images behind it, whose own uncertainty then counts; None if only the value is given.
-    """
-
-    index: str
-    text: str
-    value: float
-    counts: tuple[int, int] | None = None
-
-
-def parse_figure(text: str) -> Figure | None:
-    """Parse a figure such as `sensitivity=0.9` or `sensitivity=135/150`; None for `published`.
-
-    Raises:
-        PylorusError: If it has another form, or the value is not between 0 and 1.
-
-    Example:
-        >>> parse_figure("sensitivity=135/150").value
-        0.9
-    """
-    if text.lower() == PUBLISHED:
-        return None
-    name, _, value = (part.strip() for part in text.partition("="))
-    names = [index for index in INDICES if index.startswith(name.lower())] if name else []
-    expected = "expected NAME=VALUE, such as sensitivity=0.9 or sensitivity=135/150, or the word published"
-    if len(names) != 1 or not value:
-        hint = format_suggestion(name, INDICES) if value else ""
-        raise PylorusError(f'--against: found "{text}", {expected}. NAME is {join_names(INDICES, last="or")}.{hint}')
-    try:
-        if counted := re.fullmatch(r"(\d+)\s*/\s*(\d+)", value):
-            counts = int(counted[1]), int(counted[2])
-            figure = Figure(names[0], value, counts[0] / counts[1], counts)
-        else:
-            figure = Figure(names[0], value, float(value.replace(",", ".")))
-    except (ValueError, ZeroDivisionError) as error:
-        raise PylorusError(f'--against: found "{text}", {expected}.') from error
-    if not 0 < figure.value < 1:
-        meant = f" Did you mean {names[0]}={figure.value / 100:g}?" if 1 < figure.value < 100 else ""
-        raise PylorusError(f"--against: found {text}, expected a value between 0 and 1.{meant}")
-    if figure.counts and figure.index == "auroc":
-        raise PylorusError(
-            f"--against: found {text}, expected a single value, since an AUROC is no proportion of images."
-        )
-    return figure
 
 
 @dataclass(frozen=True)
@@ -172,29 +113,9 @@ class MarginRow:
         return f"{points} percentage point{'' if points == '1' else 's'}" if self.in_points else f"{value:.4g}"
 
 
-def resolve_margin(evidence: Evidence) -> float | None:
-    """Return the margin of the report: the one that was given, or else that of the configuration of all runs.
-
-    Raises:
-        PylorusError: If a reference or a figure is given, but no margin.
-    """
-    options, stated = evidence.options, _collect_stated_margins(evidence)
-    if options.margin is not None:
-        return options.margin
-    if len(stated) == 1 and None not in stated:
-        return stated.copy().pop()
-    if options.reference is not None or options.against:
-        option = "--reference" if options.reference is not None else "--against"
-        raise PylorusError(
-            f"{option}: has no effect without a margin, the largest difference that counts as no worse. Add it, such "
-            "as --margin 0.05."
-        )
-    return None
-
-
 def build_margin_section(evidence: Evidence) -> Section:
     """Build the section of non-inferiority and equivalence; empty without a margin or anything to compare."""
-    margin = resolve_margin(evidence) if evidence.results else None
+    margin = evidence.margin if evidence.results else None
     title = "Non-inferiority and equivalence"
     if margin is None:
         return Section("margins", title, ())
@@ -224,17 +145,17 @@ def build_margin_section(evidence: Evidence) -> Section:
 
 def format_margin_caveat(evidence: Evidence, margin: float) -> str:
     """State the margin, and whether the configuration of the runs stated it before they were tested."""
-    stated, amount = _collect_stated_margins(evidence), _format_margin(margin)
+    stated, amount = collect_stated_margins(evidence.runs), _format_margin(margin)
     if stated == {margin}:
         whose = "this run" if len(evidence.runs) == 1 else "all these runs"
         return (
-            f"The margin is {amount}. It is in the configuration of {whose} ({KEY}), so it was stated before they were "
-            "tested. Pylorus can't tell whether other results were known then."
+            f"The margin is {amount}. It is in the configuration of {whose} ({STATED_MARGIN}), so it was stated before "
+            "they were tested. Pylorus can't tell whether other results were known then."
         )
     known = sorted(each for each in stated if each is not None)
     other = (
         f" The configuration states {join_names([_format_margin(each) for each in known])} instead"
-        f"{' or nothing' if None in stated else ''} ({KEY})."
+        f"{' or nothing' if None in stated else ''} ({STATED_MARGIN})."
         if known and known != [margin]
         else " It is in the configuration of only some of these runs."
         if known
@@ -243,15 +164,8 @@ def format_margin_caveat(evidence: Evidence, margin: float) -> str:
     return (
         f"The margin is {amount}. CAVEAT: it was given when this report was written (--margin), after the models were "
         f"tested.{other} A margin that is chosen after the results are seen proves nothing: say where it was fixed "
-        f"before, such as in a protocol, or set {KEY} in the next runs."
+        f"before, such as in a protocol, or set {STATED_MARGIN} in the next runs."
     )
-
-
-def _collect_stated_margins(evidence: Evidence) -> set[float | None]:
-    """Return the margins in the configurations of the runs that have results."""
-    runs = dict.fromkeys(result.run for result in evidence.results)
-    values = (run.get_setting(KEY) for run in runs)
-    return {None if value is None else float(value) for value in values}
 
 
 def _build_rows(evidence: Evidence, margin: float) -> list[MarginRow]:
@@ -271,14 +185,40 @@ def _build_rows(evidence: Evidence, margin: float) -> list[MarginRow]:
             if reference is not None and candidate is not reference
             for row in _compare_candidates(candidate, reference, winner.pool, evidence.class_name, margin)
         ]
-    figures = [parse_figure(text) for text in dict.fromkeys(evidence.options.against)]
-    for result in dict.fromkeys(_get_headline(winner) for winner in evidence.winners) if figures else ():
+    figures = evidence.options.figures
+    for subject in map(_select_subject, evidence.winners) if figures else ():
         for figure in figures:
             if figure is None:
-                rows += _compare_with_study(result, margin)
+                rows += _compare_with_study(subject, margin)
             else:
-                rows.append(_compare_with_figure(result, figure, evidence.class_name, margin))
+                rows.append(_compare_with_figure(subject, figure, evidence.class_name, margin))
     return rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What given figures are compared with.
+
+    Attributes:
+        label: Its name in the report.
+        predictions: Predictions for its test images; of folds, for those of all of them.
+        result: The result of the run that represents it.
+        is_pooled: Whether the predictions are those of several folds.
+    """
+
+    label: str
+    predictions: Predictions
+    result: Result
+    is_pooled: bool
+
+
+def _select_subject(winner: Winner) -> _Subject:
+    """Return the model chosen on validation images, or else the best on test images; of folds, all of them."""
+    result = winner.headline_result or winner.reference.representative
+    candidate = winner.preferred or winner.reference
+    if candidate.kind == FOLDS:
+        return _Subject(f"{candidate.label} (pooled folds)", candidate.round_predictions[0], result, True)
+    return _Subject(result.label, result.images.predictions, result, False)
 
 
 def _find_reference(winner: Winner, options: ReportOptions) -> Candidate | None:
@@ -297,11 +237,6 @@ def _find_reference(winner: Winner, options: ReportOptions) -> Candidate | None:
         if len(matching) == 1:
             return matching[0]
     return None
-
-
-def _get_headline(winner: Winner) -> Result:
-    """Return the result that represents the model chosen on validation images, or else the best on test images."""
-    return winner.headline_result or winner.reference.representative
 
 
 def _compare_candidates(
@@ -363,15 +298,18 @@ def _is_correct(table: Predictions, index: str, class_name: str | None) -> NDArr
     return np.asarray((table.true == label) == (table.predicted == label))
 
 
-def _compare_with_figure(result: Result, figure: Figure, class_name: str | None, margin: float) -> MarginRow:
+def _compare_with_figure(subject: _Subject, figure: Figure, class_name: str | None, margin: float) -> MarginRow:
     """Compare a result with a given figure, whose own uncertainty counts if it comes with its numbers of images."""
-    table = result.images.predictions
+    table = subject.predictions
     if figure.index != "accuracy" and class_name not in table.class_names:
-        raise PylorusError(f"--against: {result.label} has no class {class_name}. Add --class NAME.")
+        raise PylorusError(f"--against: {subject.label} has no class {class_name}. Add --class NAME.")
     selected, groups = _select_images(table, figure.index, class_name), table.clusters
 
     def estimate(confidence: float) -> Estimate:
         own_groups = None if groups is None else np.asarray(groups)[selected]
+        if figure.index == "auroc" and subject.is_pooled:
+            reason = "the probabilities of the models of different folds are not on one scale"
+            return Estimate(math.nan, math.nan, math.nan, reason=reason)
         if figure.index == "auroc":
             column = table.class_names.index(str(class_name))
             return auroc(table.true == column, table.probabilities[:, column], own_groups, confidence=confidence)
@@ -386,32 +324,32 @@ def _compare_with_figure(result: Result, figure: Figure, class_name: str | None,
     reference = figure.value if figure.counts is None else 0.0
     names = {"accuracy": "accuracy", "auroc": f"AUROC of {class_name}"}
     return MarginRow(
-        result.label,
+        subject.label,
         f"the given {figure.text}",
         names.get(figure.index, f"{figure.index} for {class_name}"),
         compute_margin_test(estimate, margin=margin, reference=reference, confidence=CONFIDENCE),
         figure.index != "auroc",
-        f"{FIGURES} {result.label}",
+        f"{FIGURES} {subject.label}",
     )
 
 
-def _compare_with_study(result: Result, margin: float) -> list[MarginRow]:
+def _compare_with_study(subject: _Subject, margin: float) -> list[MarginRow]:
     """Compare accuracy and sensitivities with the published study's, on different images."""
-    rows, comparisons = [], compare_with_published([result])
+    rows, comparisons = [], compare_with_published([subject.result])
     if not comparisons:
         raise PylorusError(
-            f"--against published: the classes of {result.label} are not those of the published study "
+            f"--against published: the classes of {subject.label} are not those of the published study "
             f"({', '.join(STUDY.short_names)})."
         )
     for compared in comparisons:
         for index, _, theirs in compared.indices:
             if not isinstance(theirs, Proportion):
                 continue  # macro F1 is no proportion of images
-            name, table = index.removeprefix("sensitivity of "), result.images.predictions
-            own_name = table.class_names[_find_class(result, name)] if name != index else None
+            name, names = index.removeprefix("sensitivity of "), subject.predictions.class_names
+            own_name = names[_find_class(subject.result, name)] if name != index else None
             kind = "accuracy" if own_name is None else "sensitivity"
             figure = Figure(kind, "", theirs.value, (theirs.successes, theirs.total))
-            row = _compare_with_figure(result, figure, own_name, margin)
+            row = _compare_with_figure(subject, figure, own_name, margin)
             rows.append(replace(row, reference=f"the published {compared.theirs.model} {compared.theirs.stage}"))
     return rows
 
@@ -449,7 +387,7 @@ def _correct_rows(rows: Sequence[MarginRow]) -> list[MarginRow]:
 def _build_margin_table(evidence: Evidence, rows: Sequence[MarginRow]) -> Table:
     """Build the table of all comparisons with a margin."""
     basis = format_test_basis(evidence.results)
-    if any(text.lower() == PUBLISHED for text in evidence.options.against):
+    if None in evidence.options.figures:
         basis = f"Ours: {basis} Published: {format_published_basis()}"
     return Table(
         key="margins",

@@ -8,7 +8,7 @@ report reads images. They and all other parts are the items of sections, which a
 import base64
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -451,3 +451,10 @@ class Section:
     title: str
     items: tuple[Item, ...]
     is_appendix: bool = True
+
+
+def iter_tables(sections: Sequence[Section]) -> Iterator[Table]:
+    """Yield the tables of sections, those that are only written to files included."""
+    for item in (item for section in sections for item in section.items):
+        if isinstance(item, Table | FileOnly):
+            yield item if isinstance(item, Table) else item.table

@@ -35,7 +35,7 @@ from pylorus.report.manuscript import build_manuscript
 from pylorus.report.manuscript_blocks import Manuscript
 from pylorus.report.manuscript_files import MANUSCRIPT_FILES, check_docx, write_manuscript
 from pylorus.report.margins import build_margin_section
-from pylorus.report.mistakes import FileOnly, Item, Section, Sentences
+from pylorus.report.mistakes import FileOnly, Item, Section, Sentences, iter_tables
 from pylorus.report.network_figure import build_network_section
 from pylorus.report.record_sections import (
     build_audit_section,
@@ -224,7 +224,7 @@ def write_page(
     Returns:
         Path of the HTML page.
     """
-    tables = {each.key: each for each in (*_iter_tables(sections), *(draft.tables if draft else ()))}
+    tables = {each.key: each for each in (*iter_tables(sections), *(draft.tables if draft else ()))}
     written = [output / name for name in _write_tables(output, tables.values())]
     by_key = {each.key: each for each in (*_iter_drawings(sections), *(draft.drawings if draft else ()))}
     drawings = list(by_key.values())
@@ -281,13 +281,6 @@ def _write_tables(output: Path, tables: Iterable[Table]) -> Iterator[str]:
             name = f"tables/{table.key}.{suffix}"
             write_text(output / name, text)
             yield name
-
-
-def _iter_tables(sections: Sequence[Section]) -> Iterator[Table]:
-    for section in sections:
-        for item in section.items:
-            if isinstance(item, Table | FileOnly):
-                yield item if isinstance(item, Table) else item.table
 
 
 def _iter_drawings(sections: Sequence[Section]) -> Iterator[Drawing]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pylorus.core.formatting import format_count
 from pylorus.core.io import PARQUET_OPTIONS
 from pylorus.core.privacy import MANIFEST_PREFIX, find_identifying_reason
-from pylorus.report.captions import count_excluded_files, format_caveats, format_training_basis, is_validated_on_test
+from pylorus.report.captions import count_excluded_files, format_caveats, is_validated_on_test
 from pylorus.report.figure_style import FAINT, INK, PAPER, Drawing, create_figure, report_style, wrap_text
 from pylorus.report.results import IMAGES, PATIENTS
 from pylorus.report.subgroup_columns import NOT_STATED, SubgroupColumn, build_subgroup_columns, parse_numbers
@@ -135,7 +135,7 @@ def plot_flow(run: SavedRun) -> Drawing:
     return Drawing(
         key=f"flow-{run.stem}",
         title="Flow of patients and images" if flow.patients is not None else "Flow of images",
-        basis=format_training_basis([run]),
+        basis=_format_flow_basis(run),
         alt=f"{found}. Left out: {reasons}. {included}. {' '.join('; '.join(each) + '.' for each in lines)}",
         figure=figure,
         notes=_list_flow_notes(run, flow),
@@ -160,19 +160,24 @@ def build_flow_table(run: SavedRun) -> Table:
     return Table(
         key=f"flow-{run.stem}",
         title="Images and patients at each step",
-        basis=format_training_basis([run]),
+        basis=_format_flow_basis(run),
         columns=(*create_text_columns("step"), Column("images"), Column("patients")),
         rows=create_rows(rows),
         notes=_list_flow_notes(run, flow),
     )
 
 
+def _format_flow_basis(run: SavedRun) -> str:
+    assert run.split is not None
+    return f"All images of split {run.split.short_hash}. {format_caveats([run])}".strip()
+
+
 def _list_flow_notes(run: SavedRun, flow: Flow) -> tuple[str, ...]:
     notes = []
     if flow.patients is None:
-        notes.append("Patients are not known to this run: each image counts as one.")
+        notes.append("The patients of the images are not known.")
     else:
-        notes.append("Patients: groups of the split, whatever stands in for a patient there.")
+        notes.append("Patients are the groups by which the images were divided.")
         assert run.split is not None
         several = int((run.split.table.groupby("group")["class"].nunique() > 1).sum())
         if several:

@@ -274,7 +274,7 @@ def _check_comparison(options: PlanOptions) -> None:
 def _measure_pilot(options: PlanOptions) -> Pilot:
     """Measure figures and their correlation within patients on the test predictions of a run."""
     from pylorus.evaluation.pilot import measure_pilot
-    from pylorus.report.results import resolve_class_name
+    from pylorus.report.captions import resolve_class_name
 
     assert options.pilot is not None
     run, stage, predictions = _read_pilot(options.pilot)
@@ -409,6 +409,7 @@ def _build_calibration_aims(options: PlanOptions, pilot: Pilot, prevalence: floa
     import numpy as np
 
     from pylorus.evaluation import sample_size
+    from pylorus.evaluation.pilot import compute_binormal_log_odds
 
     if options.calibration is None:
         return
@@ -416,7 +417,7 @@ def _build_calibration_aims(options: PlanOptions, pilot: Pilot, prevalence: floa
     shared: dict[str, Any] = {"width": options.calibration, "confidence": options.confidence}
     if pilot.measures is None:
         assert options.auroc is not None
-        log_odds, weights = sample_size.compute_binormal_log_odds(options.auroc, prevalence=prevalence)
+        log_odds, weights = compute_binormal_log_odds(options.auroc, prevalence=prevalence)
     else:
         log_odds, own = pilot.measures.log_odds, pilot.measures.prevalence
         weights = np.where(pilot.measures.is_class, prevalence / own, (1 - prevalence) / (1 - own))

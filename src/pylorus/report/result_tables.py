@@ -422,11 +422,11 @@ def explain_comparisons(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     if not comparisons:
         return ()
     corrected = (
-        "Pairs on the same test images: each question is a separate family for Holm's method, as is each index within "
-        "it; pairs that no question asks about are unadjusted."
+        "Models are compared in pairs on the same test images. The p-values that answer one question are corrected "
+        "together by Holm's method, for each index separately; those of other pairs are not corrected."
         if any(each.family > 1 for each in comparisons)
-        else "Pairs on the same test images: each question is a single test, so no correction is needed; pairs "
-        "that no question asks about are unadjusted."
+        else "Models are compared in pairs on the same test images. Each question is answered by a single test, so its "
+        "p-value is not corrected; nor are those of other pairs."
     )
     return (corrected, *explain_comparison_methods(comparisons))
 

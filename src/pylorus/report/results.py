@@ -7,7 +7,6 @@ images and applied unchanged to test images. Only results on the same test image
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.core.errors import PylorusError, check_fraction, resolve_short_name
-from pylorus.core.privacy import collect_config_values, redact_value
+from pylorus.core.errors import PylorusError, check_fraction, format_suggestion
+from pylorus.core.formatting import join_names
 from pylorus.evaluation.calibration import (
     BINS,
     CalibrationEstimates,
@@ -58,25 +57,68 @@ CONFIDENCE = 0.95
 LEVEL = 0.05
 """Significance level: a difference is significant if its p-value is below it."""
 
-KEYS_WITHOUT_LABEL = (
-    "data.root",
-    "report",
-    "logger.",
-    "trainer.progress",
-    "trainer.accelerator",
-    "data.workers",
-    "stages.",
-    "run",
-)
-"""Keys that never appear in a label: folders, loggers and speed. Stages and `run` are shown by the names of stages."""
-
-MAX_SETTINGS = 3
-"""Maximum number of settings in a label."""
-
 IMAGES_PER_BIN, MIN_CURVE_BINS = 15, 3
 """A reliability diagram has at most `BINS` bins, fewer if they would hold fewer images than this, at least three."""
 
 IMAGES, PATIENTS = "image-level", "patient-level"
+
+INDICES = ("accuracy", "sensitivity", "specificity", "auroc")
+"""Figures that can be compared with a margin."""
+PUBLISHED = "published"
+"""Word that stands for the results of the published study."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A given figure to compare with.
+
+    Attributes:
+        index: One of `INDICES`.
+        text: The figure as it was typed.
+        value: Its value, in (0, 1).
+        counts: Successes and images behind it, whose own uncertainty then counts; None if only the value is given.
+    """
+
+    index: str
+    text: str
+    value: float
+    counts: tuple[int, int] | None = None
+
+
+def parse_figure(text: str) -> Figure | None:
+    """Parse a figure such as `sensitivity=0.9` or `sensitivity=135/150`; None for `published`.
+
+    Raises:
+        PylorusError: If it has another form, or the value is not between 0 and 1.
+
+    Example:
+        >>> parse_figure("sensitivity=135/150").value
+        0.9
+    """
+    if text.lower() == PUBLISHED:
+        return None
+    name, _, value = (part.strip() for part in text.partition("="))
+    names = [index for index in INDICES if index.startswith(name.lower())] if name else []
+    expected = "expected NAME=VALUE, such as sensitivity=0.9 or sensitivity=135/150, or the word published"
+    if len(names) != 1 or not value:
+        hint = format_suggestion(name, INDICES) if value else ""
+        raise PylorusError(f'--against: found "{text}", {expected}. NAME is {join_names(INDICES, last="or")}.{hint}')
+    try:
+        if counted := re.fullmatch(r"(\d+)\s*/\s*(\d+)", value):
+            counts = int(counted[1]), int(counted[2])
+            figure = Figure(names[0], value, counts[0] / counts[1], counts)
+        else:
+            figure = Figure(names[0], value, float(value.replace(",", ".")))
+    except (ValueError, ZeroDivisionError) as error:
+        raise PylorusError(f'--against: found "{text}", {expected}.') from error
+    if not 0 < figure.value < 1:
+        meant = f" Did you mean {names[0]}={figure.value / 100:g}?" if 1 < figure.value < 100 else ""
+        raise PylorusError(f"--against: found {text}, expected a value between 0 and 1.{meant}")
+    if figure.counts and figure.index == "auroc":
+        raise PylorusError(
+            f"--against: found {text}, expected a single value, since an AUROC is no proportion of images."
+        )
+    return figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +146,7 @@ class ReportOptions:
         seed: Random seed of these exchanges and of permutation tests: the same seed gives the same report.
 
     Raises:
-        PylorusError: If sensitivity is not in (0, 1], or guarantee or margin is not in (0, 1).
+        PylorusError: If sensitivity is not in (0, 1], guarantee or margin is not in (0, 1), or a figure is not one.
     """
 
     class_name: str | None = None
@@ -129,28 +171,12 @@ class ReportOptions:
         if self.guarantee is not None and not 0 < self.guarantee < 1:
             raise PylorusError(f"--guarantee: found {self.guarantee:g}, expected a proportion in (0, 1), such as 0.9.")
         check_fraction(self.margin, "--margin", example=0.05)
+        _ = self.figures
 
-
-def resolve_class_name(runs: Sequence[SavedRun], asked: str | None) -> str | None:
-    """Return the short name of the class that was asked for, or the deciding class of the first run's configuration.
-
-    Args:
-        runs: The runs.
-        asked: Short or full name of the class; None: that of the configuration, else the first class.
-
-    Raises:
-        PylorusError: If no run has the class that was asked for.
-    """
-    short_names = {name: short for run in runs for name, short in zip(run.class_names, run.short_names, strict=True)}
-    names = {"classes": list(short_names), "short_names": list(short_names.values())}
-    if asked is not None:
-        return resolve_short_name(asked, **names, where="--class")
-    first = next(iter(short_names.values()), None)
-    deciding = runs[0].get_setting("deploy.class_name") if runs else None
-    try:
-        return first if deciding is None else resolve_short_name(deciding, **names, where="deploy.class_name")
-    except PylorusError:  # of a run of other classes
-        return first
+    @property
+    def figures(self) -> tuple[Figure | None, ...]:
+        """The figures in `against`, each once; None for `published`."""
+        return tuple(parse_figure(text) for text in dict.fromkeys(self.against))
 
 
 def format_stage_label(label: str, stage: str) -> str:
@@ -161,61 +187,6 @@ def format_stage_label(label: str, stage: str) -> str:
         ('vgg19 pretrain', 'vgg19 (pretrain only)')
     """
     return label if f"({stage}{ONLY_STAGE}" in label else f"{label} {stage}"
-
-
-def set_run_labels(runs: Sequence[SavedRun], *, left_out: Sequence[str] = ()) -> tuple[SavedRun, ...]:
-    """Return the runs, each with a unique label and file stem.
-
-    Args:
-        runs: The runs; their order is kept.
-        left_out: Further keys and groups of keys that must not appear in a label.
-    """
-    names = [run.model.partition(".")[0] for run in runs]
-    counts = Counter(names)
-    candidates = []
-    for name, run in zip(names, runs, strict=True):
-        others = [
-            other for other, other_name in zip(runs, names, strict=True) if other is not run and other_name == name
-        ]
-        candidates.append(
-            f"{name} ({', '.join(_collect_differing_settings(run, others, left_out))})" if counts[name] > 1 else name
-        )
-    candidates = [name.removesuffix(" ()") for name in candidates]
-    counts = Counter(candidates)
-    labels = [
-        f"{name} [{run.folder.name}]" if counts[name] > 1 else name for name, run in zip(candidates, runs, strict=True)
-    ]
-    stems = make_file_stems(labels)
-    return tuple(replace(run, label=label, stem=stem) for run, label, stem in zip(runs, labels, stems, strict=True))
-
-
-def make_file_stems(labels: Sequence[str]) -> list[str]:
-    """Convert labels to unique stems for file names: ASCII lower-case letters, digits and hyphens."""
-    stems: list[str] = []
-    for label in labels:
-        stem = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "run"
-        duplicates = sum(other == stem or other.startswith(f"{stem}--") for other in stems)
-        stems.append(f"{stem}--{duplicates + 1}" if duplicates else stem)
-    return stems
-
-
-def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_out: Sequence[str]) -> list[str]:
-    """List the settings in which a run differs from others of its model, as `key=value` without the key's groups."""
-    settings, other_settings = (
-        collect_config_values(run.config),
-        [collect_config_values(other.config) for other in others],
-    )
-    stages = [stage.name for stage in run.stages]
-    differences = []
-    if any([stage.name for stage in other.stages] != stages for other in others) and stages:
-        differences.append(" + ".join(stages) if len(stages) > 1 else f"{stages[0]}{ONLY_STAGE}")
-    for key, value in settings.items():
-        if key in left_out or key.startswith((*KEYS_WITHOUT_LABEL, *(f"{name}." for name in left_out))):
-            continue
-        if any(other.get(key) != value for other in other_settings):
-            value_text = run.fold if key == "data.fold" else redact_value(key, value)
-            differences.append(f"{key.rpartition('.')[2]}={value_text}")
-    return differences[:MAX_SETTINGS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -467,21 +438,16 @@ class Result:
         return (self.images,) if self.patients is None else (self.images, self.patients)
 
 
-def compute_results(
-    run: SavedRun, *, class_name: str | None, target: SensitivityTarget, options: ReportOptions
-) -> tuple[Result, ...]:
+def compute_results(run: SavedRun, *, class_name: str | None, target: SensitivityTarget) -> tuple[Result, ...]:
     """Compute one result per stage with test predictions.
 
     Args:
         run: The run.
         class_name: Short name of the class for which a threshold is fixed; there is no threshold if the run lacks it.
         target: Sensitivity that this threshold has to guarantee.
-        options: Options of the report.
     """
     return tuple(
-        _compute_result(run, stage, stage.test, class_name, target, options)
-        for stage in run.stages
-        if stage.test is not None
+        _compute_result(run, stage, stage.test, class_name, target) for stage in run.stages if stage.test is not None
     )
 
 
@@ -491,7 +457,6 @@ def _compute_result(
     test: SavedPredictions,
     class_name: str | None,
     target: SensitivityTarget,
-    options: ReportOptions,
 ) -> Result:
     validation = stage.validation
     calibration = None if validation is None else calibrate_predictions(validation, test)

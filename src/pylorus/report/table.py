@@ -44,6 +44,9 @@ MAX_LATEX_WIDTH = 84
 MAX_CELL_LENGTH = 60
 """A cell with more characters than this is prose, whose lines are wrapped."""
 
+MAX_LATEX_TITLE = 30
+"""A column title with more characters than this is wrapped."""
+
 MAX_LATEX_ROWS = 40
 """A LaTeX table with more rows than this may span several pages."""
 
@@ -335,13 +338,16 @@ def format_latex(table: Table, *, targets: Mapping[tuple[int, int], str] | None 
         targets: Names of the cells that text links to (package hyperref), by row and column.
     """
     has_prose = any(len(format_cell(cell)) > MAX_CELL_LENGTH for row in table.rows for cell in row.cells)
-    is_long = has_prose or len(table.rows) > MAX_LATEX_ROWS
+    has_numbers = any(not column.text for column in table.columns)
+    is_long = (has_prose and not has_numbers) or len(table.rows) > MAX_LATEX_ROWS
     is_stacked = _count_row_characters(table, stacked=False) > MAX_LATEX_WIDTH
     is_scaled = not is_long and _count_row_characters(table, stacked=is_stacked) > MAX_LATEX_WIDTH
     caption = rf"\caption{{{escape_latex(f'{table.title}. {table.basis}'.strip())}}}"
     label = rf"\label{{tab:{table.key}}}"
     header = [r"\toprule", *_format_latex_head(table), r"\midrule"]
-    columns = "".join(_format_latex_column(table, index, prose=has_prose) for index in range(len(table.columns)))
+    columns = "".join(
+        _format_latex_column(table, index, prose=has_prose and not has_numbers) for index in range(len(table.columns))
+    )
     rows = _format_latex_rows(table, stacked=is_stacked, targets=targets or {})
     notes = escape_latex(" ".join(table.all_notes))
     footnotes = [rf"\par\smallskip{{\footnotesize {notes}}}"] if notes else []
@@ -391,7 +397,7 @@ def _format_latex_column(table: Table, index: int, *, prose: bool) -> str:
         return "r"
     longest = max((len(format_cell(row.cells[index])) for row in table.rows), default=0)
     if longest > MAX_CELL_LENGTH:
-        return r"p{0.5\textwidth}"
+        return r"p{0.5\textwidth}" if prose else r"p{0.4\textwidth}"
     return r"p{0.2\textwidth}" if prose and longest > MAX_CELL_LENGTH / 4 else "l"
 
 
@@ -426,7 +432,7 @@ def escape_latex(text: str) -> str:
 
 
 def _format_latex_head(table: Table) -> list[str]:
-    titles = " & ".join(escape_latex(_format_column_title(column)) for column in table.columns) + r" \\"
+    titles = " & ".join(map(_format_latex_title, table.columns)) + r" \\"
     if not any(column.heading for column in table.columns):
         return [titles]
     spans, rules, first = [], [], 1
@@ -436,6 +442,13 @@ def _format_latex_head(table: Table) -> list[str]:
             rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
         first += count
     return [" & ".join(spans) + r" \\", " ".join(rules), titles]
+
+
+def _format_latex_title(column: Column) -> str:
+    title = escape_latex(_format_column_title(column))
+    if len(_format_column_title(column)) <= MAX_LATEX_TITLE:
+        return title
+    return rf"\parbox[b]{{0.2\textwidth}}{{\raggedright {title}}}"
 
 
 def _format_column_title(column: Column) -> str:

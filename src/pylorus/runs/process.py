@@ -29,10 +29,10 @@ from typing import Any, NoReturn
 import psutil
 
 from pylorus.config.schema import TrainerConfig
-from pylorus.core.distributed import end_with_parent
 from pylorus.core.errors import INTERRUPTED, PylorusError, TimeLimitReached
 from pylorus.core.formatting import format_number
 from pylorus.core.io import read_json, write_json
+from pylorus.core.limited_process import end_with_parent
 
 log = logging.getLogger(__name__)
 
