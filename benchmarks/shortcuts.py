@@ -23,10 +23,9 @@ from torch import nn
 
 from pylorus.data.input_format import InputFormat
 from pylorus.data.synthetic import CLASSES, generate_frame
-from pylorus.deploy.stress import evaluate_regions
-from pylorus.deploy.variants import REGION_VARIANTS, WHOLE, compute_variants
+from pylorus.deploy.stress import REGION_VARIANTS, WHOLE, compute_variants, evaluate_regions
+from pylorus.evaluation.stress import RegionResult
 from pylorus.model.inference import NetworkOutput
-from pylorus.report.stress_text import RegionResult
 
 FRAME, INPUT = 96, 64
 CORNERS = ("top left", "top right", "bottom left", "bottom right")

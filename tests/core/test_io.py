@@ -5,7 +5,7 @@ import pytest
 from pydantic import ConfigDict, with_config
 
 from pylorus.core.errors import PylorusError
-from pylorus.core.io import convert_to_plain, validate, write_atomically, write_json
+from pylorus.core.io import check_new_folder, convert_to_plain, validate, write_atomically, write_json
 
 
 def test_a_file_is_written_completely_or_not_at_all(tmp_path):
@@ -69,3 +69,18 @@ def test_a_value_that_the_schema_does_not_allow_is_refused_by_the_name_of_its_en
     with pytest.raises(PylorusError) as refusal:
         validate(Content, json.dumps(values), where="a.json: ")
     assert str(refusal.value).startswith(message)
+
+
+def test_a_folder_to_write_to_is_new_empty_or_holds_an_earlier_result_and_is_not_one_that_is_read(tmp_path):
+    (tmp_path / "images").mkdir()
+    for accepted in (tmp_path / "new", tmp_path / "images"):
+        check_new_folder(accepted)
+    (tmp_path / "images" / "a.jpg").write_bytes(b"1")
+    with pytest.raises(PylorusError, match=r"images: already exists, expected a new or empty folder\. Found: a\.jpg$"):
+        check_new_folder(tmp_path / "images")
+    check_new_folder(tmp_path / "images", own=("a.jpg",))
+    with pytest.raises(PylorusError, match=r"a\.jpg: already exists, expected a new or empty folder\. Type another\.$"):
+        check_new_folder(tmp_path / "images" / "a.jpg", hint="Type another.", own=("a.jpg",))
+    for inside, words in ((tmp_path / "images" / "out", "is inside"), (tmp_path / "images", "images is only read")):
+        with pytest.raises(PylorusError, match=words):
+            check_new_folder(inside, own=("a.jpg",), outside=(tmp_path / "images",))

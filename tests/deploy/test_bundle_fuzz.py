@@ -17,7 +17,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.deploy.model import load_bundle
 
 COUNT = int(os.environ.get("PYLORUS_FUZZ", "120"))
-TENSOR_FILES = ("model.safetensors", "unlike.safetensors", "appearance.safetensors")
+TENSOR_FILES = ("model.safetensors", "unlike.safetensors", "appearance.safetensors", "fingerprints.safetensors")
 LIMIT = 20.0
 """CPU seconds that a change may cost: none may make the network large."""
 

@@ -1,8 +1,11 @@
 """`pylorus validate`: figures on images from elsewhere, beside those that the bundle holds of its development."""
 
+import dataclasses
+import itertools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.deploy import external as external_module
 from pylorus.deploy.external import ValidateOptions, validate_bundle
 from pylorus.deploy.model import load_bundle
+from pylorus.deploy.predict import PredictOptions
 
 CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
 PATIENT = r"patient_\d+"
@@ -50,12 +54,14 @@ def test_the_figures_of_the_runs_own_test_images_are_those_of_the_bundle(
     split = pd.read_csv(trained_run.path / "split.csv", dtype=str)
     rows = split[split["split"] == "test"]
     manifest = tmp_path / "site.csv"
-    rows[["path", "class", "group"]].rename(columns={"class": "label"}).to_csv(manifest, index=False)
+    rows[["path", "class", "group", "split"]].rename(columns={"class": "label"}).to_csv(manifest, index=False)
     output = tmp_path / "out"
     validate_bundle(bundle_copy, manifest, output, ValidateOptions(root=synthetic_root))
     capsys.readouterr()
     evaluation, description = read_record(output)["evaluation"], loaded_bundle.description
     assert evaluation["accuracy"] == vars(description.test.accuracy)
+    assert evaluation["balanced_accuracy"] == vars(description.test.balanced_accuracy)
+    assert evaluation["macro_auroc"] == vars(description.test.macro_auroc)
     for name in description.short_names:
         assert evaluation["auroc"][name] == vars(description.test.auroc[name])
     assert evaluation["decision"]["sensitivity"] == vars(description.decision.test["GC"].sensitivity)
@@ -70,7 +76,9 @@ def test_the_figures_of_the_runs_own_test_images_are_those_of_the_bundle(
     assert "too few patients to guarantee the target of 95 %" in text.replace("\u00a0", " ")
     table = pd.read_csv(output / "tables" / "development.csv", na_values="–")
     assert (table["difference"].dropna() == 0).all()
-    assert len(table) == 17
+    assert len(table) == 19
+    assert list(table["figure"][:3]) == ["accuracy", "balanced accuracy", "macro AUROC"]
+    assert table["development"][:3].notna().all()
     saved = pd.read_parquet(trained_run.get_predictions_path(trained_run.shipped.name, "test"))
     scores = saved[[f"logit/{name}" for name in description.short_names]].to_numpy()
     by_hand = roc_auc_score(saved["true"] == "GC", _softmax(scores / description.calibration.temperature)[:, 0])
@@ -122,6 +130,98 @@ def test_each_look_at_a_set_is_counted_beside_the_bundle(bundle_copy, other_site
     load_bundle(bundle_copy)  # the record does not break the bundle
 
 
+def test_images_of_another_set_that_were_looked_at_before_are_counted_on_the_page_and_the_terminal(
+    bundle_copy, other_site, tmp_path, capsys
+):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    validate_bundle(bundle_copy, other_site, tmp_path / "out-1", options)
+    assert "before" not in capsys.readouterr().out
+    overlapping = tmp_path / "overlapping"
+    for name, images in (("Ca", 3), ("Ulkus", 2)):
+        (overlapping / name).mkdir(parents=True)
+        for number, path in enumerate(sorted((other_site / name).iterdir())[:images]):
+            shutil.copy(path, overlapping / name / f"renamed-{number}.jpg")
+    page = validate_bundle(bundle_copy, overlapping, tmp_path / "out-2", options)
+    looks = read_record(tmp_path / "out-2")["looks"]
+    assert (looks["this set"], looks["all sets"], looks["images seen"], looks["earlier looks"]) == (1, 2, 5, 1)
+    said = "This model was evaluated on 5 of these 5 images before, in 1 earlier validation"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in page.read_text()
+    lines = (bundle_copy.parent / f"{bundle_copy.name}.looks.jsonl").read_text().splitlines()
+    assert not any(path.stem in lines[0] for path in other_site.rglob("*.*"))
+    older = {name: value for name, value in json.loads(lines[0]).items() if name != "hashes of images"}
+    (bundle_copy.parent / f"{bundle_copy.name}.looks.jsonl").write_text(json.dumps(older) + "\n")
+    validate_bundle(bundle_copy, overlapping, tmp_path / "out-3", options)
+    assert read_record(tmp_path / "out-3")["looks"]["images seen"] == 0
+    assert "by an older Pylorus did not record which images" in " ".join(capsys.readouterr().out.split())
+
+
+def test_splits_classes_left_out_and_unreadable_files_are_said_on_the_page_and_the_terminal(
+    bundle_copy, other_site, tmp_path, capsys
+):
+    root = tmp_path / "split"
+    shutil.copytree(other_site, root / "test")
+    (root / "test" / "Ca" / "broken.jpg").write_bytes(b"no image")
+    (root / "test" / "Polyp").mkdir()  # empty, and no class of the model
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": ""})
+    page = validate_bundle(bundle_copy, root, tmp_path / "out", options).read_text()
+    terminal = " ".join(capsys.readouterr().out.split())
+    for said in (
+        "The images are divided into splits (8 test): all of them were evaluated",
+        "4 images of class Ulkus left out",
+        "1 file could not be read; quarantine.csv lists them",
+        "No external image is of GU",
+    ):
+        assert said in terminal
+        assert said in page
+    assert read_record(tmp_path / "out")["splits"] == {"test": 8}
+
+
+def test_a_bundle_of_an_older_pylorus_without_balanced_accuracy_is_validated_and_that_is_said(
+    bundle_copy, loaded_bundle, other_site, tmp_path, monkeypatch
+):
+    test = dataclasses.replace(loaded_bundle.description.test, balanced_accuracy=None, macro_auroc=None)
+    older = dataclasses.replace(loaded_bundle, description=dataclasses.replace(loaded_bundle.description, test=test))
+    monkeypatch.setattr(external_module, "load_model", lambda *_, **__: older)
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    page = validate_bundle(bundle_copy, other_site, tmp_path / "out", options).read_text()
+    assert "this bundle, of an older Pylorus, does not hold it" in page
+    table = pd.read_csv(tmp_path / "out" / "tables" / "development.csv", na_values="–").set_index("figure")
+    assert table.loc[["balanced accuracy", "macro AUROC"], "development"].isna().all()
+    assert table.loc[["balanced accuracy", "macro AUROC"], "external"].notna().all()
+
+
+def test_the_biases_of_a_recalibrated_bundle_are_part_of_its_calibration_only(
+    bundle_copy, loaded_bundle, other_site, tmp_path, monkeypatch
+):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    validate_bundle(bundle_copy, other_site, tmp_path / "out", options)
+    calibration = dataclasses.replace(loaded_bundle.description.calibration, bias=(0.5, -0.2, 0.1))
+    description = dataclasses.replace(loaded_bundle.description, calibration=calibration)
+    recalibrated = dataclasses.replace(loaded_bundle, description=description)
+    monkeypatch.setattr(external_module, "load_model", lambda *_, **__: recalibrated)
+    validate_bundle(bundle_copy, other_site, tmp_path / "recalibrated", options)
+    first, second = (
+        pd.read_csv(tmp_path / name / "tables" / "calibration.csv", dtype=str) for name in ("out", "recalibrated")
+    )
+    assert list(first.iloc[0, 3:]) == list(second.iloc[0, 3:])  # before the calibration
+    assert list(first.iloc[1, 3:]) != list(second.iloc[1, 3:])
+
+
+def test_the_page_repeats_what_stress_found_with_this_bundle(bundle_copy, loaded_bundle, other_site, tmp_path):
+    output = tmp_path / "out"
+    (output / "stress").mkdir(parents=True)
+    record = {"SHA256SUMS": loaded_bundle.identity, "images": 12, "source": "images that you gave"}
+    record |= {"shortcuts": ["border"], "findings": ["POSSIBLE SHORTCUT: something", "The border tells it."]}
+    (output / "stress" / "stress.json").write_text(json.dumps(record))
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    text = validate_bundle(bundle_copy, other_site, output, options).read_text()
+    assert text.count("POSSIBLE SHORTCUT: something") == 2  # at the head, and in the section
+    assert "12 images, images that you gave (stress/ beside this page)" in text
+    (output / "stress" / "stress.json").write_text(json.dumps(record | {"SHA256SUMS": "another bundle"}))
+    assert "POSSIBLE SHORTCUT" not in validate_bundle(bundle_copy, other_site, output, options).read_text()
+
+
 def test_a_look_is_counted_after_a_line_that_was_cut_off_and_beside_the_folder_that_a_link_leads_to(
     bundle_copy, other_site, tmp_path, monkeypatch
 ):
@@ -138,19 +238,19 @@ def test_a_look_is_counted_after_a_line_that_was_cut_off_and_beside_the_folder_t
 
 def test_an_output_inside_the_bundle_or_the_images_is_refused(bundle_copy, other_site):
     options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
-    for folder, words in ((bundle_copy, "the bundle"), (other_site, "the images")):
-        with pytest.raises(PylorusError, match=f"is inside the folder of {words}"):
+    for folder in (bundle_copy, other_site):
+        with pytest.raises(PylorusError, match=f"is inside {folder}, which is only read"):
             validate_bundle(bundle_copy, other_site, folder / "validation", options)
         assert not (folder / "validation").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_look_that_cannot_be_recorded_is_said(bundle_copy, other_site, tmp_path):
-    bundle_copy.parent.chmod(0o500)
-    page = validate_bundle(
-        bundle_copy, other_site, tmp_path / "out", ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
-    )
-    assert "could not be recorded" in page.read_text()
+def test_a_look_that_cannot_be_recorded_is_said(bundle_copy, other_site, tmp_path, capsys):
+    (tmp_path / f"{bundle_copy.name}.looks.jsonl").mkdir()  # also root can't write to it
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
+    page = validate_bundle(bundle_copy, other_site, tmp_path / "out", options)
+    assert "could not be recorded beside the bundle" in page.read_text()
+    assert "could not be recorded beside the bundle" in " ".join(capsys.readouterr().out.split())
+    assert read_record(tmp_path / "out")["looks"]["this set"] == 1
 
 
 def test_an_output_with_other_files_is_refused_and_an_unreadable_file_listed(bundle_copy, other_site, tmp_path):
@@ -158,13 +258,48 @@ def test_an_output_with_other_files_is_refused_and_an_unreadable_file_listed(bun
     output.mkdir()
     (output / "thesis.docx").write_text("precious")
     options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"})
-    with pytest.raises(PylorusError, match=r"holds other files \(thesis\.docx\)"):
+    with pytest.raises(PylorusError, match=r"expected a new or empty folder.* Found: thesis\.docx"):
         validate_bundle(bundle_copy, other_site, output, options)
     (other_site / "Ca" / "broken.jpg").write_bytes(b"no image")
     page = validate_bundle(bundle_copy, other_site, tmp_path / "out", options)
     assert "1 file could not be read" in page.read_text()
     assert "broken.jpg" in (tmp_path / "out" / "quarantine.csv").read_text()
     assert read_record(tmp_path / "out")["evaluation"]["left_out"] == 1
+    (other_site / "Ca" / "broken.jpg").unlink()
+    assert "could not be read" not in validate_bundle(bundle_copy, other_site, tmp_path / "out", options).read_text()
+    assert not (tmp_path / "out" / "quarantine.csv").exists()
+
+
+def test_an_interrupted_validation_leaves_no_page_of_other_images_and_is_completed_by_the_same_command(
+    bundle_copy, loaded_bundle, other_site, tmp_path, monkeypatch
+):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"}, inference=PredictOptions(batch=2))
+    output = tmp_path / "out"
+    validate_bundle(bundle_copy, other_site, output, options)
+    earlier = read_record(output)
+    next(iter((other_site / "Ca").iterdir())).unlink()
+
+    batches = itertools.count()
+
+    def fail(batch):
+        if next(batches) == 2:
+            raise KeyboardInterrupt
+        return loaded_bundle.classifier(batch)
+
+    interrupted = dataclasses.replace(loaded_bundle, classifier=fail)
+    monkeypatch.setattr(external_module, "load_model", lambda *_, **__: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        validate_bundle(bundle_copy, other_site, output, options)
+    assert not (output / "report.html").exists()
+    assert not (output / "validation.json").exists()
+    assert not (output / "predictions.csv").exists()
+    looks = bundle_copy.parent / f"{bundle_copy.name}.looks.jsonl"
+    assert len(looks.read_text().splitlines()) == 1
+    monkeypatch.setattr(external_module, "load_model", lambda *_, **__: loaded_bundle)
+    validate_bundle(bundle_copy, other_site, output, options)
+    assert read_record(output)["images"] == earlier["images"] - 1
+    validate_bundle(bundle_copy, other_site, tmp_path / "at once", options)
+    assert read_record(output)["evaluation"] == read_record(tmp_path / "at once")["evaluation"]
 
 
 def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsys):
@@ -172,6 +307,7 @@ def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsy
         (["--map", "Ca"], "expected NAME=CLASS"),
         (["--map", "Ca=GC", "Ca=GU"], '"Ca" is given twice'),
         (["--map", "=Ca=GC"], '"=Ca" is not among the classes of the images'),
+        (["--map", "GC=Ca"], "chronic_gastritis. Did you mean Ca=GC?"),
         (["--map", "Ca=GC", "Ulkus=GU", "--group", "("], "--group: '(' is not a regular expression"),
         (["--prevalence", "3"], "above 0 and below 1"),
         (["--class", "Polyp"], "expected one of GC, GU, CG"),
@@ -184,6 +320,14 @@ def test_words_that_the_command_refuses(bundle_copy, other_site, tmp_path, capsy
     assert "does not exist. Expected class folders, or a manifest" in str(stopped.value)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses such names")
+def test_a_name_that_is_not_utf8_is_refused_with_what_to_type(bundle_copy, other_site, tmp_path):
+    shutil.copy(next((other_site / "Ca").iterdir()), os.fsencode(other_site / "Ca") + b"/caf\xe9.png")
+    with pytest.raises(PylorusError, match=r"(?s)names that are not UTF-8:.*convmv"):
+        validate_bundle(bundle_copy, other_site, tmp_path / "out", ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_without_images_and_a_table_without_labels_are_refused_with_what_to_do(bundle_copy, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PylorusError, match="holds no images. Expected a folder of images for each class"):
@@ -192,3 +336,6 @@ def test_a_folder_without_images_and_a_table_without_labels_are_refused_with_wha
     with pytest.raises(PylorusError, match='Rename "class" to "label"') as refused:
         validate_bundle(bundle_copy, tmp_path / "site.csv", tmp_path / "out", ValidateOptions())
     assert "data.columns" not in str(refused.value)
+    (tmp_path / "site.csv").write_text("path,label\na.jpg,GC\nb.jpg,GU\n")
+    with pytest.raises(PylorusError, match=r"(?s)2 of 2 files do not exist.*Set --root to the folder"):
+        validate_bundle(bundle_copy, tmp_path / "site.csv", tmp_path / "out", ValidateOptions())

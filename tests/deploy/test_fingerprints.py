@@ -89,6 +89,16 @@ def test_planted_copies_are_found(development, change):
     assert all(words.get(change, "near copy") in match.description for match in matches)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1])
+def test_whole_images_are_found_if_those_in_training_were_cropped(frames, share):
+    contents, _ = frames
+    cropped = [encode(crop(Image.open(io.BytesIO(each)).convert("RGB"), share), quality=90) for each in contents[:4]]
+    fingerprints = create_fingerprints(*columns(cropped), salt=SALT)
+    mirrored = [encode(mirror(Image.open(io.BytesIO(each)).convert("RGB"))) for each in contents[:4]]
+    assert len(find_matches(fingerprints, *columns(contents[:4]))) == 4
+    assert len(find_matches(fingerprints, *columns(mirrored))) == 4
+
+
 def test_different_images_are_not_accused(frames, development):
     _, fingerprints = development
     files, pixels, thumbnails = frames[1]

@@ -85,7 +85,7 @@ def test_what_can_not_be_recalibrated_is_refused_and_nothing_is_written(bundle_f
 
     refuse("3 classes that the model does not have", names={})
     refuse('--map: "cancer" is no class of the model', names={"local_gastric_cancer": "cancer"})
-    refuse("is not an empty folder", output=local_images)
+    refuse("is only read. Name a folder outside of it", output=local_images)
     refuse("patient_", group="patient_(x)")
     next(iter((local_images / "local_gastric_ulcer").iterdir())).unlink()
     refuse("GU has 9 images of 9 patients. Expected at least 10")

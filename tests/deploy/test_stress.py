@@ -15,8 +15,14 @@ from pylorus.data.input_format import InputFormat
 from pylorus.data.synthetic import CLASSES, generate_frame, generate_image_set
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.parity import TrialImages
-from pylorus.deploy.stress import evaluate_degradations, evaluate_regions, select_images
-from pylorus.deploy.variants import REGION_VARIANTS, WHOLE, compute_variants
+from pylorus.deploy.stress import (
+    REGION_VARIANTS,
+    WHOLE,
+    compute_variants,
+    evaluate_degradations,
+    evaluate_regions,
+    select_images,
+)
 from pylorus.model.inference import NetworkOutput
 from pylorus.report.evidence import collect_evidence
 from pylorus.report.page import build_sections
@@ -169,7 +175,8 @@ def test_all_grades_are_measured_with_the_stored_threshold_and_abstention(bundle
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nowhere", "--output", "{out}"), "nowhere: found no such folder or manifest"),
+        (("nowhere", "--output", "{out}"), "nowhere does not exist. Expected class folders, or a manifest"),
+        (("--map", "Ca=GC"), "--map, --root and --group are for images that you name"),
         (("{images}",), "--output: expected a folder"),
         (("{images}", "--output", "{out}", "--margin", "5"), "Did you mean 0.05?"),
         (("{images}", "--output", "{out}", "--limit", "3"), "--limit: found 3, expected at least 10"),
@@ -183,6 +190,20 @@ def test_wrong_input_is_named(bundle_folder, image_folder, tmp_path, words, mess
         run_stress(bundle_folder, *(word.format(**places) for word in words))
 
 
-def image_folder_of_other_classes_are_refused_with_their_names(bundle_folder, class_folders, tmp_path):
-    with pytest.raises(SystemExit, match="found the classes polyp and tumour, expected those of the bundle"):
-        run_stress(bundle_folder, class_folders({"polyp": 2, "tumour": 2}), "--output", tmp_path / "out")
+def test_images_of_other_classes_are_refused_with_what_to_type_and_may_be_mapped_or_left_out(
+    bundle_folder, image_folder, tmp_path, monkeypatch
+):
+    site = tmp_path / "site"
+    for new, old in {"Ca": CLASSES[0], "Ulkus": CLASSES[1], "Polyp": CLASSES[2]}.items():
+        shutil.copytree(image_folder / old, site / new)
+    with pytest.raises(SystemExit, match=r"3 classes that the model does not have:\n  Ca\n") as refused:
+        run_stress(bundle_folder, site, "--output", tmp_path / "out")
+    assert "--map Ca=GC" in str(refused.value)
+    assert not (tmp_path / "out").exists()
+    words = ("--map", "Ca=GC", "Ulkus=gastric_ulcer", "Polyp=", "--group", r"patient_\d+", "--limit", "10")
+    run_stress(bundle_folder, site, "--output", tmp_path / "out", *words)
+    record = json.loads((tmp_path / "out" / "stress.json").read_text())
+    assert record["images"] == 10
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "6 images of class Polyp left out" in page
+    assert "There are no images of CG" in page

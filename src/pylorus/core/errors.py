@@ -251,3 +251,17 @@ def format_empty_value(key: str) -> str:
     """Return the message for an empty path or pattern: `Path("")` would be the current folder, a pattern match all."""
     known = "For no pattern: data.group=null" if key == "data.group" else f"For the current folder: {key}=."
     return f"{key}: found an empty value. Is the variable set, if you wrote {key}=$NAME? {known}"
+
+
+TABLE_FORMATS = (".csv", ".parquet", ".json")
+"""Suffixes of tables that a command writes."""
+
+
+def check_table_name(path: Path, *, argument: str) -> None:
+    """Check that the name of a table to be written says its format.
+
+    Raises:
+        PylorusError: If it has another suffix than those of `TABLE_FORMATS`.
+    """
+    if path.suffix.lower() not in TABLE_FORMATS:
+        raise PylorusError(f"{argument}: found {path}, expected a file name that ends in {', '.join(TABLE_FORMATS)}.")

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.errors import PylorusError, format_path, format_suggestion
 
 LOCK = ".lock"
 """File that is locked while a process writes to its folder."""
@@ -93,35 +93,33 @@ def _ensure_on_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_new_folder(folder: Path, *, hint: str = "", allow_links: bool = True) -> None:
-    """Check that a folder does not exist yet or is empty.
+def check_new_folder(
+    folder: Path, *, hint: str = "", allow_links: bool = True, own: Sequence[str] = (), outside: Sequence[Path] = ()
+) -> None:
+    """Check that a folder does not exist yet, is empty, or holds an earlier result.
 
     Args:
         folder: The folder.
-        hint: Sentence at the end of the error message that says what to type.
+        hint: Sentence in the error message that says what to type.
         allow_links: Whether a symbolic link to an empty folder is accepted.
+        own: Names of which a folder with an earlier result holds at least one.
+        outside: Folders that are only read: it must not be one of them, or lie in one.
 
     Raises:
-        PylorusError: If it holds files or is a file.
+        PylorusError: If it holds other files, is a file, or lies in one of the folders that are read.
     """
-    is_new = not (folder.exists() or folder.is_symlink())
-    is_empty = folder.is_dir() and (allow_links or not folder.is_symlink()) and not any(folder.iterdir())
-    if not (is_new or is_empty):
-        raise PylorusError(f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip())
-
-
-TABLE_FORMATS = (".csv", ".parquet", ".json")
-"""Suffixes of tables that a command writes."""
-
-
-def check_table_name(path: Path, *, argument: str) -> None:
-    """Check that the name of a table to be written says its format.
-
-    Raises:
-        PylorusError: If it has another suffix than those of `TABLE_FORMATS`.
-    """
-    if path.suffix.lower() not in TABLE_FORMATS:
-        raise PylorusError(f"{argument}: found {path}, expected a file name that ends in {', '.join(TABLE_FORMATS)}.")
+    for other in outside:
+        if other.is_dir() and folder.resolve().is_relative_to(other.resolve()):
+            where = "is" if folder.resolve() == other.resolve() else f"is inside {other}, which is"
+            raise PylorusError(f"{folder} {where} only read. Name a folder outside of it to write to.")
+    if not (folder.exists() or folder.is_symlink()) or any((folder / name).exists() for name in own):
+        return
+    is_accepted = folder.is_dir() and (allow_links or not folder.is_symlink())
+    names = sorted(os.listdir(folder)) if is_accepted else []  # noqa: PTH208
+    if names or not is_accepted:
+        found = f"Found: {', '.join(map(format_path, names[:3]))}{' …' if names[3:] else ''}" if names else ""
+        message = f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip()
+        raise PylorusError(f"{message} {found}".rstrip())
 
 
 def create_private_folder(folder: Path, *, levels: int) -> None:

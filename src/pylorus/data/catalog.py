@@ -460,8 +460,12 @@ COLUMNS = ["path", "class", "group", "split", "reason"]
 
 
 def write_quarantine(unreadable: pd.DataFrame, folder: Path) -> None:
-    """Write quarantine.csv if files were left out; its column split is the one that folders or a manifest define."""
+    """Write quarantine.csv if files were left out; its column split is the one that folders or a manifest define.
+
+    If none were left out, a list that was written to the folder earlier is deleted.
+    """
     if unreadable.empty:
+        (folder / QUARANTINE_FILE).unlink(missing_ok=True)
         return
     with write_atomically(folder / QUARANTINE_FILE) as temporary:
         # Escape line breaks and control characters, which not every spreadsheet program can read.

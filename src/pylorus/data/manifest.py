@@ -73,7 +73,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_manifest_rows(
-    manifest: Path, root: Path | None = None, *, columns: Mapping[str, Any] | None = None, has_keys: bool = True
+    manifest: Path, root: Path | None = None, *, columns: Mapping[str, Any] | None = None, for_training: bool = True
 ) -> pd.DataFrame:
     """Read the rows of a manifest: path, exists, class, split, about/… and, if there is one, group. Opens no image.
 
@@ -81,7 +81,7 @@ def read_manifest_rows(
         manifest: The file.
         root: Folder that the paths are relative to; None: the manifest's own folder.
         columns: Names of the table's columns for path, label, group and split where they are others.
-        has_keys: Whether the user can name columns by keys of a configuration, which error messages then suggest.
+        for_training: Whether a split must be complete, and error messages may suggest keys of a configuration.
 
     Returns:
         The rows. A path that leads to no file is left as it is; `exists` is False for it.
@@ -90,8 +90,14 @@ def read_manifest_rows(
         PylorusError: If the table itself is missing, unreadable or not as described above; the message names it.
     """
     rows = _rename_columns(_read_table(manifest), columns or {}, manifest)
-    _check_columns(rows, manifest, has_keys=has_keys)
-    table = pd.DataFrame({"path": rows["path"], "class": rows["label"], "split": _parse_splits(rows, manifest)})
+    _check_columns(rows, manifest, for_training=for_training)
+    table = pd.DataFrame(
+        {
+            "path": rows["path"],
+            "class": rows["label"],
+            "split": _parse_splits(rows, manifest, for_training=for_training),
+        }
+    )
     if "group" in rows:
         table["group"] = rows["group"]
     for name in rows.columns:
@@ -317,11 +323,11 @@ def _convert_decimal_commas(column: list[str]) -> list[str]:
 _COLUMN_CONTENTS = {"path": "names of the files", "label": "classes"}
 
 
-def _check_columns(rows: pd.DataFrame, manifest: Path, *, has_keys: bool) -> None:
+def _check_columns(rows: pd.DataFrame, manifest: Path, *, for_training: bool) -> None:
     missing = [name for name in REQUIRED_COLUMNS if name not in rows.columns]
     if missing:
         found = [str(column) for column in rows.columns]
-        explanation = _explain_missing_columns(missing, found, has_keys=has_keys)
+        explanation = _explain_missing_columns(missing, found, for_training=for_training)
         raise PylorusError(f"{manifest}: {explanation} Found: {', '.join(found)}.")
     if rows.empty:
         raise PylorusError(f"{manifest}: the table is empty, expected one row per image.")
@@ -338,7 +344,7 @@ def _check_columns(rows: pd.DataFrame, manifest: Path, *, has_keys: bool) -> Non
         _check_groups(rows["group"], manifest)
 
 
-def _explain_missing_columns(missing: Sequence[str], found: Sequence[str], *, has_keys: bool) -> str:
+def _explain_missing_columns(missing: Sequence[str], found: Sequence[str], *, for_training: bool) -> str:
     """Say which columns a table lacks, which of its own may be meant, and the keys that rename them."""
     quoted = [f'"{name}"' for name in missing]
     problem = f"there is no column {' and no column '.join(quoted)}."
@@ -359,7 +365,7 @@ def _explain_missing_columns(missing: Sequence[str], found: Sequence[str], *, ha
         for name in missing
         if name not in meant
     )
-    if not meant or not has_keys:
+    if not meant or not for_training:
         return f"{problem}{hints}{unclear}"
     words = format_command([f"data.columns.{name}={column}" for name, column in meant.items()])
     return f"{problem}{hints}{unclear} Or leave the table as it is, and add {words}"
@@ -382,10 +388,12 @@ def _check_groups(groups: pd.Series, manifest: Path) -> None:
         )
 
 
-def _parse_splits(rows: pd.DataFrame, manifest: Path) -> pd.Series:
+def _parse_splits(rows: pd.DataFrame, manifest: Path, *, for_training: bool) -> pd.Series:
     if "split" not in rows or (rows["split"] == "").all():
         return pd.Series("", index=rows.index)
     splits = rows["split"].str.lower().map(SPLIT_FOLDERS)
+    if not for_training:
+        return splits.fillna(rows["split"])
     unknown = rows["split"][splits.isna()]
     if len(unknown):
         raise PylorusError(
@@ -504,7 +512,9 @@ SEARCHED_FILES = 100_000
 """Files below the root among which a missing one is searched for, to say where it is."""
 
 
-def explain_missing_files(missing: Sequence[str], total: int, root: Path, manifest: Path) -> str:
+def explain_missing_files(
+    missing: Sequence[str], total: int, root: Path, manifest: Path, *, for_training: bool = True
+) -> str:
     """Return the message about paths of a manifest that lead to no file, and how to fix it."""
     message = f"{manifest}: {len(missing)} of {total} files do not exist below {root}:\n{format_name_list(missing)}\n"
     first = missing[0].replace("\\", "/")
@@ -524,7 +534,8 @@ def explain_missing_files(missing: Sequence[str], total: int, root: Path, manife
             return f"{message}{below.name} lies in {root / below.parent}: write {path} in its row, or move the file."
     if len(missing) < total:
         return (
-            f"{message}The other files were found: correct these paths, copy the files there, or remove their rows. "
-            "data.on_error=quarantine leaves them out."
+            f"{message}The other files were found: correct these paths, copy the files there, or remove their rows."
+            f"{' data.on_error=quarantine leaves them out.' if for_training else ''}"
         )
-    return f"{message}Set data.root to the folder that the paths are relative to."
+    option = "data.root" if for_training else "--root"
+    return f"{message}Set {option} to the folder that the paths are relative to."

@@ -298,6 +298,7 @@ def list_class_images(
     *,
     exclude: Sequence[str] = (),
     is_known: Callable[[str], bool] | None = None,
+    for_training: bool = True,
 ) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
     """Return rows (path, class, split) and the class folders of each split ("" if there are no split folders).
 
@@ -310,6 +311,7 @@ def list_class_images(
         ignored: Receives the files that are not used.
         exclude: Names of class folders that may be empty.
         is_known: See `walk_images`.
+        for_training: Whether a split must have both train and test, and each class folder an image.
 
     Raises:
         PylorusError: If the folders don't have the expected structure; the message says what differs.
@@ -325,7 +327,7 @@ def list_class_images(
             f"{format_name_list(other_folders)}\n"
             "Expected either class folders only, or train, val and test folders that contain class folders."
         )
-    if split_names and not {"train", "test"} <= split_names:
+    if for_training and split_names and not {"train", "test"} <= split_names:
         missing = " and ".join(sorted({"train", "test"} - split_names))
         raise PylorusError(f"{root}: there is no folder {missing} next to {', '.join(sorted(split_names))}.")
     if len(set(splits.values())) < len(folders) and split_names:
@@ -338,10 +340,13 @@ def list_class_images(
         for folder in list_folders(root, prefix, ignored) if split_names else folders:
             name = normalize_name(folder)
             names.add(name)
-            paths = _list_images(root, f"{prefix}{folder}/", ignored, is_known, may_be_empty=name in exclude)
+            may_be_empty = name in exclude or not for_training
+            paths = _list_images(root, f"{prefix}{folder}/", ignored, is_known, may_be_empty=may_be_empty)
             rows += [(path, name, split) for path in paths]
     _check_unicode_forms(root, rows)
-    return (rows, folders_by_split) if split_names else _find_splits_of_classes(root, rows, folders_by_split, exclude)
+    if split_names:
+        return rows, folders_by_split
+    return _find_splits_of_classes(root, rows, folders_by_split, exclude, for_training=for_training)
 
 
 def _check_unicode_forms(root: Path, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -358,7 +363,12 @@ def _check_unicode_forms(root: Path, rows: Iterable[tuple[str, str, str]]) -> No
 
 
 def _find_splits_of_classes(
-    root: Path, rows: list[tuple[str, str, str]], folders_by_split: dict[str, set[str]], exclude: Sequence[str]
+    root: Path,
+    rows: list[tuple[str, str, str]],
+    folders_by_split: dict[str, set[str]],
+    exclude: Sequence[str],
+    *,
+    for_training: bool,
 ) -> tuple[list[tuple[str, str, str]], dict[str, set[str]]]:
     """Return the rows and folders with the split of ROOT/CLASS/SPLIT/…, if the classes have such folders.
 
@@ -383,6 +393,8 @@ def _find_splits_of_classes(
         for _, name, split in rows:
             by_split.setdefault(split, set()).add(name)
         return rows, by_split
+    if not for_training:
+        return rows, folders_by_split
     differing = [f"{name}/{each or '(images)'}" for name, names in sorted(subfolders.items()) for each in sorted(names)]
     named = " and ".join(found) or "train and test"
     raise PylorusError(

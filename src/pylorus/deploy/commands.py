@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pylorus.core.errors import PylorusError
-from pylorus.core.io import check_table_name
+from pylorus.core.errors import PylorusError, check_table_name
 from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 
@@ -148,14 +147,12 @@ def _add_stress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         nargs="?",
         type=Path,
         metavar="IMAGES",
-        help="folder of class folders, or a manifest beside its images (default: the test images of BUNDLE's run)",
+        help="class folders, or a manifest (.csv or .parquet) (default: the test images of BUNDLE's run)",
     )
     command.add_argument(
         "--output", type=Path, metavar="DIR", help="folder to write to (without IMAGES, default: stress/ in the run)"
     )
-    command.add_argument(
-        "--group", metavar="REGEX", help="regular expression that finds the patient in a path below IMAGES"
-    )
+    _add_labelled_image_options(command)
     command.add_argument("--class", dest="class_name", metavar="NAME", help="class of interest (default: the bundle's)")
     command.add_argument(
         "--margin", type=float, default=0.05, metavar="P", help="loss of accuracy that counts (default: 0.05)"
@@ -174,6 +171,8 @@ def _run_stress(arguments: argparse.Namespace) -> None:
     options = StressOptions(
         class_name=arguments.class_name,
         group=arguments.group,
+        names=_parse_names(arguments.names),
+        root=arguments.root,
         limit=arguments.limit,
         margin=arguments.margin,
         seed=arguments.seed,
@@ -254,9 +253,7 @@ def _add_recalibrate(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run")
     command.add_argument("source", type=Path, metavar="IMAGES", help="folder with class folders, or a manifest")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new bundle: a new folder")
-    command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
-    _add_map_option(command)
-    command.add_argument("--root", type=Path, metavar="DIR", help="folder of a manifest's paths (default: its own)")
+    _add_labelled_image_options(command)
     _add_computing_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_recalibrate)
@@ -279,7 +276,12 @@ def _run_recalibrate(arguments: argparse.Namespace) -> None:
     recalibrate(arguments.bundle, arguments.source, options)
 
 
-def _add_map_option(command: argparse.ArgumentParser) -> None:
+def _add_labelled_image_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how labelled images are read."""
+    command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
+    command.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder that a manifest's paths are relative to (default: its own)"
+    )
     command.add_argument(
         "--map",
         dest="names",
@@ -315,9 +317,7 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder model/ of a run, or an export of it")
     command.add_argument("images", type=Path, metavar="IMAGES", help="class folders, or a manifest (.csv or .parquet)")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
-    _add_map_option(command)
-    command.add_argument("--group", metavar="REGEX", help="regular expression that finds the patient in a path")
-    command.add_argument("--root", type=Path, metavar="DIR", help="folder that the paths of a manifest are relative to")
+    _add_labelled_image_options(command)
     command.add_argument("--class", dest="class_name", metavar="NAME", help="class of interest (default: the bundle's)")
     command.add_argument(
         "--prevalence", type=float, metavar="P", help="also give PPV and NPV where this proportion is of the class"

@@ -395,6 +395,8 @@ class ClassificationMetrics:
         specificity: Specificity of each class, by short name.
         precision: Precision of each class, by short name.
         auroc: Area under the ROC curve of each class against the rest, by short name.
+        balanced_accuracy: Mean sensitivity of the classes; null in an older bundle.
+        macro_auroc: Mean AUROC of the classes; null in an older bundle.
     """
 
     images: Count
@@ -404,6 +406,8 @@ class ClassificationMetrics:
     specificity: dict[str, IntervalEstimate]
     precision: dict[str, IntervalEstimate]
     auroc: dict[str, IntervalEstimate]
+    balanced_accuracy: IntervalEstimate | None = None
+    macro_auroc: IntervalEstimate | None = None
 
 
 @dataclass(frozen=True)

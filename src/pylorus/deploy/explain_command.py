@@ -361,8 +361,7 @@ def _report_outcome(results: _Explanations, sanity: Sanity | None, folder: Path)
 
 def _prepare_folder(folder: Path) -> None:
     """Prepare the folder for maps; delete only those of an earlier explanation, whether finished or not."""
-    if not (folder / RECORD).is_file():
-        check_new_folder(folder, hint="A folder with earlier heat maps is accepted, too.")
+    check_new_folder(folder, own=(RECORD,), hint="A folder with earlier heat maps is accepted, too.")
     write_json(folder / RECORD, {"finished": False})
     for path in (folder / INDEX, *folder.glob("*.png"), *(folder / OVERLAYS).glob("*.png")):
         if path.suffix != ".png" or re.fullmatch(r"\d{4,}", path.stem):

@@ -4,11 +4,8 @@ Network, calibration, thresholds and abstention are those of the bundle; nothing
 validation leaves a line in a file beside the bundle, so that a report can say how often a set was looked at.
 """
 
-import errno
 import hashlib
-import json
-import os
-import time
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,11 +17,19 @@ import numpy as np
 import pandas as pd
 
 from pylorus import __version__
-from pylorus.core.errors import PylorusError, format_name_list, format_suggestion, normalize_name, resolve_short_name
+from pylorus.core.errors import (
+    PylorusError,
+    format_name_list,
+    format_path,
+    format_suggestion,
+    normalize_name,
+    resolve_short_name,
+)
 from pylorus.core.formatting import format_command, format_count
-from pylorus.core.io import write_atomically, write_json
+from pylorus.core.io import check_new_folder, write_atomically, write_json
 from pylorus.core.privacy import MANIFEST_PREFIX
 from pylorus.data.catalog import Catalog, ReadOptions, build_catalog, extract_groups, write_quarantine
+from pylorus.data.files import check_names
 from pylorus.data.manifest import explain_missing_files, read_manifest_rows
 from pylorus.data.walk import IgnoredFiles, list_class_images, log_ignored
 from pylorus.deploy.description import Description
@@ -32,18 +37,18 @@ from pylorus.deploy.fingerprints import find_development_images, format_comparis
 from pylorus.deploy.inputs import Item, ResumableTable, print_resume_hint
 from pylorus.deploy.model import Bundle, InferenceModel
 from pylorus.deploy.predict import PredictOptions, load_model, predict_remaining
-from pylorus.deploy.validation import evaluate_known_images, format_evaluation
+from pylorus.deploy.validation import evaluate_known_images, format_evaluation, record_look
 from pylorus.deploy.verified_files import SUMS
 from pylorus.evaluation.calibration import Temperature
 from pylorus.evaluation.predictions import Predictions
 from pylorus.report.development import StoredModel
-from pylorus.report.external import ExternalSet, write_external_report
+from pylorus.report.external import ExternalSet, collect_warnings, write_external_report
+from pylorus.report.page import PAGE
+from pylorus.report.record_sections import STRESS_FOLDER, read_stress_record
 from pylorus.runs.predictions import SavedPredictions
 from pylorus.runs.process import handle_signals
 from pylorus.runs.reading import HASH_DIGITS, SavedSplit, compute_image_set_hash
 
-LOOKS_SUFFIX = ".looks.jsonl"
-"""Beside a bundle: a line for each validation of it."""
 RECORD, TABLE = "validation.json", "predictions.csv"
 EXACT_TABLE = "predictions.parquet"
 """The same rows with all digits: a repeated validation gives the same figures to the last digit."""
@@ -72,6 +77,23 @@ class ValidateOptions:
     inference: PredictOptions = PredictOptions()
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledFiles:
+    """Image files of known classes, not read yet.
+
+    Attributes:
+        root: Folder that their paths are relative to.
+        table: A row for each file, with path, class (the bundle's), split, group and the other columns of a manifest.
+        grouped: Whether the groups are patients; otherwise each image is its own.
+        left_out: Number of images of each class that was left out on purpose.
+    """
+
+    root: Path
+    table: pd.DataFrame
+    grouped: bool
+    left_out: Mapping[str, int]
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images of known classes.
@@ -80,16 +102,18 @@ class LabelledImages:
         catalog: The images; the labels are indices into `catalog.classes`.
         labels: Index of each image's class in the bundle, of shape (images,).
         left_out: Number of images of each class that was left out on purpose.
+        splits: Number of images in each split that their folders or their manifest state; empty if they state none.
     """
 
     catalog: Catalog
     labels: np.ndarray
     left_out: Mapping[str, int]
+    splits: Mapping[str, int]
 
     def iter_items(self) -> Iterator[Item]:
         """Iterate over the images in the order of the catalog."""
         for path, label in zip(self.catalog.table["path"], self.labels.tolist(), strict=True):
-            yield Item(path, self.catalog.root / path, label)
+            yield Item(format_path(path), self.catalog.root / path, label)
 
     @property
     def set_hash(self) -> str:
@@ -119,13 +143,19 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     )
     description = model.description
     deciding = _resolve_deciding_class(description, options)
-    _check_output(output, folder, images)
+    check_new_folder(
+        output,
+        hint="A folder with an earlier validation is accepted, too.",
+        own=(RECORD, f".{TABLE}.parts", STRESS_FOLDER),
+        outside=(folder, images),
+    )
     labelled = read_labelled_images(images, description, options)
     output.mkdir(parents=True, exist_ok=True)
     write_quarantine(labelled.catalog.unreadable, output)
     table = _predict_images(model, labelled, output, options)
     copies = _find_copies(model, labelled)
     external = _build_external_set(labelled, table, description, options, copies)
+    external = replace(external, stress=_read_stress_records(output, folder, str(model.identity)))
     record = evaluate_known_images(
         external.test.predictions,
         external.why,
@@ -135,7 +165,9 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
         prevalence=options.prevalence,
     )
     bundle = {"architecture": description.architecture, SUMS: model.identity}
-    looks = record_look(folder, bundle=str(model.identity), labelled=labelled, images=external.test.images)
+    patients = labelled.catalog.table["group"].nunique() if labelled.catalog.grouped else None
+    digests = list(labelled.catalog.table["sha256"])
+    looks = record_look(folder, digests, bundle=str(model.identity), patients=patients)
     complete = {
         "pylorus": __version__,
         "bundle": bundle,
@@ -144,12 +176,17 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
         "image set": labelled.set_hash,
         "looks": looks,
         "classes left out": dict(labelled.left_out),
+        "splits": dict(labelled.splits),
         "development_images": copies,
         "evaluation": record,
     }
     write_json(output / RECORD, complete)
-    print("\n".join([*format_evaluation(complete, description), "", *format_comparison(copies), ""]))
     stored = _describe_model(description, deciding, folder)
+    notes = collect_warnings(stored, external, record, looks)
+    lines = [
+        line for note in notes for line in textwrap.wrap(note, width=110, initial_indent="- ", subsequent_indent="  ")
+    ]
+    print("\n".join([*format_evaluation(complete, description), "", *lines, "", *format_comparison(copies), ""]))
     return write_external_report(stored, external, record, looks, output, names=options.show_names)
 
 
@@ -163,24 +200,58 @@ def _resolve_deciding_class(description: Description, options: ValidateOptions) 
     return name
 
 
-def _check_output(output: Path, bundle: Path, images: Path) -> None:
-    """Refuse a folder that holds other files, or that lies inside the bundle or the images."""
-    for folder, name in ((bundle, "the bundle"), (images, "the images")):
-        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
-            raise PylorusError(f"--output: {output} is inside the folder of {name}. Name a folder outside {folder}.")
-    if output.exists() and not output.is_dir():
-        raise PylorusError(f"--output: {output} is a file, expected a folder.")
-    if output.is_dir() and not (output / RECORD).is_file() and not (output / f".{TABLE}.parts").is_dir():
-        others = sorted(path.name for path in output.iterdir())
-        if others:
-            raise PylorusError(
-                f"--output: {output} holds other files ({', '.join(others[:3])}{' …' if len(others) > 3 else ''}). "
-                "Name a new or empty folder, or that of an earlier validation."
-            )
+def find_labelled_files(
+    images: Path,
+    description: Description,
+    *,
+    root: Path | None = None,
+    group: str | None = None,
+    names: Mapping[str, str] | None = None,
+) -> LabelledFiles:
+    """Find the files of labelled images, class folders or the rows of a manifest, without reading them.
+
+    Args:
+        images: Class folders, or a manifest. Folders and rows of a split are used, whatever the split.
+        description: The content of the bundle's model.json.
+        root: See `ValidateOptions`.
+        group: See `ValidateOptions`.
+        names: See `ValidateOptions`.
+
+    Raises:
+        PylorusError: If they are neither, a class is unknown, or there is no image; the message says what to type.
+    """
+    if images.is_dir():
+        folder, ignored = images, IgnoredFiles()
+        rows, _ = list_class_images(images, ignored, for_training=False)
+        check_names((path for path, *_ in rows), images)
+        table = pd.DataFrame(rows, columns=["path", "class", "split"])
+        log_ignored(ignored.files, listed_in="")
+    elif images.suffix.lower() in (".csv", ".tsv", ".txt", ".parquet") and images.is_file():
+        folder = root or images.parent
+        table = read_manifest_rows(images, folder, for_training=False)
+        missing = list(table.loc[~table.pop("exists"), "path"])
+        if missing:
+            raise PylorusError(explain_missing_files(missing, len(table), folder, images, for_training=False))
+    else:
+        problem = "is neither a folder nor a table" if images.exists() else "does not exist"
+        raise PylorusError(f"{images} {problem}. Expected class folders, or a manifest (.csv or .parquet).")
+    if table.empty:
+        raise PylorusError(f"{images} holds no images. Expected a folder of images for each class.")
+    classes = _match_classes(sorted(set(table["class"])), description, names or {}, where=str(images))
+    is_left_out = table["class"].map(classes).eq("")
+    left_out = {name: int(count) for name, count in Counter(table.loc[is_left_out, "class"]).items()}
+    table = table[~is_left_out].reset_index(drop=True)
+    table["class"] = table["class"].map(classes)
+    if table.empty:
+        raise PylorusError(f"{images}: all images are of classes that are left out.")
+    grouped = group is not None or "group" in table
+    if group is not None or not grouped:
+        table["group"] = extract_groups(list(table["path"]), group, key="--group")
+    return LabelledFiles(folder, table, grouped, left_out)
 
 
 def read_labelled_images(images: Path, description: Description, options: ValidateOptions) -> LabelledImages:
-    """Read labelled images: class folders, or the rows of a manifest.
+    """Find labelled images, and read each once; files that can't be read are left out.
 
     Args:
         images: Class folders, or a manifest.
@@ -188,40 +259,21 @@ def read_labelled_images(images: Path, description: Description, options: Valida
         options: Names of classes, groups and the root of a manifest.
 
     Raises:
-        PylorusError: If they are neither, a class is unknown, or no image can be read; the message says what to type.
+        PylorusError: See `find_labelled_files`; or no image of a class can be read.
     """
-    if images.is_dir():
-        root, ignored = images, IgnoredFiles()
-        rows, _ = list_class_images(images, ignored)
-        table = pd.DataFrame(rows, columns=["path", "class", "split"])
-        log_ignored(ignored.files)
-    elif images.suffix.lower() in (".csv", ".tsv", ".txt", ".parquet") and images.is_file():
-        root = options.root or images.parent
-        table = read_manifest_rows(images, root, has_keys=False)
-        missing = list(table.loc[~table.pop("exists"), "path"])
-        if missing:
-            raise PylorusError(explain_missing_files(missing, len(table) + len(missing), root, images))
-    else:
-        problem = "is neither a folder nor a table" if images.exists() else "does not exist"
-        raise PylorusError(f"{images} {problem}. Expected class folders, or a manifest (.csv or .parquet).")
-    if table.empty:
-        raise PylorusError(f"{images} holds no images. Expected a folder of images for each class.")
-    classes = _match_classes(sorted(set(table["class"])), description, options.names, where=str(images))
-    is_left_out = table["class"].map(classes).eq("")
-    left_out = {name: int(count) for name, count in Counter(table.loc[is_left_out, "class"]).items()}
-    table = table[~is_left_out].reset_index(drop=True)
-    table["class"] = table["class"].map(classes)
-    if table.empty:
-        raise PylorusError(f"{images}: all images are of classes that are left out.")
-    grouped = options.group is not None or "group" in table
-    if options.group is not None or not grouped:
-        table["group"] = extract_groups(list(table["path"]), options.group, key="--group")
-    present = tuple(name for name in description.classes if (table["class"] == name).any())
+    files = find_labelled_files(images, description, root=options.root, group=options.group, names=options.names)
+    present = tuple(name for name in description.classes if (files.table["class"] == name).any())
     catalog = build_catalog(
-        table, root, present, short_names=None, grouped=grouped, reading=ReadOptions(on_error="quarantine")
+        files.table,
+        files.root,
+        present,
+        short_names=None,
+        grouped=files.grouped,
+        reading=ReadOptions(on_error="quarantine"),
     )
     index = np.array([description.classes.index(name) for name in present], dtype=np.int64)
-    return LabelledImages(catalog, index[catalog.table["label"].to_numpy()], left_out)
+    splits = Counter(filter(None, catalog.table["split"]))
+    return LabelledImages(catalog, index[catalog.table["label"].to_numpy()], files.left_out, splits)
 
 
 def _match_classes(
@@ -236,10 +288,10 @@ def _match_classes(
     renamed = {normalize_name(old): new for old, new in names.items()}
     absent = [old for old in renamed if old not in found]
     if absent:
-        raise PylorusError(
-            f'--map: "{absent[0]}" is not among the classes of the images: {", ".join(found)}.'
-            f"{format_suggestion(absent[0], found)}"
-        )
+        old, new = absent[0], normalize_name(renamed[absent[0]])
+        is_reversed = old.casefold() in known and new in found
+        hint = f" Did you mean {format_command([f'{new}={old}'])}?" if is_reversed else format_suggestion(old, found)
+        raise PylorusError(f'--map: "{old}" is not among the classes of the images: {", ".join(found)}.{hint}')
     matched, unknown = {}, []
     for name in found:
         target = renamed.get(name, name)
@@ -278,11 +330,12 @@ def _predict_images(
     }
     path, exact = output / TABLE, output / EXACT_TABLE
     parts = ResumableTable(path, request, also={})
-    paths = list(labelled.catalog.table["path"])
+    paths = list(map(format_path, labelled.catalog.table["path"]))
     with suppress(PylorusError):
         if parts.load_record() is not None and exact.is_file():
             return _sort_as(pd.read_parquet(exact), paths)
-    for earlier in (path, exact):  # of other images or another model, which this validation replaces
+    # Of other images or another model, which this validation replaces: if it is interrupted, no page of those remains.
+    for earlier in (path, exact, output / RECORD, output / PAGE):
         earlier.unlink(missing_ok=True)
     inference = replace(options.inference, class_name=options.class_name and str(request["class"]))
     with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
@@ -310,7 +363,7 @@ def _find_copies(model: InferenceModel, labelled: LabelledImages) -> dict[str, o
         catalog.fact_indices,
         is_export=not isinstance(model, Bundle),
     )
-    return copies.build_record(list(catalog.table["path"]))
+    return copies.build_record(list(map(format_path, catalog.table["path"])))
 
 
 def _build_external_set(
@@ -342,8 +395,10 @@ def _build_external_set(
         for name in rows.columns
         if name.startswith(MANIFEST_PREFIX)
     }
+    calibration = description.calibration
     with np.errstate(divide="ignore"):
-        logits = np.maximum(np.log(probabilities), -700.0) * description.calibration.temperature
+        scores = np.maximum(np.log(probabilities), -700.0) - np.asarray(calibration.bias or 0.0)
+    logits = scores * calibration.temperature
     return ExternalSet(
         test=SavedPredictions(predictions, logits, about),
         why=table["why"].to_numpy(dtype=str),
@@ -355,7 +410,19 @@ def _build_external_set(
         left_out=labelled.left_out,
         prevalence=options.prevalence,
         copies=copies,
+        splits=labelled.splits,
+        stress={},
     )
+
+
+def _read_stress_records(output: Path, bundle: Path, identity: str) -> dict[str, Mapping[str, Any]]:
+    """Return what `pylorus stress` found with this bundle, on images of the validation and on those of its run."""
+    places = {
+        f"{STRESS_FOLDER}/ beside this page": output / STRESS_FOLDER,
+        f"{STRESS_FOLDER}/ beside the bundle": bundle.resolve().parent / STRESS_FOLDER,
+    }
+    records = {place: read_stress_record(folder, identity) for place, folder in places.items()}
+    return {place: record for place, record in records.items() if record is not None}
 
 
 def _describe_model(description: Description, deciding: str, folder: Path) -> StoredModel:
@@ -377,6 +444,18 @@ def _describe_model(description: Description, deciding: str, folder: Path) -> St
         images=description.test.images,
         groups=description.test.groups if description.training.grouped else 0,
         is_optimistic=description.training.validated_on == "test",
+        recalibration=_format_recalibration(description),
+    )
+
+
+def _format_recalibration(description: Description) -> str:
+    record = description.recalibration
+    if record is None:
+        return ""
+    return (
+        f"The model was recalibrated on {record.date} on {format_count(sum(record.images), 'image')} of "
+        f"{format_count(record.groups, 'patient')}: figures on these images are optimistic, and the development's "
+        "figures are those before the recalibration."
     )
 
 
@@ -385,6 +464,8 @@ def _collect_development_figures(description: Description, deciding: str) -> dic
     test, abstention = description.test, description.abstention
     return {
         "accuracy": test.accuracy,
+        "balanced_accuracy": test.balanced_accuracy,
+        "macro_auroc": test.macro_auroc,
         "sensitivity": test.sensitivity,
         "specificity": test.specificity,
         "precision": test.precision,
@@ -394,63 +475,3 @@ def _collect_development_figures(description: Description, deciding: str) -> dic
         "unlike": abstention.unlike_test,
         "accuracy_answered": abstention.accuracy_answered,
     }
-
-
-def record_look(folder: Path, *, bundle: str, labelled: LabelledImages, images: int) -> dict[str, object]:
-    """Record beside a bundle that it was evaluated on a set, and count how often it was.
-
-    The line holds neither names nor images: a hash of the contents, counts, the time and the version.
-
-    Returns:
-        How often the bundle was evaluated on this set and on any set, this time included, and where that is recorded;
-        "" if it could not be written.
-    """
-    bundle_folder = folder.resolve()  # "." and a link are the bundle that they lead to
-    path = bundle_folder.with_name(f"{bundle_folder.name}{LOOKS_SUFFIX}")
-    look = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "bundle": bundle,
-        "image set": labelled.set_hash,
-        "images": images,
-        "patients": int(labelled.catalog.table["group"].nunique()) if labelled.catalog.grouped else None,
-        "pylorus": __version__,
-    }
-    earlier = _read_looks(path)
-    try:
-        _append_line(path, json.dumps(look))
-        where = str(path)
-    except OSError:
-        where = ""
-    own = [each for each in [*earlier, look] if each.get("bundle") == bundle]
-    same_set = [each for each in own if each.get("image set") == labelled.set_hash]
-    return {"this set": len(same_set), "all sets": len(own), "first": same_set[0].get("time"), "recorded in": where}
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Append a line to a file: all of it, or nothing. An earlier line that was cut off remains a line of its own."""
-    content = line.encode() + b"\n"
-    with path.open("ab+", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
-            content = content if file.read(1) == b"\n" else b"\n" + content
-        try:
-            if file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(file.fileno())
-        except OSError:
-            with suppress(OSError):
-                file.truncate(end)
-            raise
-
-
-def _read_looks(path: Path) -> list[dict[str, Any]]:
-    """Read the earlier looks; a line that a full disk cut off is left out."""
-    looks = []
-    with suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                content = json.loads(line)
-                if isinstance(content, dict):
-                    looks.append(content)
-    return looks

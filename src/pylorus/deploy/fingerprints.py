@@ -64,6 +64,10 @@ MOST_CANDIDATES = 16
 """Fingerprints for which the search goes on, per image."""
 CUTS = (0.0, 0.1 / 3, 0.2 / 3, 0.1)
 """What the other image may lack on a side, where the search starts."""
+SURPLUS = (0.1 / 3, 0.2 / 3, 0.1)
+"""What it may show more on both sides of an axis, where the search starts, if the image in training was cropped."""
+LEAST_CUT, MOST_CUT = -0.12, 0.12
+"""Limits of the search: what the other image lacks on a side; below zero, what it shows more."""
 STEPS = (0.0167, 0.0083, 0.0042)
 """Steps in which the search goes on."""
 BLOCK = 1024
@@ -205,7 +209,7 @@ def _list_windows(cuts: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.stack([(MARGIN - cuts[:, 0]) / length, (1 - MARGIN - cuts[:, 0]) / length], axis=1)
 
 
-_START_CUTS = np.array([(begin, end) for begin in CUTS for end in CUTS])
+_START_CUTS = np.array([*((begin, end) for begin in CUTS for end in CUTS), *((-more, -more) for more in SURPLUS)])
 _START_BASES = _build_bases(_list_windows(_START_CUTS))
 _NEIGHBORS = np.array([(begin, end) for begin in (-1, 0, 1) for end in (-1, 0, 1)])
 
@@ -315,7 +319,7 @@ def _refine_window(fingerprints: Fingerprints, image: Spectra, code: int, vertic
     rows, columns = _START_CUTS[vertical], _START_CUTS[horizontal]
     agreement = -1
     for step in STEPS:
-        row_cuts, column_cuts = (np.clip(each + step * _NEIGHBORS, -0.05, 0.12) for each in (rows, columns))
+        row_cuts, column_cuts = (np.clip(each + step * _NEIGHBORS, LEAST_CUT, MOST_CUT) for each in (rows, columns))
         bases = [_build_bases(_list_windows(each)) for each in (row_cuts, column_cuts)]
         projected = _normalize_projections(_compute_spectra(image, *bases), fingerprints.projections)
         best = int((projected @ signs).argmax())

@@ -23,9 +23,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pylorus.core.errors import PylorusError, UnreadableImageError, fold_name, format_path, normalize_name
+from pylorus.core.errors import (
+    PylorusError,
+    UnreadableImageError,
+    check_table_name,
+    fold_name,
+    format_path,
+    normalize_name,
+)
 from pylorus.core.formatting import defuse_formula, defuse_formulas, format_count
-from pylorus.core.io import check_table_name, lock_folder, read_json, write_atomically, write_json
+from pylorus.core.io import lock_folder, read_json, write_atomically, write_json
 from pylorus.core.limited_process import iterate_limited, restart_clock
 from pylorus.data.decode import MAX_PIXELS
 from pylorus.data.files import RGB, open_local_file

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent, join_names
-from pylorus.core.io import compute_digest, convert_to_plain, write_json, write_text
+from pylorus.core.io import check_new_folder, compute_digest, convert_to_plain, write_json, write_text
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import build_description
 from pylorus.deploy.description import Description, RecalibrationRecord
@@ -78,8 +78,7 @@ def recalibrate(folder: Path, source: Path, options: RecalibrateOptions) -> None
     """
     if is_export(folder):
         raise PylorusError(f"{folder}: is an export. Recalibrate the bundle that it was made from, and export that.")
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise PylorusError(f"--output: {options.output} exists already and is not an empty folder.")
+    check_new_folder(options.output, hint="Choose another --output.", outside=(folder, source))
     bundle = load_bundle(folder, device=resolve_device(options.device), network=options.network, trust=options.trust)
     table = _predict_labelled(bundle, source, options)
     description = bundle.description

@@ -2,46 +2,50 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from pylorus.core.distributed import compute_seed
-from pylorus.core.errors import PylorusError, check_fraction, format_path, normalize_name, resolve_short_name
-from pylorus.core.formatting import format_count, join_names
+from pylorus.core.distributed import compute_seed, map_items
+from pylorus.core.errors import PylorusError, UnreadableImageError, check_fraction, format_path, resolve_short_name
+from pylorus.core.formatting import format_count, join_names, open_progress_bar
 from pylorus.core.io import check_new_folder
+from pylorus.data.decode import read_image
 from pylorus.data.degradation import (
+    DEGRADATIONS,
+    GRADES,
     REGIONS,
+    compute_content_hash,
+    degrade_image,
+    draw_field_mask,
+    find_surroundings,
+    hide_region,
+    isolate_region,
 )
-from pylorus.data.sources import list_folder_files, list_manifest_files
+from pylorus.data.field_of_view import find_field
+from pylorus.data.files import RGB
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import Description
+from pylorus.deploy.external import find_labelled_files
 from pylorus.deploy.model import InferenceModel
 from pylorus.deploy.parity import TrialImages, find_run_images
 from pylorus.deploy.predict import load_model
-from pylorus.deploy.variants import (
-    ALONE,
-    BLANK,
-    DEGRADED_VARIANTS,
-    HIDDEN,
-    REGION_VARIANTS,
-    WHOLE,
-    VariantOutputs,
-    compute_variants,
-)
 from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.comparison import difference_of_paired, holm
 from pylorus.evaluation.index_intervals import clustered_wilson
 from pylorus.evaluation.intervals import Estimate, create_undefined_estimate
-from pylorus.evaluation.shortcuts import chance_test
+from pylorus.evaluation.stress import LEVEL, GradeResult, RegionResult, StressResult, chance_test
 from pylorus.model.inference import NetworkOutput
-from pylorus.report.stress import write_stress_page
-from pylorus.report.stress_text import FOLDER, LEVEL, RECORD, GradeResult, RegionResult, StressResult, build_findings
+from pylorus.report.record_sections import STRESS_FOLDER, STRESS_RECORD
+from pylorus.report.stress import build_findings, write_stress_page
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,11 @@ MIN_IMAGES = 10
 """Images that must have a region for it to be tested."""
 LOGIT_DIGITS = 3
 """Logits that differ by less are equal in the tests against chance."""
+WHOLE, BLANK, ALONE, HIDDEN = "whole", "blank", "alone", "hidden"
+FILL_IMAGES = 48
+"""Images whose fields give the fill colour."""
+DEGRADED_VARIANTS = tuple(f"{name}/{grade}" for name in DEGRADATIONS for grade in range(1, GRADES + 1))
+REGION_VARIANTS = (BLANK, *(f"{how}/{region}" for how in (ALONE, HIDDEN) for region in REGIONS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,8 @@ class StressOptions:
     Attributes:
         class_name: Short name of the class of interest; None for the bundle's own.
         group: Regular expression that finds the patient in a path; None: the manifest's groups, or none.
+        names: The bundle's class for each class of the images that has another name; "" to leave its images out.
+        root: Folder that the paths of a manifest are relative to; None: the manifest's own.
         limit: Most images, chosen evenly from the classes and from as many patients as possible.
         margin: Loss of accuracy that counts, in (0, 1).
         seed: Seed of the degradations and of the permutations.
@@ -69,6 +80,8 @@ class StressOptions:
 
     class_name: str | None = None
     group: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
     limit: int = 500
     margin: float = 0.05
     seed: int = 0
@@ -83,7 +96,7 @@ def stress(folder: Path, source: Path | None, output: Path | None, options: Stre
 
     Args:
         folder: Folder of a bundle or an export.
-        source: Folder of class folders, or a manifest beside its images; None for the test images of the bundle's run.
+        source: Class folders, or a manifest; None for the test images of the bundle's run.
         output: Folder to write to; None for `stress` in the bundle's run, which needs its test images.
         options: The options.
 
@@ -91,6 +104,8 @@ def stress(folder: Path, source: Path | None, output: Path | None, options: Stre
         PylorusError: If the bundle, an image set or an option is invalid.
     """
     _check_options(options)
+    if source is None and (options.names or options.root or options.group):
+        raise PylorusError("--map, --root and --group are for images that you name: pylorus stress BUNDLE IMAGES …")
     if output is None and source is not None:
         raise PylorusError("--output: expected a folder for the result, such as --output stress.")
     bundle = load_model(folder, options.device, network=options.network, trust=options.trust)
@@ -99,10 +114,12 @@ def stress(folder: Path, source: Path | None, output: Path | None, options: Stre
     if source is None:
         images = _find_test_images(folder, bundle.description)
     else:
-        images, unused = find_labelled_images(source, bundle.description, group=options.group)
-    target = folder.absolute().parent / FOLDER if output is None else output
-    if not (target / RECORD).is_file():
-        check_new_folder(target, hint="A folder with an earlier stress test is accepted, too.")
+        images, unused = _find_given_images(source, bundle.description, options)
+    target = folder.absolute().parent / STRESS_FOLDER if output is None else output
+    outside = [folder] if source is None else [folder, source]
+    check_new_folder(
+        target, hint="A folder with an earlier stress test is accepted, too.", own=(STRESS_RECORD,), outside=outside
+    )
     chosen = select_images(images, options.limit)
     if len(chosen) < len(images):
         unused.append(
@@ -142,55 +159,22 @@ def _resolve_class(description: Description, class_name: str | None) -> str:
 # --- images ---
 
 
-def find_labelled_images(source: Path, description: Description, *, group: str | None) -> tuple[TrialImages, list[str]]:
-    """Find images whose class is known, and say which are left out.
-
-    Args:
-        source: Folder with class folders, or a manifest beside its images.
-        description: The bundle's description.
-        group: Regular expression that finds the patient in a path; None: the manifest's groups, or none.
-
-    Raises:
-        PylorusError: If it holds no image of one of the bundle's classes, or no patient is found in a path.
-    """
-    if source.is_file():
-        listed = list_manifest_files(source, source.parent, group=group)
-    elif source.is_dir():
-        listed = list_folder_files(source, group=group)
-    else:
-        raise PylorusError(f"{source}: found no such folder or manifest.")
-    label_of_name = {
-        normalize_name(name): label
-        for names in (description.classes, description.short_names)
-        for label, name in enumerate(names)
-    }
-    labels = [label_of_name.get(normalize_name(str(name)), -1) for name in listed.table["class"]]
-    known = np.flatnonzero(np.array(labels) >= 0)
-    if not len(known):
-        found = join_names([str(name) for name in sorted(set(listed.table["class"]))], most=6)
-        raise PylorusError(
-            f"{source}: found the classes {found}, expected those of the bundle: {', '.join(description.classes)}."
-        )
-    unused = []
-    if len(known) < len(labels):
-        others = Counter(str(name) for name, label in zip(listed.table["class"], labels, strict=True) if label < 0)
-        named = join_names([f"{name} ({count:,})" for name, count in sorted(others.items())], most=6)
-        unused.append(f"Left out, since the bundle has no such class: {named}.")
-    absent = [name for label, name in enumerate(description.short_names) if label not in labels]
+def _find_given_images(source: Path, description: Description, options: StressOptions) -> tuple[TrialImages, list[str]]:
+    """Find the labelled images that the user named, and say what is to be known about them."""
+    files = find_labelled_files(source, description, root=options.root, group=options.group, names=options.names)
+    unused = [
+        f"{format_count(count, 'image')} of class {name} left out (--map)." for name, count in files.left_out.items()
+    ]
+    labels = files.table["class"].map({name: label for label, name in enumerate(description.classes)})
+    absent = [name for label, name in enumerate(description.short_names) if not (labels == label).any()]
     if absent:
         unused.append(f"There are no images of {join_names(absent)}.")
-    rows = listed.table.iloc[known]
-    if listed.grouped and (rows["group"] == "").any():
-        path = format_path(rows["path"][rows["group"] == ""].iloc[0])
-        raise PylorusError(f"--group: the pattern {group!r} finds no patient in {path}.")
-    if not listed.grouped:
+    if not files.grouped:
         unused.append("No patients are known (--group), so each image counts as one and intervals may be too narrow.")
-    root = source.parent if source.is_file() else source
-    groups = rows["group"] if listed.grouped else rows["path"]
     images = TrialImages(
-        tuple(root / path for path in rows["path"]),
-        np.array(labels, dtype=np.int64)[known],
-        np.array([str(format_path(Path(name))) for name in groups], dtype=np.str_),
+        tuple(files.root / path for path in files.table["path"]),
+        np.asarray(labels, dtype=np.int64),
+        np.array([format_path(name) for name in files.table["group"]], dtype=np.str_),
         "images that you gave",
     )
     return images, unused
@@ -225,6 +209,149 @@ def select_images(images: TrialImages, limit: int) -> TrialImages:
         position[label] += 1
     rows = sorted(row for _, _, row in sorted(ranked)[:limit])
     return images.select_files(np.array(rows, dtype=np.int64))
+
+
+# --- variants ---
+# Each image is decoded once. All its variants are one batch, so that variants that do not differ give the same numbers
+# to the last bit, whatever the other images are.
+
+
+@dataclass(frozen=True, eq=False)
+class VariantOutputs:
+    """What the network says about n images in several variants.
+
+    Attributes:
+        variants: Names of the variants: whole, KIND/GRADE, blank (the field's shape only), alone/REGION,
+            hidden/REGION.
+        logits: float64 of shape (variants, n, classes).
+        unlikeness: float64 of shape (variants, n).
+        has_border: Whether a border surrounds the field of view, of shape (n,).
+        has_overlays: Whether text or plates were detected, of shape (n,).
+        rows: Which of the images could be read, indices of shape (n,).
+        problems: Why each other image could not be read.
+    """
+
+    variants: tuple[str, ...]
+    logits: NDArray[np.float64]
+    unlikeness: NDArray[np.float64]
+    has_border: NDArray[np.bool_]
+    has_overlays: NDArray[np.bool_]
+    rows: NDArray[np.int64]
+    problems: tuple[str, ...] = ()
+
+    def get_logits(self, variant: str) -> NDArray[np.float64]:
+        """Return the logits of a variant, of shape (n, classes)."""
+        return np.asarray(self.logits[self.variants.index(variant)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """The variants of an image as the network's input, uint8 of shape (variants, size, size, 3)."""
+
+    images: NDArray[np.uint8]
+    has_border: bool
+    has_overlays: bool
+
+
+def compute_variants(
+    sources: Sequence[Path | RGB],
+    form: InputFormat,
+    run_network: Callable[[NDArray[np.uint8]], NetworkOutput],
+    variants: Sequence[str],
+    *,
+    seed: int = 0,
+    batch: int = 32,
+    progress: bool = True,
+) -> VariantOutputs:
+    """Run the network on all variants of images.
+
+    Args:
+        sources: Files; or decoded images, uint8 RGB of shape (height, width, 3).
+        form: How an image is prepared for the network.
+        run_network: Function of uint8 RGB images of shape (n, size, size, 3), such as `InferenceModel.run_network`.
+        variants: Names of variants; see `VariantOutputs`.
+        seed: Seed of the degradations.
+        batch: Batch size of the network, in images.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        PylorusError: If no image can be read.
+    """
+    cv2.setNumThreads(0)
+    fill = _compute_fill(sources, form)
+
+    def prepare(source: Path | RGB) -> _Prepared | str:
+        try:
+            image = read_image(source, policy=form.policy) if isinstance(source, Path) else source
+        except UnreadableImageError as error:
+            return str(error)
+        return _prepare_variants(image, form, fill, variants, seed)
+
+    logits, unlikeness, flags, rows, problems = [], [], [], [], []
+    in_threads = bool(sources) and not isinstance(sources[0], Path)
+    results: Any = map_items(prepare, sources, in_threads=in_threads, name=lambda source: str(source)[:200])
+    bar = open_progress_bar("stressing images", len(sources), shown=progress)
+    with bar, closing(results):
+        for row, prepared in enumerate(results):
+            bar.update(1)
+            if isinstance(prepared, str):
+                problems.append(prepared)
+                continue
+            outputs = [run_network(part) for part in _split_into_batches(prepared.images, batch)]
+            logits.append(torch.cat([each.logits for each in outputs]).double().numpy())
+            unlikeness.append(torch.cat([each.unlikeness for each in outputs]).double().numpy())
+            flags.append((prepared.has_border, prepared.has_overlays))
+            rows.append(row)
+    if not rows:
+        raise PylorusError(f"None of the {format_count(len(sources), 'image')} can be read: {problems[0]}")
+    border, overlays = np.array(flags, dtype=bool).T
+    return VariantOutputs(
+        tuple(variants),
+        np.stack(logits, axis=1),
+        np.stack(unlikeness, axis=1),
+        border,
+        overlays,
+        np.array(rows, dtype=np.int64),
+        tuple(problems),
+    )
+
+
+def _split_into_batches(images: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+def _compute_fill(sources: Sequence[Path | RGB], form: InputFormat) -> NDArray[np.uint8]:
+    """Compute the mean colour inside the fields of view of some images, the same for all of them."""
+    colours = []
+    for index in np.unique(np.linspace(0, len(sources) - 1, min(FILL_IMAGES, len(sources))).astype(int)):
+        source = sources[index]
+        try:
+            image = read_image(source, policy=form.policy) if isinstance(source, Path) else source
+        except UnreadableImageError:
+            continue
+        colours.append(image[draw_field_mask(find_field(image), image.shape)].mean(axis=0))
+    return np.asarray(np.rint(np.mean(colours, axis=0) if colours else np.full(3, 128)), dtype=np.uint8)
+
+
+def _prepare_variants(
+    image: RGB, form: InputFormat, fill: NDArray[np.uint8], variants: Sequence[str], seed: int
+) -> _Prepared:
+    field, content = find_field(image), compute_content_hash(image)
+    surroundings = find_surroundings(image, field)
+
+    def build_variant(variant: str) -> RGB:
+        name, _, detail = variant.partition("/")
+        if name == WHOLE:
+            return image
+        if name in (ALONE, BLANK):
+            return isolate_region(image, surroundings, detail or None, fill)
+        if name == HIDDEN:
+            return hide_region(image, surroundings, detail)
+        return degrade_image(image, name, int(detail), seed=seed, field=field, content=content)
+
+    images = np.stack([form.prepare_image(build_variant(variant), field=field) for variant in variants])
+    return _Prepared(images, surroundings.has_border, bool(surroundings.overlays))
 
 
 # --- evaluation ---
@@ -267,9 +394,7 @@ def _evaluate(
         baseline=grades[0],
         grades=tuple(grades[1:]),
         regions=tuple(
-            evaluate_regions(
-                outputs, images.labels, groups, temperature=description.calibration.temperature, seed=options.seed
-            )
+            evaluate_regions(outputs, images.labels, groups, calibrate=bundle.calibrate_logits, seed=options.seed)
         ),
         prepared=f"The bundle {join_names(prepared)} before the network sees an image, here too." if prepared else "",
     )
@@ -339,7 +464,7 @@ def evaluate_regions(
     true: NDArray[np.int64],
     groups: NDArray[np.generic] | None,
     *,
-    temperature: float = 1.0,
+    calibrate: Callable[[NDArray[np.float64]], NDArray[np.float64]] = probabilities_of_logits,
     seed: int = 0,
 ) -> list[RegionResult]:
     """Test for each region without tissue whether it alone is better than chance, and what hiding it changes.
@@ -348,10 +473,10 @@ def evaluate_regions(
         outputs: The result of `compute_variants`, with the variants `REGION_VARIANTS`.
         true: True classes, of shape (n,).
         groups: Patient of each image, of shape (n,), or None.
-        temperature: The model's calibration.
+        calibrate: Returns the calibrated probabilities of logits, such as `InferenceModel.calibrate_logits`.
         seed: Seed of the permutations.
     """
-    whole = probabilities_of_logits(outputs.get_logits(WHOLE), temperature=temperature)
+    whole = calibrate(outputs.get_logits(WHOLE))
     results: list[RegionResult] = []
     for region in REGIONS:
         has_region = outputs.has_overlays if region == "overlays" else outputs.has_border
@@ -375,7 +500,7 @@ def evaluate_regions(
             problem = f"{format_count(test.units, 'patient')} are too few to show anything at the level {LEVEL:g}"
             results.append(RegionResult(region, images, problem))
             continue
-        hidden = probabilities_of_logits(outputs.get_logits(f"{HIDDEN}/{region}")[rows], temperature=temperature)
+        hidden = calibrate(outputs.get_logits(f"{HIDDEN}/{region}")[rows])
         before, after = whole[rows].argmax(axis=1), hidden.argmax(axis=1)
         change = difference_of_paired(after == true[rows], before == true[rows], part)
         results.append(

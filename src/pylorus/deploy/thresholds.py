@@ -35,11 +35,12 @@ from pylorus.evaluation.decisions import (
     prediction_sets,
     threshold_at_sensitivity,
 )
-from pylorus.evaluation.discrimination import auroc
+from pylorus.evaluation.discrimination import ranking_of_predictions
 from pylorus.evaluation.drift import build_rate_reference, build_score_reference
 from pylorus.evaluation.index_intervals import (
     clustered_wilson,
     estimate_class_metric,
+    indices_of_predictions,
     proportions_of_predictions,
     wilson,
 )
@@ -342,7 +343,8 @@ def compute_classification_metrics(test: Predictions) -> ClassificationMetrics:
     """Compute the model's performance on some images, without abstentions."""
     groups = test.clusters
     proportions = proportions_of_predictions(test.true, test.predicted, groups, classes=test.classes)
-    areas = [auroc(test.true == label, test.probabilities[:, label], groups) for label in range(test.classes)]
+    indices = indices_of_predictions(test.true, test.predicted, groups, classes=test.classes)
+    ranking = ranking_of_predictions(test.true, test.probabilities, groups)
 
     def convert_by_class(values: tuple[Estimate, ...]) -> dict[str, IntervalEstimate]:
         return {name: convert_estimate(value) for name, value in zip(test.class_names, values, strict=True)}
@@ -354,7 +356,9 @@ def compute_classification_metrics(test: Predictions) -> ClassificationMetrics:
         sensitivity=convert_by_class(proportions.sensitivity),
         specificity=convert_by_class(proportions.specificity),
         precision=convert_by_class(proportions.precision),
-        auroc=convert_by_class(tuple(areas)),
+        auroc=convert_by_class(ranking.auroc),
+        balanced_accuracy=convert_estimate(indices.balanced_accuracy),
+        macro_auroc=convert_estimate(ranking.macro_auroc),
     )
 
 

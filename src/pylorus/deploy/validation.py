@@ -1,13 +1,24 @@
-"""Evaluate predictions of images whose class is known: the indices of a run's report, on images from elsewhere."""
+"""Evaluate predictions of images whose class is known: the indices of a run's report, on images from elsewhere.
 
+Each evaluation of a bundle by `pylorus validate` leaves a line beside it: see `record_look`.
+"""
+
+import errno
+import hashlib
+import json
+import os
 import textwrap
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pylorus import __version__
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import DASH, format_count, format_number, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
@@ -28,6 +39,7 @@ from pylorus.evaluation.discrimination import ranking_of_predictions
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
 from pylorus.evaluation.populations import calibration_in_the_large, predictive_values
 from pylorus.evaluation.predictions import Predictions
+from pylorus.runs.reading import HASH_DIGITS, compute_image_set_hash
 
 
 def evaluate_predictions(
@@ -282,3 +294,97 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         f"of these, correct {format_estimate(evaluation['accuracy_answered'])}"
     )
     return lines
+
+
+# --- looks ---
+
+LOOKS_SUFFIX = ".looks.jsonl"
+"""Beside a bundle: a line for each validation of it."""
+IMAGES_OF_LOOK = "hashes of images"
+"""Key of such a line: keyed hashes of the images, in the first line of each set."""
+
+
+def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: int | None) -> dict[str, object]:
+    """Record beside a bundle that it was evaluated on a set, and count how often it was, and on how many of its images.
+
+    The line holds neither names nor images: hashes, counts, the time and the version. The hash of an image is keyed by
+    the bundle, so that it can't be looked up elsewhere; it is written once for each set.
+
+    Args:
+        folder: Folder of the bundle.
+        digests: SHA-256 of each image.
+        bundle: Identity of the bundle.
+        patients: Number of patients; None if they are not known.
+
+    Returns:
+        How often the bundle was evaluated on this set and on any set, this time included; on how many of these images
+        it was evaluated before, in how many earlier looks, and when the first and the last was; the number of earlier
+        looks that recorded no images; and where that is recorded, "" if it could not be written.
+    """
+    bundle_folder = folder.resolve()  # "." and a link are the bundle that they lead to
+    path = bundle_folder.with_name(f"{bundle_folder.name}{LOOKS_SUFFIX}")
+    set_hash = compute_image_set_hash(set(digests))
+    hashes = [hashlib.sha256(f"{bundle} {each}".encode()).hexdigest()[:HASH_DIGITS] for each in digests]
+    earlier = [each for each in _read_looks(path) if each.get("bundle") == bundle]
+    images_of_sets = {
+        str(each.get("image set")): set(map(str, each[IMAGES_OF_LOOK]))
+        for each in earlier
+        if isinstance(each.get(IMAGES_OF_LOOK), list)
+    }
+    look = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "bundle": bundle,
+        "image set": set_hash,
+        "images": len(digests),
+        "patients": patients,
+        "pylorus": __version__,
+        **({} if set_hash in images_of_sets else {IMAGES_OF_LOOK: sorted(set(hashes))}),
+    }
+    try:
+        _append_line(path, json.dumps(look))
+        where = str(path)
+    except OSError:
+        where = ""
+    images_of_sets[set_hash] = set(hashes)  # those of an earlier look by an older Pylorus, too
+    known = [each for each in earlier if str(each.get("image set")) in images_of_sets]
+    overlapping = [each for each in known if not images_of_sets[str(each.get("image set"))].isdisjoint(hashes)]
+    seen: set[str] = set().union(*(images_of_sets[str(each.get("image set"))] for each in overlapping))
+    return {
+        "this set": 1 + sum(each.get("image set") == set_hash for each in earlier),
+        "all sets": 1 + len(earlier),
+        "images seen": sum(each in seen for each in hashes),
+        "earlier looks": len(overlapping),
+        "seen": [overlapping[0].get("time"), overlapping[-1].get("time")] if overlapping else [],
+        "looks without images": len(earlier) - len(known),
+        "recorded in": where,
+    }
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line to a file: all of it, or nothing. An earlier line that was cut off remains a line of its own."""
+    content = line.encode() + b"\n"
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            content = content if file.read(1) == b"\n" else b"\n" + content
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def _read_looks(path: Path) -> list[dict[str, Any]]:
+    """Read the earlier looks; a line that a full disk cut off is left out."""
+    looks = []
+    with suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                content = json.loads(line)
+                if isinstance(content, dict):
+                    looks.append(content)
+    return looks

@@ -6,7 +6,7 @@ intervals, and no test pairs images.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class StoredModel:
         images: Number of development test images.
         groups: Number of their patients; 0 if they were not known.
         is_optimistic: Whether the development validated on its test images.
+        recalibration: How the bundle was recalibrated, as a sentence; empty if it was not.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class StoredModel:
     images: int
     groups: int
     is_optimistic: bool
+    recalibration: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def compare_with_development(model: StoredModel, evaluation: Mapping[str, Any]) 
     figures = []
     for name, development, external, is_share in _iter_common_figures(model, evaluation):
         difference = difference_of_independent(external, development)
+        if not difference.defined:
+            difference = replace(difference, reason=development.reason or external.reason)
         figures.append((name, development, external, difference, _compute_p_value(difference), is_share))
     defined = [index for index, figure in enumerate(figures) if not math.isnan(figure[4])]
     corrected = np.full(len(figures), math.nan)
@@ -141,7 +145,9 @@ def _iter_common_figures(
 ) -> Iterator[tuple[str, Estimate, Estimate, bool]]:
     """Yield the figures that both the bundle and the evaluation have, in the order of the table."""
     stored = model.development
-    yield "accuracy", *_read_pair(stored["accuracy"], evaluation["accuracy"]), True
+    for key, label in {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}.items():
+        yield label, *_read_pair(stored[key], evaluation[key]), True
+    yield "macro AUROC", *_read_pair(stored["macro_auroc"], evaluation["macro_auroc"]), False
     labels = {
         "sensitivity": "sensitivity for",
         "specificity": "specificity for",
@@ -170,7 +176,7 @@ def _read_pair(development: Any, external: Mapping[str, float | None]) -> tuple[
 
 def _read_estimate(values: Mapping[str, float | None] | None) -> Estimate:
     if values is None:
-        return Estimate(math.nan, math.nan, math.nan, reason="the bundle does not hold it")
+        return Estimate(math.nan, math.nan, math.nan, reason="this bundle, of an older Pylorus, does not hold it")
     numbers = (math.nan if (number := values[key]) is None else number for key in ("value", "low", "high"))
     return Estimate(*numbers)
 
@@ -179,7 +185,9 @@ def build_comparison_row(figure: ComparedFigure) -> Row:
     """Build a row of the table of both sets: the figure on each, the difference and its corrected p."""
     convert = convert_to_percent_cell if figure.is_share else convert_to_number_cell
     cells = [convert(each) for each in (figure.development, figure.external, figure.difference)]
-    return Row((figure.name, *cells, convert_to_p_value_cell(figure.corrected)))
+    return Row(
+        (figure.name, *cells, replace(convert_to_p_value_cell(figure.corrected), reason=figure.difference.reason))
+    )
 
 
 def build_class_calibration_table(model: StoredModel, evaluation: Mapping[str, Any], *, basis: str) -> Table:

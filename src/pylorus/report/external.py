@@ -50,7 +50,7 @@ from pylorus.report.page import (
     build_test_figure_section,
     write_page,
 )
-from pylorus.report.record_sections import build_method_section, build_mistake_section
+from pylorus.report.record_sections import build_method_section, build_mistake_section, present_stress_records
 from pylorus.report.results import (
     CONFIDENCE,
     IMAGES,
@@ -97,6 +97,8 @@ class ExternalSet:
         prevalence: Stated proportion of the class of interest; None if none was.
         copies: Copies of development images among them: how many images were `compared`, the number of `copies` and a
             `summary` in words.
+        splits: Number of images in each split that their folders or their manifest state; empty if they state none.
+        stress: What `pylorus stress` found with the model, by where its page is.
     """
 
     test: SavedPredictions
@@ -109,6 +111,8 @@ class ExternalSet:
     left_out: Mapping[str, int]
     prevalence: float | None
     copies: Mapping[str, Any]
+    splits: Mapping[str, int]
+    stress: Mapping[str, Mapping[str, Any]]
 
 
 def write_external_report(
@@ -147,6 +151,7 @@ def write_external_report(
         build_index_section(evidence),
         build_subgroup_section(evidence),
         build_decision_section(evidence),
+        present_stress_records(external.stress),
         build_test_figure_section(evidence),
         _build_mistake_section(evidence),
         build_method_section(evidence),
@@ -347,43 +352,85 @@ def _build_summary(
             answered=f"It answers {format_percent_with_unit(answered)} of the external images; "
             f"{format_percent_with_unit(unlike)} are unlike its training images.",
         )
+    copies = [f"{external.copies['summary']} validation.json lists them."] if external.copies["copies"] else []
     return Summary(
         title=f"External validation of {evidence.runs[0].label}",
         subtitle=f"Evaluated {time.strftime('%Y-%m-%d')}. The test images of the tables are the external images.",
         marks=(),
         headline=headline,
         findings=tuple(format_comparison(comparison)),
-        warnings=tuple(_collect_warnings(model, external, evaluation)),
+        warnings=(*copies, *collect_warnings(model, external, evaluation, looks)),
         facts=tuple(_build_facts(external, looks)),
     )
 
 
-def _collect_warnings(model: StoredModel, external: ExternalSet, evaluation: Mapping[str, Any]) -> Iterator[str]:
-    if external.copies["copies"]:
-        yield f"{external.copies['summary']} validation.json lists them."
+def collect_warnings(
+    model: StoredModel, external: ExternalSet, evaluation: Mapping[str, Any], looks: Mapping[str, Any]
+) -> list[str]:
+    """Return what a reader must know before the figures, but for copies of development images, as sentences."""
+    sentences = format_looks(looks, external.test.images)
+    if external.splits:
+        parts = join_names([f"{count:,} {split}" for split, count in external.splits.items()])
+        sentences.append(
+            f"The images are divided into splits ({parts}): all of them were evaluated. To evaluate one split, name "
+            "its folder, or a manifest of its rows."
+        )
     counts = np.bincount(external.test.predictions.true, minlength=len(model.short_names))
     missing = [name for name, count in zip(model.short_names, counts, strict=True) if not count]
     if missing:
-        yield f"No external image is of {join_names(missing, last='or')}: what depends on it is not estimated."
+        sentences.append(
+            f"No external image is of {join_names(missing, last='or')}: what depends on it is not estimated."
+        )
     if not external.grouped:
-        yield (
+        sentences.append(
             "Patients are not known (--group, or a column `group`): each image counts as a patient, and intervals may "
             "be too narrow."
         )
     for name, count in external.left_out.items():
-        yield f"{format_count(count, 'image')} of class {name} left out (--map)."
+        sentences.append(f"{format_count(count, 'image')} of class {name} left out (--map).")
     if external.unreadable:
-        yield f"{format_count(external.unreadable, 'file')} could not be read; quarantine.csv lists them."
+        sentences.append(f"{format_count(external.unreadable, 'file')} could not be read; quarantine.csv lists them.")
     if external.unpredicted:
-        yield f"{format_count(external.unpredicted, 'image')} without a finite output of the network."
+        sentences.append(f"{format_count(external.unpredicted, 'image')} without a finite output of the network.")
     unlike = evaluation["unlike_images"]
     if unlike["foreign"]:
         shares = (unlike["unlike"] / unlike["images"], unlike["promised"])
         share, promised = map(format_percent_with_unit, shares)
-        yield (
+        sentences.append(
             f"The images are foreign to the model: {share} are unlike its training images, where at most {promised} of "
             f"images like those are expected ({format_p_value(unlike['p'])})."
         )
+    sentences += [model.recalibration] if model.recalibration else []
+    return sentences + [str(each["findings"][0]) for each in external.stress.values() if each.get("shortcuts")]
+
+
+def format_looks(looks: Mapping[str, Any], images: int) -> list[str]:
+    """Say how many of the images this model was evaluated on before.
+
+    Args:
+        looks: How often the model was evaluated, as `pylorus.deploy.external.record_look` returns it.
+        images: Number of images.
+    """
+    sentences = []
+    if looks["images seen"]:
+        earlier = format_count(looks["earlier looks"], "earlier validation")
+        span = " to ".join(dict.fromkeys(str(time)[:10] for time in looks["seen"]))
+        sentences.append(
+            f"This model was evaluated on {looks['images seen']:,} of these {format_count(images, 'image')} before, in "
+            f"{earlier} ({span}): the more often, the less the figures say about new patients."
+        )
+    if not looks["recorded in"]:
+        sentences.append(
+            "This evaluation could not be recorded beside the bundle, whose folder can't be written to: later reports "
+            "will not count it."
+        )
+    if looks["looks without images"]:
+        count = format_count(looks["looks without images"], "earlier validation")
+        sentences.append(
+            f"{count} of this model by an older Pylorus did not record which images: whether these are among them is "
+            "not known."
+        )
+    return sentences
 
 
 def _build_facts(external: ExternalSet, looks: Mapping[str, Any]) -> Iterator[KeyFigure]:
@@ -393,5 +440,5 @@ def _build_facts(external: ExternalSet, looks: Mapping[str, Any]) -> Iterator[Ke
     compared, copies, summary = (external.copies[key] for key in ("compared", "copies", "summary"))
     detail = f"of {compared:,} compared with the fingerprints in the model" if compared else summary
     yield KeyFigure("Copies of development images", f"{copies:,}" if compared else DASH, detail)
-    where = "this one included" if looks["recorded in"] else "this one could not be recorded beside the bundle"
-    yield KeyFigure("Evaluations of this set", str(looks["this set"]), f"{where}; {looks['all sets']} of any set")
+    detail = f"this one included; {looks['all sets']} of any set"
+    yield KeyFigure("Evaluations of this set", str(looks["this set"]), detail)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pylorus.core.formatting import format_count
@@ -33,11 +34,15 @@ from pylorus.report.run_tables import (
     format_command_lines,
     format_split_sentences,
 )
-from pylorus.report.stress_text import FOLDER, RECORD, SUMS
 from pylorus.report.subgroup_columns import get_subgroup_columns
 from pylorus.report.table import Column, Row, Table, create_text_columns
 from pylorus.runs.folder import read_shipped
 from pylorus.runs.reading import SavedRun
+
+STRESS_FOLDER, STRESS_RECORD = "stress", "stress.json"
+"""The folder of a stress test in a run or a validation, and its record."""
+SUMS = "SHA256SUMS"
+"""A bundle's list of file hashes, and the key of a record that holds the SHA-256 of that list."""
 
 METHODS = (
     "This report was computed from the predictions, training curves and records that the runs saved.",
@@ -307,20 +312,45 @@ def build_finding_table(run: SavedRun, *, number: int) -> Table:
     )
 
 
-def build_stress_section(evidence: Evidence) -> Section:
-    """Build the section of what `pylorus stress` found with a run's own bundle, in the short report if a shortcut."""
-    sentences: list[str] = []
-    has_shortcut = False
-    for run in evidence.runs:
-        record: Any = read_json(run.folder / FOLDER / RECORD)
+def read_stress_record(folder: Path, identity: str) -> Mapping[str, Any] | None:
+    """Read what `pylorus stress` found; None if there is nothing, or it is of another bundle.
+
+    Args:
+        folder: Folder of the stress test.
+        identity: SHA-256 of the bundle's list of file hashes.
+    """
+    record: Any = read_json(folder / STRESS_RECORD)
+    return record if isinstance(record, dict) and record.get(SUMS) == identity else None
+
+
+def find_stress_records(runs: Sequence[SavedRun]) -> dict[str, Mapping[str, Any]]:
+    """Return what `pylorus stress` found with the runs' own bundles, by the run and folder."""
+    records = {}
+    for run in runs:
         sums = run.folder / "model" / SUMS
-        if not isinstance(record, dict) or not sums.is_file():
-            continue
-        if record.get(SUMS) != hashlib.sha256(sums.read_bytes()).hexdigest():
-            continue
-        has_shortcut |= bool(record.get("shortcuts"))
-        label = f"{run.label}: " if len(evidence.runs) > 1 else ""
-        sentences.append(f"{label}{format_count(int(record['images']), 'image')}, {record['source']}.")
-        sentences += [*map(str, record["findings"]), f"Figures and tables: {FOLDER}/ in the run."]
+        if sums.is_file():
+            identity = hashlib.sha256(sums.read_bytes()).hexdigest()
+            record = read_stress_record(run.folder / STRESS_FOLDER, identity)
+            if record is not None:
+                records[f"{run.label}, {STRESS_FOLDER}/ in the run"] = record
+    return records
+
+
+def present_stress_records(records: Mapping[str, Mapping[str, Any]]) -> Section:
+    """Build the section of what stress tests found, in the short report if that is a shortcut.
+
+    Args:
+        records: Their records, by where their figures and tables are.
+    """
+    sentences: list[str] = []
+    for place, record in records.items():
+        sentences.append(f"{format_count(int(record['images']), 'image')}, {record['source']} ({place}).")
+        sentences += map(str, record["findings"])
     items = (Sentences(tuple(sentences)),) if sentences else ()
+    has_shortcut = any(record.get("shortcuts") for record in records.values())
     return Section("stress", "Degraded images and shortcuts", items, is_appendix=not has_shortcut)
+
+
+def build_stress_section(evidence: Evidence) -> Section:
+    """Build the section of what `pylorus stress` found with the bundles of the runs."""
+    return present_stress_records(find_stress_records(evidence.runs))

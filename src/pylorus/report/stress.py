@@ -3,16 +3,20 @@
 `pylorus stress` measures and writes the page; a run's own report shows the sentences if they are of its own bundle.
 """
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from matplotlib.lines import Line2D
 
-from pylorus.core.formatting import format_percent
+from pylorus.core.formatting import format_count, format_number, format_p_value, format_percent, join_names
 from pylorus.core.io import write_json
 from pylorus.data.degradation import DEGRADATIONS, GRADES, REGIONS, degrade_image
 from pylorus.data.synthetic import generate_frame
+from pylorus.evaluation.intervals import Estimate
+from pylorus.evaluation.stress import LEVEL, MIN_CHANGE, GradeResult, RegionResult, StressResult
 from pylorus.report.figure_style import (
     Drawing,
     add_legend_above,
@@ -23,16 +27,7 @@ from pylorus.report.figure_style import (
 from pylorus.report.headline import KeyFigure
 from pylorus.report.mistakes import Item, Section, Sentences
 from pylorus.report.page import write_page
-from pylorus.report.stress_text import (
-    LEVEL,
-    MIN_CHANGE,
-    RECORD,
-    SUMS,
-    StressResult,
-    build_degradation_sentences,
-    build_findings,
-    build_region_sentences,
-)
+from pylorus.report.record_sections import STRESS_RECORD, SUMS
 from pylorus.report.summary import Summary
 from pylorus.report.table import (
     Cell,
@@ -44,6 +39,173 @@ from pylorus.report.table import (
     create_rows,
     create_text_columns,
 )
+
+# --- sentences ---
+
+
+def _format_points(change: Estimate) -> str:
+    value, low, high = (format_number(100 * end, 1, signed=True) for end in (change.value, change.low, change.high))
+    return f"{value} points, {low} to {high}"
+
+
+def find_first_loss(grades: Sequence[GradeResult], margin: float) -> GradeResult | None:
+    """Return the first grade from which on all grades are shown to cost more accuracy than the margin; None if none."""
+    first = None
+    for result in reversed(grades):
+        if not result.accuracy_change.high < -margin:
+            break
+        first = result
+    return first
+
+
+def format_loss_sentence(grades: Sequence[GradeResult], first: GradeResult, margin: float) -> str:
+    """State from which grade on a kind of degradation costs accuracy, and whether abstention catches it."""
+    kind = DEGRADATIONS[first.name]
+    begin = f"from grade {first.grade} on" if first.grade < len(grades) else f"at grade {first.grade}"
+    return (
+        f"{kind.title}: {begin} ({kind.describe_grade(first.grade)}) accuracy is shown to fall by more "
+        f"than {format_percent(margin, digits=None)} points ({_format_points(first.accuracy_change)}). "
+        f"{_format_caught(first)}"
+    )
+
+
+def _format_caught(result: GradeResult) -> str:
+    if not result.newly_wrong:
+        return ""
+    fraction = result.caught / result.newly_wrong
+    word = "catches" if fraction >= 0.9 else "catches most of" if fraction > 0.5 else "does not catch"
+    return (
+        f"Abstention {word} this: the model abstains on {result.caught} of the "
+        f"{format_count(result.newly_wrong, 'image')} that it classified correctly before and no longer does."
+    )
+
+
+def build_degradation_sentences(result: StressResult) -> list[str]:
+    """State for each kind of degradation what it costs: the losses that are shown, then the others together."""
+    losses, safe, doubtful = [], [], []
+    for name, kind in DEGRADATIONS.items():
+        grades = result.get_grades(name)
+        first = find_first_loss(grades, result.margin)
+        if first is not None:
+            losses.append(format_loss_sentence(grades, first, result.margin))
+        elif min(each.accuracy_change.low for each in grades) > -result.margin:
+            safe.append(kind.label)
+        else:
+            doubtful.append(kind.label)
+    points = f"{format_percent(result.margin, digits=None)} points"
+    if safe:
+        losses.append(f"At all grades the loss of accuracy is shown to be less than {points}: {join_names(safe)}.")
+    if doubtful:
+        losses.append(
+            f"Not shown to cost more than {points} of accuracy at all higher grades, but not ruled out by these "
+            f"images: {join_names(doubtful)}."
+        )
+    return losses
+
+
+def _name_region(region: str) -> str:
+    return {"border": "the frame's border", "overlays": "text and plates"}.get(region, f"the corner at the {region}")
+
+
+def format_region_sentence(result: RegionResult, names: Sequence[str]) -> str:
+    """State what a region tells the network, with the figures on which that rests.
+
+    Args:
+        result: A region that alone is better than chance.
+        names: Short names of the classes.
+    """
+    assert result.test is not None
+    assert result.accuracy_change is not None
+    name, test = _name_region(result.region), result.test
+    reverse = "" if test.area > 0.5 else "; below 0.5, as without tissue it answers the opposite"
+    figures = f"AUROC {format_number(test.area, 3)} for {names[test.label]}, {format_p_value(result.corrected_p)}"
+    figures += reverse
+    shift = f"the probabilities by {format_number(100 * result.shift, 1)} points on average"
+    if not result.is_shortcut:
+        return f"The network tells the class by {name} alone ({figures}), but hiding it changes {shift}: hardly used."
+    return (
+        f"The network tells the class by {name} alone ({figures}). Hiding it changes {shift}, the most probable class "
+        f"of {format_percent(result.changed)} % of the images, and accuracy by "
+        f"{_format_points(result.accuracy_change)}."
+    )
+
+
+def build_region_sentences(result: StressResult) -> list[str]:
+    """State for each region without tissue what it tells the network: findings first, the others together."""
+    better = [each for each in result.regions if each.test is not None and each.corrected_p <= LEVEL]
+    better.sort(key=lambda each: not each.is_shortcut)
+    sentences = [format_region_sentence(each, list(result.counts)) for each in better]
+    chance = [each for each in result.regions if each.test is not None and each not in better]
+    if chance:
+        limit = max(each.test.limit for each in chance if each.test is not None)
+        sentences.append(
+            f"Not shown to be better than chance: {join_names([_name_region(each.region) for each in chance])}. "
+            f"An AUROC above {format_number(limit, 2)} or below {format_number(1 - limit, 2)} would have been found."
+        )
+    by_problem: dict[str, list[str]] = {}
+    for each in result.regions:
+        if each.test is None:
+            by_problem.setdefault(each.problem, []).append(_name_region(each.region))
+    sentences += [f"Not tested, since {problem}: {join_names(names)}." for problem, names in by_problem.items()]
+    return sentences
+
+
+def build_findings(result: StressResult) -> list[str]:
+    """Return the sentences at the head of the page: shortcuts first, then what degradation costs."""
+    shortcuts = [each for each in result.regions if each.is_shortcut]
+    tested = [each for each in result.regions if each.test is not None]
+    sentences = []
+    if shortcuts:
+        sentences.append(
+            "POSSIBLE SHORTCUT: the network tells the classes apart by what is not tissue. Its results may not hold "
+            "where images do not carry the same marks."
+        )
+        sentences += [format_region_sentence(each, list(result.counts)) for each in shortcuts]
+    elif tested:
+        parts = [_name_region(each.region) for each in tested if each.region in ("border", "overlays")]
+        sentences.append(
+            f"No shortcut was found outside the tissue ({join_names(parts)}): alone, it is not shown to be better than "
+            "chance, or hiding it changes next to nothing."
+        )
+    else:
+        sentences.append("No region without tissue could be tested for shortcuts; the section below says why.")
+    points = format_percent(result.margin, digits=None)
+    losses = [(kind, find_first_loss(result.get_grades(kind), result.margin)) for kind in DEGRADATIONS]
+    known = [(DEGRADATIONS[kind].label, first) for kind, first in losses if first is not None]
+    if not known:
+        kinds = [result.get_grades(kind) for kind in DEGRADATIONS]
+        open_kinds = sum(min(each.accuracy_change.low for each in grades) < -result.margin for grades in kinds)
+        sentences.append(
+            f"No kind of degradation is shown to cost more than {points} points of accuracy; these "
+            f"{format_count(result.images, 'image')} do not rule it out for {open_kinds} of {len(kinds)} kinds."
+        )
+    else:
+        parts = [f"{label} from grade {first.grade}" for label, first in known]
+        newly_wrong, caught = sum(each.newly_wrong for _, each in known), sum(each.caught for _, each in known)
+        sentences.append(
+            f"Accuracy is shown to fall by more than {points} points under {join_names(parts)}. At these grades the "
+            f"model abstains on {caught:,} of the {newly_wrong:,} images that it classified correctly before and no "
+            "longer does."
+        )
+    silent = [
+        f"{kind.label} from grade {first.grade}"
+        for kind in DEGRADATIONS.values()
+        if (first := find_first_silence(result.get_grades(kind.name))) is not None
+    ]
+    if silent:
+        sentences.append(f"It answers less than half of the images under {join_names(silent)}.")
+    return sentences
+
+
+def find_first_silence(grades: Sequence[GradeResult]) -> GradeResult | None:
+    """Return the first grade from which on the model answers less than half of the images; None if it never does."""
+    first = None
+    for result in reversed(grades):
+        if result.answered.value >= 0.5:
+            break
+        first = result
+    return first
+
 
 # --- tables and figures ---
 
@@ -243,10 +405,9 @@ METHODS = (
 
 def build_stress_sections(result: StressResult) -> tuple[Section, ...]:
     """Build the sections of the page."""
-    shortcuts: list[Item] = [
-        Sentences(tuple(build_region_sentences(result)), is_list=True),
-        build_region_table(result),
-    ]
+    shortcuts: list[Item] = [Sentences(tuple(build_region_sentences(result)), is_list=True)]
+    if any(each.test is not None for each in result.regions):
+        shortcuts.append(build_region_table(result))
     if result.prepared:
         shortcuts.insert(0, Sentences((result.prepared,)))
     sentences = tuple(build_degradation_sentences(result))
@@ -271,7 +432,7 @@ def write_stress_page(result: StressResult, output: Path) -> Path:
     threshold = "no stored threshold" if result.threshold is None else f"stored threshold {result.threshold:.3g}"
     summary = Summary(
         title=f"Stress test of {result.architecture}",
-        subtitle="",
+        subtitle=f"Tested {time.strftime('%Y-%m-%d')}. {result.basis}",
         marks=(),
         headline=None,
         findings=tuple(build_findings(result)),
@@ -286,7 +447,7 @@ def write_stress_page(result: StressResult, output: Path) -> Path:
     )
     page = write_page(output, summary, build_stress_sections(result))
     write_json(
-        output / RECORD,
+        output / STRESS_RECORD,
         {
             SUMS: result.identity,
             "images": result.images,

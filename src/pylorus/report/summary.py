@@ -12,6 +12,7 @@ from pylorus.report.captions import (
 )
 from pylorus.report.evidence import Evidence
 from pylorus.report.headline import Headline, KeyFigure, build_headline, build_image_figures
+from pylorus.report.record_sections import find_stress_records
 from pylorus.report.results import Result
 from pylorus.report.run_tables import format_split_warnings
 from pylorus.runs.folder import DAMAGED
@@ -215,6 +216,9 @@ def _collect_warnings(evidence: Evidence, headline: Headline | None) -> list[str
             name = f"Job {run.folder.name}" if run.state == DAMAGED and run.folder.name.isdigit() else run.label
             sentences.append(f"{name} {STATES.get(run.state, run.state)} (state: {run.state}): {progress}.{reason}")
     sentences += _collect_problems(evidence, headline)
+    sentences += [
+        str(each["findings"][0]) for each in find_stress_records(evidence.runs).values() if each.get("shortcuts")
+    ]
     sentences += _collect_split_warnings(evidence.runs)
     sentences += format_pool_notes(evidence.pools, evidence.configurations)
     sentences += format_evaluation_counts(evidence.evaluation_counts)

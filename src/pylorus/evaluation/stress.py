@@ -1,4 +1,6 @@
-"""Test whether the scores that a network gives to a part of its images are better than chance, with whole patients.
+"""Results of a stress test, and the test whether a part of the images without tissue tells a network the class.
+
+The test asks whether the scores that a network gives to that part are better than chance, with whole patients.
 
 The part is one that shows no tissue, such as the border of the frame. If it says nothing about the class, the classes
 of patients can be exchanged without a difference, so the test permutes them: it is exact whatever the scores are.
@@ -9,6 +11,7 @@ sees the part on an unusual background may answer the opposite of what it learne
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +19,8 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import rankdata
 
+from pylorus.core.formatting import format_count
+from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import check_labels, encode_groups
 
 PERMUTATIONS = 20_000
@@ -47,6 +52,124 @@ class ChanceTest:
     units: int
     images: int
     smallest_p: float
+
+
+LEVEL = 0.001
+"""Family-wise level at which a region counts as better than chance: one false alarm in a thousand models."""
+MIN_CHANGE = 0.01
+"""Mean change of the probabilities, in [0, 1], from which hiding a region counts as a change at all."""
+
+
+@dataclass(frozen=True)
+class GradeResult:
+    """A model on images that are degraded in one kind and grade, beside the same images as they are.
+
+    Attributes:
+        name: Name of the kind in `DEGRADATIONS`; empty for the images as they are.
+        grade: 1 to 5; 0 for the images as they are.
+        accuracy: Proportion of correctly classified images.
+        sensitivity: Of the class of interest at its stored threshold.
+        specificity: Likewise.
+        answered: Proportion of images on which the model does not abstain.
+        unlike: Proportion of images that it calls unlike the training images.
+        accuracy_change: Accuracy minus that on the images as they are, paired.
+        sensitivity_change: Likewise.
+        specificity_change: Likewise.
+        newly_wrong: Images that were classified correctly as they are and are not any more.
+        caught: Those among them on which the model abstains.
+    """
+
+    name: str
+    grade: int
+    accuracy: Estimate
+    sensitivity: Estimate
+    specificity: Estimate
+    answered: Estimate
+    unlike: Estimate
+    accuracy_change: Estimate
+    sensitivity_change: Estimate
+    specificity_change: Estimate
+    newly_wrong: int
+    caught: int
+
+
+@dataclass(frozen=True)
+class RegionResult:
+    """What a region without tissue tells the network.
+
+    Attributes:
+        region: Name in `REGIONS`.
+        images: Number of images that have it.
+        problem: Why it can't be tested, as text; empty if it was.
+        test: The network on the region alone, against chance; None if it can't be tested.
+        corrected_p: p of the test, corrected for the number of regions (Holm).
+        changed: Proportion of images whose most probable class changes if the region is hidden.
+        shift: Mean change of the probabilities if it is hidden: half of the sum over classes, in [0, 1].
+        accuracy_change: Accuracy with the region hidden minus that of the images as they are, paired.
+    """
+
+    region: str
+    images: int
+    problem: str = ""
+    test: ChanceTest | None = None
+    corrected_p: float = float("nan")
+    changed: float = float("nan")
+    shift: float = float("nan")
+    accuracy_change: Estimate | None = None
+
+    @property
+    def is_shortcut(self) -> bool:
+        """Whether the region alone is better than chance, and hiding it changes what the model says."""
+        return self.test is not None and self.corrected_p <= LEVEL and self.shift >= MIN_CHANGE
+
+
+@dataclass(frozen=True)
+class StressResult:
+    """All results of a stress test.
+
+    Attributes:
+        architecture: Name of the network.
+        identity: SHA-256 of the bundle's list of file hashes.
+        source: Where the images are from, as text.
+        images: Number of images.
+        patients: Number of patients; None if they are not known, so that each image counts as one.
+        counts: Number of images of each class.
+        unused: Sentences on images that were left out.
+        deciding: Short name of the class of interest.
+        threshold: Its stored threshold; None if it has none.
+        margin: Loss of accuracy that counts, in (0, 1).
+        seed: Seed of the degradations.
+        baseline: The images as they are.
+        grades: The degraded images.
+        regions: The regions without tissue.
+        prepared: What the bundle's preparation does to what surrounds the tissue, as a sentence; may be empty.
+    """
+
+    architecture: str
+    identity: str
+    source: str
+    images: int
+    patients: int | None
+    counts: Mapping[str, int]
+    unused: tuple[str, ...]
+    deciding: str
+    threshold: float | None
+    margin: float
+    seed: int
+    baseline: GradeResult
+    grades: tuple[GradeResult, ...]
+    regions: tuple[RegionResult, ...]
+    prepared: str = ""
+
+    @property
+    def basis(self) -> str:
+        """The images that all figures are based on."""
+        patients = "" if self.patients is None else f" of {format_count(self.patients, 'patient')}"
+        return f"{format_count(self.images, 'image')}{patients}, {self.source}."
+
+    def get_grades(self, name: str) -> list[GradeResult]:
+        """Return the results of a kind of degradation, grade by grade."""
+        return [each for each in self.grades if each.name == name]
 
 
 def chance_test(

@@ -5,7 +5,7 @@ import pytest
 
 from pylorus.evaluation import Predictions, paired_differences
 from pylorus.evaluation.comparison import difference_of_paired
-from pylorus.evaluation.shortcuts import chance_test
+from pylorus.evaluation.stress import chance_test
 
 
 def test_scores_without_information_are_rarely_called_better_than_chance():
