@@ -16,9 +16,14 @@ from sklearn.metrics import roc_auc_score
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
 from pylorus.deploy import external as external_module
+from pylorus.deploy import predict as predict_module
 from pylorus.deploy.external import ValidateOptions, validate_bundle
 from pylorus.deploy.model import load_bundle
-from pylorus.deploy.predict import PredictOptions
+from pylorus.deploy.predict import PredictOptions, predict
+from pylorus.deploy.thresholds import find_calibrated_prevalence
+from pylorus.deploy.validation import evaluate_prevalence_shift
+from pylorus.evaluation import estimate_prevalence
+from pylorus.evaluation.predictions import Predictions
 
 CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
 PATIENT = r"patient_\d+"
@@ -339,3 +344,129 @@ def test_a_folder_without_images_and_a_table_without_labels_are_refused_with_wha
     (tmp_path / "site.csv").write_text("path,label\na.jpg,GC\nb.jpg,GU\n")
     with pytest.raises(PylorusError, match=r"(?s)2 of 2 files do not exist.*Set --root to the folder"):
         validate_bundle(bundle_copy, tmp_path / "site.csv", tmp_path / "out", ValidateOptions())
+
+
+def draw_site(description, *, prevalence, images=4000, seed=1):
+    """Draw images of another prevalence whose probabilities are exactly calibrated at the training's proportions."""
+    counts = np.array(description.training.images["train"], dtype=float)
+    original, generator = counts / counts.sum(), np.random.default_rng(seed)
+    true = generator.choice(3, images, p=prevalence)
+    features = generator.normal(size=(images, 3)) + 1.5 * np.eye(3)[true]
+    joint = original * np.exp(1.5 * features)  # p(features | class) up to a factor of each image
+    sample = np.arange(images).astype(str)
+    return original, Predictions(
+        sample=sample,
+        group=sample,
+        true=true,
+        probabilities=joint / joint.sum(axis=1, keepdims=True),
+        class_names=description.short_names,
+    )
+
+
+def test_prevalence_is_estimated_without_labels_and_probabilities_corrected_to_it_are_right(loaded_bundle):
+    truth = np.array([0.05, 0.25, 0.7])
+    original, drawn = draw_site(loaded_bundle.description, prevalence=truth)
+    shift = evaluate_prevalence_shift(drawn, loaded_bundle.description, class_name="GC", prevalence=0.05)
+    for name, share in zip(drawn.class_names, truth, strict=True):
+        estimate = shift["estimated"]["classes"][name]
+        assert estimate["low"] < share < estimate["high"]
+        assert estimate["high"] - estimate["low"] < 0.05
+        corrected, uncorrected = (
+            shift["probabilities"][key]["difference"][name] for key in ("estimated", "uncorrected")
+        )
+        assert corrected["low"] < 0 < corrected["high"]
+        assert abs(corrected["value"]) < 0.01
+        if name != "GU":
+            assert not uncorrected["low"] < 0 < uncorrected["high"]
+    scores = shift["probabilities"]
+    assert (
+        scores["estimated"]["nll"]["value"] < scores["stated"]["nll"]["value"] < scores["uncorrected"]["nll"]["value"]
+    )
+    weighted = drawn.probabilities * np.array(list(shift["targets"]["estimated"].values())) / original
+    by_hand = weighted / weighted.sum(axis=1, keepdims=True)
+    assert scores["estimated"]["accuracy"]["value"] == (by_hand.argmax(axis=1) == drawn.true).mean()
+    log_loss = -np.log(by_hand[np.arange(len(by_hand)), drawn.true]).mean()
+    assert scores["estimated"]["nll"]["value"] == pytest.approx(log_loss)
+
+
+def test_a_corrected_threshold_decides_at_a_stated_prevalence_as_the_stored_one_does(loaded_bundle):
+    _, drawn = draw_site(loaded_bundle.description, prevalence=[0.1, 0.45, 0.45])
+    shift = evaluate_prevalence_shift(drawn, loaded_bundle.description, class_name="GC", prevalence=0.1)
+    decisions = {(each["probabilities"], each["kind"]): each for each in shift["decisions"]}
+    assert list(decisions) == [
+        ("uncorrected", "stored"),
+        *((key, kind) for key in ("estimated", "stated") for kind in ("stored", "corrected")),
+    ]
+    stored, corrected = decisions["uncorrected", "stored"], decisions["stated", "corrected"]
+    assert corrected["differently"] == 0
+    assert corrected["threshold"] < stored["threshold"]
+    for key in ("sensitivity", "specificity", "precision", "npv", "at_prevalence"):
+        assert corrected[key] == stored[key]
+    only_probabilities = decisions["stated", "stored"]
+    assert only_probabilities["differently"] > 0
+    assert only_probabilities["sensitivity"]["value"] < stored["sensitivity"]["value"]
+
+
+def test_corrections_start_from_where_the_probabilities_are_calibrated(loaded_bundle):
+    description = loaded_bundle.description
+    counts = np.array(description.training.images["train"])
+    shares, source = find_calibrated_prevalence(description)
+    assert shares == pytest.approx(counts / counts.sum())
+    assert source == "of the training images"
+    training = dataclasses.replace(description.training, loss="class-weighted cross-entropy")
+    shares, source = find_calibrated_prevalence(dataclasses.replace(description, training=training))
+    assert shares == pytest.approx([1 / 3] * 3)
+    assert "weighted all classes equally" in source
+
+
+def test_the_page_shows_prevalence_uncorrected_and_corrected(bundle_copy, other_site, tmp_path, capsys):
+    options = ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"}, prevalence=0.02)
+    page = validate_bundle(bundle_copy, other_site, tmp_path / "out", options).read_text().replace("\u00a0", " ")
+    assert "prevalence estimated without labels: GC" in " ".join(capsys.readouterr().out.split())
+    assert "assumes that only the frequencies of the classes differ" in page
+    assert "the bundle is not changed" in page
+    assert "Where 2 % of the images are GC, the PPV" in page
+    shift = read_record(tmp_path / "out")["evaluation"]["prevalence_shift"]
+    folder = tmp_path / "out" / "tables"
+    classes = pd.read_csv(folder / "prevalence.csv", na_values="–").set_index("class")
+    assert classes["proportion true, %"].to_numpy() == pytest.approx([100 / 3] * 3, rel=1e-5)
+    estimated = [each["value"] for each in shift["estimated"]["classes"].values()]
+    assert classes["proportion estimated without labels, %"].to_numpy() == pytest.approx(
+        100 * np.array(estimated), rel=1e-4, abs=1e-4
+    )
+    probabilities = pd.read_csv(folder / "prevalence-probabilities.csv", na_values="–")
+    assert list(probabilities["probabilities"]) == [
+        "uncorrected",
+        "corrected to the estimated prevalence",
+        "corrected to the stated prevalence",
+    ]
+    decisions = pd.read_csv(folder / "prevalence-decisions.csv", na_values="–")
+    assert len(decisions) == 5
+    validate_bundle(bundle_copy, other_site, tmp_path / "out", dataclasses.replace(options, prevalence=None))
+    assert len(pd.read_csv(folder / "prevalence-decisions.csv")) == 3
+    assert "stated" not in (folder / "prevalence.csv").read_text().splitlines()[0]
+
+
+def test_predict_estimates_the_prevalence_of_enough_unlabelled_images(
+    bundle_copy, loaded_bundle, synthetic_root, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(predict_module, "load_model", lambda *_, **__: loaded_bundle)
+    (tmp_path / "flat").mkdir()
+    paths = sorted(path for path in synthetic_root.rglob("*.*") if path.is_file())[:30]
+    for number, path in enumerate([*paths, *paths]):
+        shutil.copy(path, tmp_path / "flat" / f"{number}-{path.name}")
+    files = sorted((tmp_path / "flat").iterdir())
+    predict(bundle_copy, list(map(str, files[:49])), tmp_path / "few.csv", PredictOptions())
+    assert "prevalence" not in capsys.readouterr().out
+    predict(bundle_copy, [str(tmp_path / "flat")], tmp_path / "p.parquet", PredictOptions())
+    said = capsys.readouterr().out
+    table = pd.read_parquet(tmp_path / "p.parquet")
+    columns = [f"probability/{name}" for name in loaded_bundle.description.short_names]
+    original, _ = find_calibrated_prevalence(loaded_bundle.description)
+    expected = estimate_prevalence(table[columns].to_numpy(), original=original).prevalence
+    record = json.loads((tmp_path / "p.parquet.about.json").read_text())["prevalence"]
+    assert [each["value"] for each in record["classes"].values()] == pytest.approx([each.value for each in expected])
+    assert f"prevalence estimated without labels: GC {100 * expected[0].value:.1f} %" in said
+    assert "each image counted as a patient" in said
+    predict(bundle_copy, [str(tmp_path / "flat")], tmp_path / "q.csv", PredictOptions(group=PATIENT))
+    assert "each image counted as a patient" not in capsys.readouterr().out

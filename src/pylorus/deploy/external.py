@@ -37,7 +37,13 @@ from pylorus.deploy.fingerprints import find_development_images, format_comparis
 from pylorus.deploy.inputs import Item, ResumableTable, print_resume_hint
 from pylorus.deploy.model import Bundle, InferenceModel
 from pylorus.deploy.predict import PredictOptions, load_model, predict_remaining
-from pylorus.deploy.validation import evaluate_known_images, format_evaluation, record_look
+from pylorus.deploy.thresholds import format_estimated_prevalence
+from pylorus.deploy.validation import (
+    evaluate_known_images,
+    evaluate_prevalence_shift,
+    format_evaluation,
+    record_look,
+)
 from pylorus.deploy.verified_files import SUMS
 from pylorus.evaluation.calibration import Temperature
 from pylorus.evaluation.predictions import Predictions
@@ -164,6 +170,9 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
         class_name=deciding,
         prevalence=options.prevalence,
     )
+    record["prevalence_shift"] = evaluate_prevalence_shift(
+        external.test.predictions, description, class_name=deciding, prevalence=options.prevalence
+    )
     bundle = {"architecture": description.architecture, SUMS: model.identity}
     patients = labelled.catalog.table["group"].nunique() if labelled.catalog.grouped else None
     digests = list(labelled.catalog.table["sha256"])
@@ -186,7 +195,12 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     lines = [
         line for note in notes for line in textwrap.wrap(note, width=110, initial_indent="- ", subsequent_indent="  ")
     ]
-    print("\n".join([*format_evaluation(complete, description), "", *lines, "", *format_comparison(copies), ""]))
+    estimated = textwrap.fill(format_estimated_prevalence(record["prevalence_shift"]["estimated"]), width=110)
+    print(
+        "\n".join(
+            [*format_evaluation(complete, description), "", estimated, "", *lines, "", *format_comparison(copies), ""]
+        )
+    )
     return write_external_report(stored, external, record, looks, output, names=options.show_names)
 
 

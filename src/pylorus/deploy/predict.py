@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice, tee
 from operator import attrgetter
@@ -31,7 +31,14 @@ from pylorus.deploy.fingerprints import compare_files, format_comparison
 from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored, print_resume_hint
 from pylorus.deploy.model import Bundle, InferenceModel, load_bundle
 from pylorus.deploy.onnx import load_export
-from pylorus.deploy.thresholds import assess_unlike_images, format_unlike_images
+from pylorus.deploy.thresholds import (
+    MIN_PREVALENCE_IMAGES,
+    assess_unlike_images,
+    draw_images,
+    estimate_site_prevalence,
+    format_estimated_prevalence,
+    format_unlike_images,
+)
 from pylorus.deploy.validation import evaluate_predictions, format_evaluation
 from pylorus.deploy.verified_files import SUMS, is_export
 from pylorus.hardware import count_usable_cores, list_accelerators, set_full_precision, set_malloc_options
@@ -245,10 +252,37 @@ def _finalize_output(
             is_export=not isinstance(bundle, Bundle),
         )
     elif images > unreadable:  # with labels, the evaluation tests it, by patient
-        record["unlike_images"] = assess_unlike_images(np.concatenate(unlike), None, bundle.description.abstention)
+        tested = assess_unlike_images(np.concatenate(unlike), None, bundle.description.abstention)
+        record["unlike_images"] = tested
+        if images - unreadable >= MIN_PREVALENCE_IMAGES and not tested["foreign"]:
+            record["prevalence"] = _estimate_prevalence(parts, bundle.description, options, images - unreadable)
     table = next(parts.iter_tables())
     columns = _select_columns(table, options, is_labelled=bool(labelled), has_dates=bool(dated))
     return parts.merge_parts(record, columns=columns)
+
+
+def _estimate_prevalence(
+    parts: ResumableTable, description: Description, options: PredictOptions, readable: int
+) -> dict[str, Any]:
+    """Estimate the prevalence from the rows of readable images; of many images, only those drawn are held in memory.
+
+    The frames of a video are one group. Images are grouped by patient if `--group` finds one in each path.
+    """
+    is_drawn = np.zeros(readable, dtype=np.bool_)
+    is_drawn[draw_images(readable)] = True
+    drawn, start = [], 0
+    columns = [f"probability/{name}" for name in description.short_names]
+    for table in parts.iter_tables():
+        rows = table.loc[table["error"] == "", ["path", *columns]]
+        drawn.append(rows[is_drawn[start : start + len(rows)]])
+        start += len(rows)
+    rows = pd.concat(drawn, ignore_index=True)
+    groups = list(rows["path"])
+    with suppress(PylorusError):
+        groups = extract_groups(groups, options.group, key="--group")
+    return estimate_site_prevalence(
+        rows[columns].to_numpy(dtype=np.float64), np.array(groups, dtype=str), description, images=readable
+    )
 
 
 def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOptions) -> dict[str, object]:
@@ -408,6 +442,8 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
     evaluation = record.get("evaluation")
     tested = (record if evaluation is None else evaluation).get("unlike_images")
     lines += [] if tested is None else [format_unlike_images(tested)]
+    if "prevalence" in record:
+        lines.append(format_estimated_prevalence(record["prevalence"]))
     if evaluation is not None:
         lines += ["", *format_evaluation(record, description)]
     if "development_images" in record:  # a record of an older Pylorus has none

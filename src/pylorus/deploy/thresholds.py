@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from pylorus.config.schema import DeployConfig
 from pylorus.core.errors import resolve_short_name
-from pylorus.core.formatting import format_count, format_percent
+from pylorus.core.formatting import format_count, format_estimate, format_percent
+from pylorus.core.io import convert_to_plain
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.description import (
     Abstention,
     ClassificationMetrics,
     Decision,
+    Description,
     FalseAlarmGuarantee,
     Guarantee,
     IntervalEstimate,
@@ -46,6 +48,7 @@ from pylorus.evaluation.index_intervals import (
 )
 from pylorus.evaluation.influence import compute_group_means, estimate_mean_over_groups
 from pylorus.evaluation.intervals import Estimate, compute_confidence_below
+from pylorus.evaluation.populations import estimate_prevalence
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.inference import LARGER_UNLIKENESS
 from pylorus.report.results import Calibration
@@ -418,3 +421,93 @@ def estimate_proportion(
     if not selected.any():
         return convert_estimate(wilson(0, 0))
     return convert_estimate(clustered_wilson(success[selected], None if groups is None else groups[selected]))
+
+
+# --- prevalence without labels ---
+
+MIN_PREVALENCE_IMAGES = 50
+"""The fewest unlabelled images whose prevalence `pylorus predict` prints: even if a model made no error, the interval
+of a class of 50 % would extend 14 points to both sides."""
+MAX_PREVALENCE_IMAGES = 5000
+"""Of more images, this many are drawn for the estimate: it takes many passes over them."""
+
+
+def find_calibrated_prevalence(description: Description) -> tuple[NDArray[np.float64], str]:
+    """Return the class proportions at which a bundle's probabilities are calibrated, and which these are, in words.
+
+    Args:
+        description: The content of the bundle's model.json.
+    """
+    record, training = description.recalibration, description.training
+    if record is not None:
+        counts, source = np.array(record.images, dtype=np.float64), f"of the recalibration's images ({record.date})"
+    elif training.loss.startswith("class-weighted"):
+        counts, source = np.ones(len(description.classes)), "equal ones, as training weighted all classes equally"
+    else:
+        counts, source = np.array(training.images["train"], dtype=np.float64), "of the training images"
+    return counts / counts.sum(), source
+
+
+def estimate_site_prevalence(
+    probabilities: NDArray[np.float64],
+    groups: NDArray[np.generic] | None,
+    description: Description,
+    *,
+    images: int | None = None,
+) -> dict[str, Any]:
+    """Estimate without labels how frequent the classes are, as plain values; see `estimate_prevalence`.
+
+    Args:
+        probabilities: Calibrated probabilities of the bundle, of shape (images, classes).
+        groups: The patient of each image, of shape (images,); None if each image is its own.
+        description: The content of the bundle's model.json.
+        images: Of how many images these were drawn; None if they are all.
+
+    Returns:
+        The number of images, of those that were drawn for the estimate and of their groups, which proportions it
+        starts from, the estimated one of each class, and why there are none or no intervals, "" if there are.
+    """
+    original, source = find_calibrated_prevalence(description)
+    rows, names = draw_images(len(probabilities)), description.short_names
+    record: dict[str, Any] = {
+        "images": len(probabilities) if images is None else images,
+        "drawn": len(rows),
+        "groups": len(rows) if groups is None else len(np.unique(groups[rows])),
+        "source": source,
+        "original": dict(zip(names, original.tolist(), strict=True)),
+        "classes": {},
+        "reason": "",
+    }
+    if not original.all():
+        return record | {"reason": "the proportion of a class, from which the estimate starts, is 0"}
+    found = estimate_prevalence(probabilities[rows], None if groups is None else groups[rows], original=original)
+    record["reason"] = next((each.reason for each in found.prevalence if each.reason), "")
+    record["classes"] = {
+        name: convert_to_plain(convert_estimate(each)) for name, each in zip(names, found.prevalence, strict=True)
+    }
+    return record
+
+
+def draw_images(images: int) -> NDArray[np.int64]:
+    """Return the indices of at most `MAX_PREVALENCE_IMAGES` of these images, ascending: always the same random ones."""
+    if images <= MAX_PREVALENCE_IMAGES:
+        return np.arange(images)
+    return np.sort(np.random.default_rng(0).choice(images, MAX_PREVALENCE_IMAGES, replace=False))
+
+
+def format_estimated_prevalence(estimated: Mapping[str, Any]) -> str:
+    """Format the result of `estimate_site_prevalence` as a line."""
+    if not estimated["classes"]:
+        return f"prevalence not estimated: {estimated['reason']}"
+    parts = []
+    for name, each in estimated["classes"].items():
+        value, low, high = (math.nan if each[key] is None else each[key] for key in ("value", "low", "high"))
+        parts.append(f"{name} {format_estimate(value, low, high)}")
+    is_sample = estimated["drawn"] < estimated["images"]
+    drawn = f"; from {estimated['drawn']:,} images, drawn at random" if is_sample else ""
+    each_alone = ", each image counted as a patient" if estimated["groups"] == estimated["drawn"] else ""
+    why = f"no intervals, because {estimated['reason']}" if estimated["reason"] else f"95 % intervals{each_alone}"
+    return (
+        f"prevalence estimated without labels: {', '.join(parts)} ({why}{drawn}; valid if only the "
+        "frequencies of the classes differ from the development)"
+    )

@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,20 @@ from pylorus.deploy.thresholds import (
     compute_set_metrics,
     convert_estimate,
     estimate_proportion,
+    estimate_site_prevalence,
+    find_calibrated_prevalence,
 )
 from pylorus.evaluation.calibration import calibration_line, estimate_calibration
 from pylorus.evaluation.confusion import confusion_matrix
 from pylorus.evaluation.decisions import operating_point, prediction_sets
 from pylorus.evaluation.discrimination import ranking_of_predictions
 from pylorus.evaluation.index_intervals import OVERALL, indices_of_predictions, proportions_of_predictions
-from pylorus.evaluation.populations import calibration_in_the_large, predictive_values
+from pylorus.evaluation.populations import (
+    adjust_threshold,
+    adjust_to_prevalence,
+    calibration_in_the_large,
+    predictive_values,
+)
 from pylorus.evaluation.predictions import Predictions
 from pylorus.runs.reading import HASH_DIGITS, compute_image_set_hash
 
@@ -294,6 +302,88 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
         f"of these, correct {format_estimate(evaluation['accuracy_answered'])}"
     )
     return lines
+
+
+# --- prevalence ---
+
+LEAST_IMAGES = 0.5
+"""An estimated prevalence counts as that of so many images at least, so that no class becomes impossible."""
+
+
+def evaluate_prevalence_shift(
+    predictions: Predictions, description: Description, *, class_name: str, prevalence: float | None
+) -> dict[str, Any]:
+    """Evaluate probabilities and decisions as they are, and corrected to the estimated and to a stated prevalence.
+
+    Args:
+        predictions: The predictions, with the calibrated probabilities of the bundle.
+        description: The content of the bundle's model.json.
+        class_name: Short name of the class that decides.
+        prevalence: Stated proportion of this class, in (0, 1); the others keep their proportions to each other. None
+            if none is stated.
+
+    Returns:
+        As plain values: the proportions of the classes (where the probabilities are calibrated, estimated without
+        labels, observed, and those corrected to), the figures of each set of probabilities, and the decisions at the
+        stored and at the corrected threshold.
+    """
+    names, groups = description.short_names, predictions.clusters
+    original, _ = find_calibrated_prevalence(description)
+    estimated = estimate_site_prevalence(predictions.probabilities, groups, description)
+    column, threshold = names.index(class_name), description.decision.thresholds[class_name]
+    targets: dict[str, NDArray[np.float64] | None] = {"uncorrected": None}
+    if estimated["classes"]:
+        values = np.maximum(
+            [estimated["classes"][name]["value"] for name in names], LEAST_IMAGES / len(predictions.true)
+        )
+        targets["estimated"] = values / values.sum()
+    if prevalence is not None and original.all():
+        others = original * (1 - prevalence) / (1 - original[column])
+        targets["stated"] = np.where(np.arange(len(names)) == column, prevalence, others)
+    record: dict[str, Any] = {"class": class_name, "stated": prevalence, "estimated": estimated}
+    record["observed"] = {
+        name: convert_to_plain(estimate_proportion(predictions.true == index, groups))
+        for index, name in enumerate(names)
+    }
+    record["targets"] = {
+        name: dict(zip(names, target.tolist(), strict=True)) for name, target in targets.items() if target is not None
+    }
+    record["probabilities"], record["decisions"] = {}, []
+    stored = None if threshold is None else predictions.probabilities[:, column] >= threshold
+    for key, target in targets.items():
+        corrected = predictions
+        if target is not None:
+            table = adjust_to_prevalence(predictions.probabilities, original=original, target=target)
+            corrected = replace(predictions, probabilities=table)
+        record["probabilities"][key] = _evaluate_probabilities(corrected)
+        if threshold is None or stored is None:
+            continue
+        thresholds = {"stored": threshold}
+        if target is not None:
+            moved = adjust_threshold(threshold, original=float(original[column]), target=float(target[column]))
+            thresholds["corrected"] = moved
+        for kind, value in thresholds.items():
+            decision = _evaluate_threshold(corrected, class_name, value, prevalence=prevalence)
+            differently = int(((corrected.probabilities[:, column] >= value) != stored).sum())
+            record["decisions"].append({"probabilities": key, "kind": kind, **decision, "differently": differently})
+    return record
+
+
+def _evaluate_probabilities(predictions: Predictions) -> dict[str, Any]:
+    groups = predictions.clusters
+    scores = estimate_calibration(predictions.probabilities, predictions.true, groups)
+    differences = {
+        name: calibration_in_the_large(
+            predictions.true == index, np.clip(predictions.probabilities[:, index], 0, 1), groups
+        )
+        for index, name in enumerate(predictions.class_names)
+    }
+    return {
+        "accuracy": convert_to_plain(estimate_proportion(predictions.correct, groups)),
+        "brier": convert_to_plain(convert_estimate(scores.brier)),
+        "nll": convert_to_plain(convert_estimate(scores.nll)),
+        "difference": {name: convert_to_plain(convert_estimate(each)) for name, each in differences.items()},
+    }
 
 
 # --- looks ---

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import norm
 
 from pylorus.core.formatting import (
+    format_number,
     format_p_value,
     format_percent,
     format_percent_at_least,
@@ -25,6 +26,7 @@ from pylorus.evaluation.calibration import Temperature
 from pylorus.evaluation.comparison import difference_of_independent, holm
 from pylorus.evaluation.decisions import SensitivityThreshold
 from pylorus.evaluation.intervals import Estimate
+from pylorus.report.mistakes import Sentences
 from pylorus.report.results import CONFIDENCE, LEVEL
 from pylorus.report.table import (
     Column,
@@ -277,6 +279,175 @@ def format_prevalence_sentences(evaluation: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Where {format_percent(stated['prevalence'], digits=None)} % of the images are {decision['class']}, the PPV "
         f"is {convert_to_percent_cell(ppv).text} % and the NPV {convert_to_percent_cell(npv).text} %."
+    )
+
+
+CORRECTIONS = {
+    "uncorrected": "uncorrected",
+    "estimated": "corrected to the estimated prevalence",
+    "stated": "corrected to the stated prevalence",
+}
+"""Names of the probabilities of an evaluation at other prevalences, in the order of the tables."""
+ASSUMPTION = (
+    "A correction for another prevalence assumes that only the frequencies of the classes differ, and that the images "
+    "of each class look here as they did in the development. Other endoscopes or other patients break that: estimate "
+    "and correction can then be far off. The corrections serve to read these figures; the bundle is not changed and "
+    "its answers stay uncorrected. The command pylorus recalibrate makes a bundle for another site from labelled images."
+)
+
+
+def build_prevalence_items(evaluation: Mapping[str, Any], *, basis: str) -> Iterator[Table | Sentences]:
+    """Build the content of the section on prevalence: classes, probabilities and decisions, uncorrected and corrected.
+
+    Args:
+        evaluation: The evaluation of the external images, with its `prevalence_shift`.
+        basis: The images, in full sentences.
+    """
+    shift = evaluation["prevalence_shift"]
+    yield Sentences((ASSUMPTION, *_format_prevalence_findings(evaluation), *format_prevalence_sentences(evaluation)))
+    yield _build_prevalence_class_table(shift, basis)
+    yield _build_corrected_probability_table(shift, basis)
+    if shift["decisions"]:
+        yield _build_corrected_decision_table(shift, basis)
+
+
+def _format_prevalence_findings(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """Say whether the estimate agrees with the labels, and what the correction to it changes."""
+    shift = evaluation["prevalence_shift"]
+    estimated = shift["estimated"]
+    if not estimated["classes"]:
+        yield f"Without labels, the prevalence can't be estimated: {estimated['reason']}."
+        return
+    if evaluation["unlike_images"]["foreign"]:
+        yield "These images are foreign to the model, so that the assumption is unlikely to hold."
+    intervals = {name: _read_estimate(each) for name, each in estimated["classes"].items()}
+    observed = {name: each["value"] for name, each in shift["observed"].items()}
+    known = [name for name, each in intervals.items() if each.has_interval]
+    outside = [name for name in known if not intervals[name].low <= observed[name] <= intervals[name].high]
+    if outside:
+        named = [
+            f"{name} ({format_percent_with_unit(observed[name])}, estimated {convert_to_percent_cell(each).text})"
+            for name, each in intervals.items()
+            if name in outside
+        ]
+        yield (
+            f"The true proportion lies outside the interval of the estimate for {join_names(named, most=MAX_NAMES)}: "
+            "the assumption does not hold here, or the probabilities were not calibrated."
+        )
+    elif known:
+        yield "The true proportion of each class lies in the interval of the estimate."
+    before, after = (_read_estimate(shift["probabilities"][key]["nll"]) for key in ("uncorrected", "estimated"))
+    if before.defined and after.defined:
+        change = "falls" if after.value < before.value else "does not fall"
+        yield (
+            f"With probabilities corrected to the estimated prevalence, the log loss {change}: "
+            f"{format_number(before.value, 3)} before, {format_number(after.value, 3)} after."
+        )
+
+
+def _build_prevalence_class_table(shift: Mapping[str, Any], basis: str) -> Table:
+    estimated, targets = shift["estimated"], shift["targets"]
+    missing = Estimate(math.nan, math.nan, math.nan, reason=estimated["reason"])
+    rows = []
+    for name, original in estimated["original"].items():
+        value = _read_estimate(estimated["classes"][name]) if estimated["classes"] else missing
+        cells = [Number(100 * original), convert_to_percent_cell(replace(value, reason=estimated["reason"]))]
+        cells.append(convert_to_percent_cell(_read_estimate(shift["observed"][name])))
+        cells += [Number(100 * targets["stated"][name])] if "stated" in targets else []
+        cells += [
+            convert_to_percent_cell(_read_estimate(each["difference"][name]))
+            for each in shift["probabilities"].values()
+        ]
+        rows.append((name, *cells))
+    sample = (
+        f" The estimate is from {estimated['drawn']:,} of them, drawn at random."
+        if estimated["drawn"] < estimated["images"]
+        else ""
+    )
+    shares = ("where calibrated", "estimated without labels", "true", *(("stated",) if "stated" in targets else ()))
+    return Table(
+        key="prevalence",
+        title="Proportions of the classes, and calibration in the large with probabilities corrected to them",
+        basis=f"{basis}{sample}",
+        columns=(
+            *create_text_columns("class"),
+            *(Column(title, heading="proportion", unit="%") for title in shares),
+            *(
+                Column(key if key == "uncorrected" else f"corrected, {key}", heading="observed − expected, points")
+                for key in shift["probabilities"]
+            ),
+        ),
+        rows=create_rows(rows),
+        notes=(
+            f"Where calibrated: the proportions from which a correction starts, {estimated['source']}. Estimated: the "
+            "most likely proportions, given the calibrated probabilities of all images; its interval does not include "
+            "that the calibration is itself an estimate. Expected: the mean probability of the class. A stated "
+            f"proportion is that of {shift['class']}; the other classes keep their proportions to each other.",
+        ),
+    )
+
+
+def _build_corrected_probability_table(shift: Mapping[str, Any], basis: str) -> Table:
+    infinite = "a true class has the probability 0"
+    rows = [
+        (
+            CORRECTIONS[key],
+            convert_to_percent_cell(_read_estimate(each["accuracy"])),
+            convert_to_number_cell(_read_estimate(each["brier"])),
+            convert_to_number_cell(replace(_read_estimate(each["nll"]), reason=infinite)),
+        )
+        for key, each in shift["probabilities"].items()
+    ]
+    return Table(
+        key="prevalence-probabilities",
+        title="Probabilities uncorrected and corrected for prevalence",
+        basis=basis,
+        columns=(
+            *create_text_columns("probabilities"),
+            Column("accuracy", unit="%"),
+            Column("Brier score"),
+            Column("log loss"),
+        ),
+        rows=create_rows(rows),
+        notes=(
+            "All on the same images, with the true proportions of the table above: a correction to a stated prevalence "
+            "that is far from theirs makes these figures worse. An estimate counts as half an image at least.",
+        ),
+    )
+
+
+def _build_corrected_decision_table(shift: Mapping[str, Any], basis: str) -> Table:
+    stated, name = shift["stated"], shift["class"]
+    rows = []
+    for each in shift["decisions"]:
+        values = [each["sensitivity"], each["specificity"], each["precision"], each["npv"]]
+        values += [each["at_prevalence"][key] for key in ("ppv", "npv")] if stated is not None else []
+        cells = [convert_to_percent_cell(_read_estimate(value)) for value in values]
+        at = f"{each['kind']}, {format_threshold(each['threshold'])}"
+        rows.append((CORRECTIONS[each["probabilities"]], at, *cells, each["differently"]))
+    elsewhere = "" if stated is None else f"where {format_percent(stated, digits=None)} % are {name}"
+    return Table(
+        key="prevalence-decisions",
+        title=f"Decision for {name} at the stored and at the corrected threshold",
+        basis=basis,
+        columns=(
+            *create_text_columns("probabilities", "threshold"),
+            Column("sensitivity", unit="%"),
+            Column("specificity", unit="%"),
+            *(
+                Column(title, heading=heading, unit="%")
+                for heading in ("among these images", *((elsewhere,) if elsewhere else ()))
+                for title in ("PPV", "NPV")
+            ),
+            Column("decided otherwise"),
+        ),
+        rows=create_rows(rows),
+        notes=(
+            "The corrected threshold on corrected probabilities stands for the stored one on the uncorrected: it keeps "
+            "sensitivity and specificity, exactly if the other classes keep their proportions to each other. The "
+            "stored threshold on corrected probabilities trades one for the other. Decided otherwise: images whose "
+            "decision differs from that of the bundle.",
+        ),
     )
 
 

@@ -36,9 +36,9 @@ from pylorus.report.development import (
     StoredModel,
     build_class_calibration_table,
     build_comparison_row,
+    build_prevalence_items,
     compare_with_development,
     format_comparison,
-    format_prevalence_sentences,
     format_threshold_sentences,
 )
 from pylorus.report.evidence import Evidence, find_winner
@@ -151,6 +151,7 @@ def write_external_report(
         build_index_section(evidence),
         build_subgroup_section(evidence),
         build_decision_section(evidence),
+        _build_prevalence_section(evaluation, external),
         present_stress_records(external.stress),
         build_test_figure_section(evidence),
         _build_mistake_section(evidence),
@@ -163,6 +164,12 @@ def _build_class_section(evidence: Evidence) -> Section:
     """Build the study's tables of the external images."""
     items = (build_study_metric_table(evidence.results), build_confusion_table(evidence.results))
     return Section("results", "External images in the format of the study", items, is_appendix=False)
+
+
+def _build_prevalence_section(evaluation: Mapping[str, Any], external: ExternalSet) -> Section:
+    """Build the section of figures uncorrected and corrected for the frequencies of the classes."""
+    items = tuple(build_prevalence_items(evaluation, basis=_format_basis(external)))
+    return Section("prevalence", "Prevalence", items, is_appendix=False)
 
 
 def _build_mistake_section(evidence: Evidence) -> Section:
@@ -294,13 +301,16 @@ def _build_items(
         notes=tuple(notes),
     )
     yield _build_class_table(model, external)
-    yield build_class_calibration_table(
-        model, evaluation, basis=f"Image-level; {format_count(images, 'image')}{of_patients}."
-    )
+    yield build_class_calibration_table(model, evaluation, basis=_format_basis(external))
     sentences = list(format_threshold_sentences(model, evaluation))
-    sentences += format_prevalence_sentences(evaluation)
     if sentences:
         yield Sentences(tuple(sentences))
+
+
+def _format_basis(external: ExternalSet) -> str:
+    """Say which images a table of all external images is based on."""
+    of_patients = f" of {format_count(external.test.groups, 'group')} (patients)" if external.grouped else ""
+    return f"Image-level; {format_count(external.test.images, 'image')}{of_patients}."
 
 
 def _build_class_table(model: StoredModel, external: ExternalSet) -> Table:
