@@ -292,7 +292,7 @@ ASSUMPTION = (
     "A correction for another prevalence assumes that only the frequencies of the classes differ, and that the images "
     "of each class look here as they did in the development. Other endoscopes or other patients break that: estimate "
     "and correction can then be far off. The corrections serve to read these figures; the bundle is not changed and "
-    "its answers stay uncorrected. The command pylorus recalibrate makes a bundle for another site from labelled images."
+    "its answers stay uncorrected. With labelled images, pylorus recalibrate makes a bundle for another site."
 )
 
 
@@ -372,10 +372,7 @@ def _build_prevalence_class_table(shift: Mapping[str, Any], basis: str) -> Table
         columns=(
             *create_text_columns("class"),
             *(Column(title, heading="proportion", unit="%") for title in shares),
-            *(
-                Column(key if key == "uncorrected" else f"corrected, {key}", heading="observed − expected, points")
-                for key in shift["probabilities"]
-            ),
+            *(Column(_format_correction(key), heading="observed − expected, points") for key in shift["probabilities"]),
         ),
         rows=create_rows(rows),
         notes=(
@@ -385,6 +382,10 @@ def _build_prevalence_class_table(shift: Mapping[str, Any], basis: str) -> Table
             f"proportion is that of {shift['class']}; the other classes keep their proportions to each other.",
         ),
     )
+
+
+def _format_correction(key: str) -> str:
+    return key if key == "uncorrected" else f"corrected, {key}"
 
 
 def _build_corrected_probability_table(shift: Mapping[str, Any], basis: str) -> Table:
@@ -424,7 +425,7 @@ def _build_corrected_decision_table(shift: Mapping[str, Any], basis: str) -> Tab
         values += [each["at_prevalence"][key] for key in ("ppv", "npv")] if stated is not None else []
         cells = [convert_to_percent_cell(_read_estimate(value)) for value in values]
         at = f"{each['kind']}, {format_threshold(each['threshold'])}"
-        rows.append((CORRECTIONS[each["probabilities"]], at, *cells, each["differently"]))
+        rows.append((_format_correction(each["probabilities"]), at, *cells, each["differently"]))
     elsewhere = "" if stated is None else f"where {format_percent(stated, digits=None)} % are {name}"
     return Table(
         key="prevalence-decisions",
@@ -439,14 +440,14 @@ def _build_corrected_decision_table(shift: Mapping[str, Any], basis: str) -> Tab
                 for heading in ("among these images", *((elsewhere,) if elsewhere else ()))
                 for title in ("PPV", "NPV")
             ),
-            Column("decided otherwise"),
+            Column("changed"),
         ),
         rows=create_rows(rows),
         notes=(
             "The corrected threshold on corrected probabilities stands for the stored one on the uncorrected: it keeps "
             "sensitivity and specificity, exactly if the other classes keep their proportions to each other. The "
-            "stored threshold on corrected probabilities trades one for the other. Decided otherwise: images whose "
-            "decision differs from that of the bundle.",
+            "stored threshold on corrected probabilities trades one for the other. Changed: images whose decision "
+            "differs from that of the bundle.",
         ),
     )
 
