@@ -72,5 +72,5 @@ from .sample_size import plan_paired_auroc as plan_paired_auroc
 from .sample_size import plan_paired_difference as plan_paired_difference
 from .sample_size import plan_proportion as plan_proportion
 from .sample_size import plan_proportion_test as plan_proportion_test
-from .shortcuts import ChanceTest as ChanceTest
-from .shortcuts import chance_test as chance_test
+from .stress import ChanceTest as ChanceTest
+from .stress import chance_test as chance_test
