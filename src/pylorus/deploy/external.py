@@ -170,9 +170,10 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
         class_name=deciding,
         prevalence=options.prevalence,
     )
-    record["prevalence_shift"] = evaluate_prevalence_shift(
+    shift = evaluate_prevalence_shift(
         external.test.predictions, description, class_name=deciding, prevalence=options.prevalence
     )
+    record["prevalence_shift"] = shift
     bundle = {"architecture": description.architecture, SUMS: model.identity}
     patients = labelled.catalog.table["group"].nunique() if labelled.catalog.grouped else None
     digests = list(labelled.catalog.table["sha256"])
@@ -195,7 +196,7 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     lines = [
         line for note in notes for line in textwrap.wrap(note, width=110, initial_indent="- ", subsequent_indent="  ")
     ]
-    estimated = textwrap.fill(format_estimated_prevalence(record["prevalence_shift"]["estimated"]), width=110)
+    estimated = textwrap.fill(format_estimated_prevalence(shift["estimated"]), width=110)
     print(
         "\n".join(
             [*format_evaluation(complete, description), "", estimated, "", *lines, "", *format_comparison(copies), ""]

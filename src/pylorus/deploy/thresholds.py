@@ -428,7 +428,7 @@ def estimate_proportion(
 MIN_PREVALENCE_IMAGES = 50
 """The fewest unlabelled images whose prevalence `pylorus predict` prints: even if a model made no error, the interval
 of a class of 50 % would extend 14 points to both sides."""
-MAX_PREVALENCE_IMAGES = 5000
+MAX_PREVALENCE_IMAGES = 2000
 """Of more images, this many are drawn for the estimate: it takes many passes over them."""
 
 

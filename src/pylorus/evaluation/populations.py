@@ -296,7 +296,7 @@ def _find_end(ratios: NDArray[np.float64], best: NDArray[np.float64], index: int
     value = float(best[index])
     if value == bound or compute_excess(bound) >= 0:
         return bound
-    return float(optimize.bisect(compute_excess, value, bound, xtol=1e-5))
+    return float(optimize.brentq(compute_excess, value, bound, xtol=1e-5))
 
 
 def _compute_design_effects(
