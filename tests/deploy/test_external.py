@@ -346,7 +346,7 @@ def test_a_folder_without_images_and_a_table_without_labels_are_refused_with_wha
         validate_bundle(bundle_copy, tmp_path / "site.csv", tmp_path / "out", ValidateOptions())
 
 
-def draw_site(description, *, prevalence, images=4000, seed=1):
+def draw_site(description, *, prevalence, images=2000, seed=1):
     """Draw images of another prevalence whose probabilities are exactly calibrated at the training's proportions."""
     counts = np.array(description.training.images["train"], dtype=float)
     original, generator = counts / counts.sum(), np.random.default_rng(seed)
@@ -370,12 +370,12 @@ def test_prevalence_is_estimated_without_labels_and_probabilities_corrected_to_i
     for name, share in zip(drawn.class_names, truth, strict=True):
         estimate = shift["estimated"]["classes"][name]
         assert estimate["low"] < share < estimate["high"]
-        assert estimate["high"] - estimate["low"] < 0.05
+        assert estimate["high"] - estimate["low"] < 0.08
         corrected, uncorrected = (
             shift["probabilities"][key]["difference"][name] for key in ("estimated", "uncorrected")
         )
         assert corrected["low"] < 0 < corrected["high"]
-        assert abs(corrected["value"]) < 0.01
+        assert abs(corrected["value"]) < 0.03
         if name != "GU":
             assert not uncorrected["low"] < 0 < uncorrected["high"]
     scores = shift["probabilities"]

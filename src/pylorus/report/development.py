@@ -425,7 +425,7 @@ def _build_corrected_decision_table(shift: Mapping[str, Any], basis: str) -> Tab
         values += [each["at_prevalence"][key] for key in ("ppv", "npv")] if stated is not None else []
         cells = [convert_to_percent_cell(_read_estimate(value)) for value in values]
         at = f"{each['kind']}, {format_threshold(each['threshold'])}"
-        rows.append((_format_correction(each["probabilities"]), at, *cells, each["differently"]))
+        rows.append((_format_correction(each["probabilities"]), at, each["differently"], *cells))
     elsewhere = "" if stated is None else f"where {format_percent(stated, digits=None)} % are {name}"
     return Table(
         key="prevalence-decisions",
@@ -433,6 +433,7 @@ def _build_corrected_decision_table(shift: Mapping[str, Any], basis: str) -> Tab
         basis=basis,
         columns=(
             *create_text_columns("probabilities", "threshold"),
+            Column("changed"),
             Column("sensitivity", unit="%"),
             Column("specificity", unit="%"),
             *(
@@ -440,7 +441,6 @@ def _build_corrected_decision_table(shift: Mapping[str, Any], basis: str) -> Tab
                 for heading in ("among these images", *((elsewhere,) if elsewhere else ()))
                 for title in ("PPV", "NPV")
             ),
-            Column("changed"),
         ),
         rows=create_rows(rows),
         notes=(
