@@ -434,6 +434,17 @@ def test_predictive_values_are_given_for_these_images_and_for_a_stated_prevalenc
     assert "at_prevalence" not in json.loads((tmp_path / "q.csv.about.json").read_text())["evaluation"]["decision"]
 
 
+def test_what_one_class_alone_can_not_tell_is_called_unknown_and_no_dash_is_printed(
+    bundle_folder, synthetic_root, tmp_path, capsys
+):
+    shutil.copytree(synthetic_root / "gastric_cancer", tmp_path / "images" / "gastric_cancer")
+    asked(bundle_folder, [tmp_path / "images"], tmp_path / "p.csv", evaluate=True, prevalence=0.05)
+    said = capsys.readouterr().out
+    assert "where 5 % of the images are GC: PPV and NPV are unknown: they need both sensitivity and specificity" in said
+    assert "specificity undefined" in said
+    assert "–" not in said
+
+
 @pytest.mark.parametrize("value", ["0", "1", "5", "nan"])
 def test_a_prevalence_that_is_no_proportion_is_refused_before_the_bundle_is_read(tmp_path, value):
     with pytest.raises(SystemExit, match=f"--prevalence: found {value}, expected a proportion above 0 and below 1"):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pylorus import __version__
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import DASH, format_count, format_number, format_percent, format_threshold
+from pylorus.core.formatting import format_count, format_number, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import extract_groups
 from pylorus.deploy.card import format_area, format_set_size, format_threshold_guarantee
@@ -221,11 +221,11 @@ def _format_groups(record: Mapping[str, Any]) -> str:
 def _format_slope(calibration: Mapping[str, Any]) -> str:
     if calibration.get("nearly_constant"):  # an older Pylorus has not written it
         return "slope can't be interpreted: the probability is nearly the same for all images"
-    value, low, high = (
-        DASH if (end := calibration["slope"][key]) is None else format_number(end, 2)
-        for key in ("value", "low", "high")
-    )
-    return f"slope {value} ({low} to {high})"
+    value, low, high = (calibration["slope"][key] for key in ("value", "low", "high"))
+    if value is None:
+        return "slope undefined"
+    interval = "no interval" if low is None or high is None else f"{format_number(low, 2)} to {format_number(high, 2)}"
+    return f"slope {format_number(value, 2)} ({interval})"
 
 
 def format_evaluation(record: Mapping[str, Any], description: Description) -> list[str]:
@@ -238,9 +238,11 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
     evaluation = record["evaluation"]
 
     def format_estimate(estimate: Mapping[str, float | None]) -> str:
-        numbers = IntervalEstimate(**estimate).__dict__.values()
-        value, low, high = (float("nan") if number is None else number for number in numbers)
-        return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
+        value, low, high = (estimate[key] for key in ("value", "low", "high"))
+        if value is None:
+            return "undefined"
+        interval = "no interval" if low is None or high is None else f"{format_percent(low)} to {format_percent(high)}"
+        return f"{format_percent(value):>5} ({interval})"
 
     lines = [
         f"evaluation on {format_count(evaluation['images'], 'image')}{_format_groups(record)}, in % but for AUROC "
@@ -271,12 +273,14 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
             f"{format_estimate(decision['sensitivity'])}, specificity {format_estimate(decision['specificity'])}"
         )
         of_images = {"ppv": decision["precision"], **decision}
-        lines += [
-            f"    where {format_percent(values['prevalence'], digits=1 if note else None)} % of the images are "
-            f"{decision['class']}{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
-            for values, note in ((of_images, ", as here"), (decision.get("at_prevalence", {}), ""))
-            if "prevalence" in values  # a record of an older Pylorus has none
-        ]
+        for values, note in ((of_images, ", as here"), (decision.get("at_prevalence", {}), "")):
+            if "prevalence" not in values:  # a record of an older Pylorus
+                continue
+            text = f"PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
+            if not note and None in (values["ppv"]["value"], values["npv"]["value"]):  # as on the page of `validate`
+                text = "PPV and NPV are unknown: they need both sensitivity and specificity on these images"
+            prevalence = format_percent(values["prevalence"], digits=1 if note else None)
+            lines.append(f"    where {prevalence} % of the images are {decision['class']}{note}: {text}")
         lines += [
             f"    {line}"
             for line in textwrap.wrap(format_threshold_guarantee(description, decision["class"]), width=110)
