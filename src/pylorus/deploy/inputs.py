@@ -410,6 +410,25 @@ class ResumableTable:
         """Return the files of the parts, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
+    def discard_outdated_parts(self, columns: Sequence[str]) -> None:
+        """Discard the parts if another version of Pylorus wrote them with other columns, and say so.
+
+        Args:
+            columns: The columns that parts have now.
+        """
+        schemas = [set(pq.read_schema(path).names) for path in self.list_parts()]
+        differing = [name for name in columns if not all(name in names for names in schemas)]
+        differing += sorted({name for names in schemas for name in names} - set(columns))
+        if not differing:
+            return
+        print(
+            f"note: {self.folder} has rows of another version of Pylorus, with other columns ({', '.join(differing)}): "
+            "all images are predicted anew"
+        )
+        for path in self.list_parts():
+            path.unlink()
+        self._written = 0
+
     def iter_tables(self) -> Iterator[pd.DataFrame]:
         """Read the rows, part by part."""
         for path in self.list_parts():

@@ -191,6 +191,7 @@ def predict_remaining(
     bundle: InferenceModel, items: Iterable[Item], parts: ResumableTable, options: PredictOptions, stop: StopRequest
 ) -> None:
     """Predict the images that are not predicted yet."""
+    parts.discard_outdated_parts(list(_predict_rows(bundle, [], [], options.class_name).columns))
     done = parts.read_finished_keys()
     if len(done):
         print(f"already predicted: {format_count(len(done), 'image')}")
