@@ -298,6 +298,7 @@ def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
     yield from chain(first, remaining) if len(first) > MAX_SORTED_FILES else sorted(first)
 
 
+RESUME_HINT = "finished rows are saved: run the same command to continue"
 RECORD_SUFFIX = ".about.json"
 IGNORED_SUFFIX = ".ignored.csv"
 
@@ -490,16 +491,6 @@ def format_ignored(record: Mapping[str, Any], output: Path) -> list[str]:
     verb = "is" if record["ignored"] == 1 else "are"
     count = format_count(record["ignored"], "other file or folder", "other files or folders")
     return [f"{count} {verb} not used{may_be} ({output}{IGNORED_SUFFIX} lists them with reasons)"]
-
-
-@contextmanager
-def print_resume_hint() -> Iterator[None]:
-    """Print how to resume a prediction when the user interrupts it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
-        raise
 
 
 def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:
