@@ -304,11 +304,15 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
 
 LOOKS_SUFFIX = ".looks.jsonl"
 """Beside a bundle: a line for each validation of it."""
+RECALIBRATION = "recalibration"
+"""Purpose of a line that is no validation: the bundle was recalibrated on these images."""
 IMAGES_OF_LOOK = "hashes of images"
 """Key of such a line: keyed hashes of the images, in the first line of each set."""
 
 
-def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: int | None) -> dict[str, object]:
+def record_look(
+    folder: Path, digests: Sequence[str], *, bundle: str, patients: int | None, purpose: str = "validation"
+) -> dict[str, object]:
     """Record beside a bundle that it was evaluated on a set, and count how often it was, and on how many of its images.
 
     The line holds neither names nor images: hashes, counts, the time and the version. The hash of an image is keyed by
@@ -319,17 +323,26 @@ def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: 
         digests: SHA-256 of each image.
         bundle: Identity of the bundle.
         patients: Number of patients; None if they are not known.
+        purpose: validation, or recalibration: the bundle was fitted on these images, which is no evaluation.
 
     Returns:
         How often the bundle was evaluated on this set and on any set, this time included; on how many of these images
         it was evaluated before, in how many earlier looks, and when the first and the last was; the number of earlier
-        looks that recorded no images; and where that is recorded, "" if it could not be written.
+        looks that recorded no images; on how many of the images it was recalibrated; and where that is recorded, "" if
+        it could not be written.
     """
     bundle_folder = folder.resolve()  # "." and a link are the bundle that they lead to
     path = bundle_folder.with_name(f"{bundle_folder.name}{LOOKS_SUFFIX}")
     set_hash = compute_image_set_hash(set(digests))
     hashes = [hashlib.sha256(f"{bundle} {each}".encode()).hexdigest()[:HASH_DIGITS] for each in digests]
-    earlier = [each for each in _read_looks(path) if each.get("bundle") == bundle]
+    lines = [each for each in _read_looks(path) if each.get("bundle") == bundle]
+    earlier = [each for each in lines if each.get("purpose") != RECALIBRATION]
+    fitted = {
+        str(digest)
+        for each in lines
+        if each.get("purpose") == RECALIBRATION and isinstance(each.get(IMAGES_OF_LOOK), list)
+        for digest in each[IMAGES_OF_LOOK]
+    }
     images_of_sets = {
         str(each.get("image set")): set(map(str, each[IMAGES_OF_LOOK]))
         for each in earlier
@@ -342,6 +355,7 @@ def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: 
         "images": len(digests),
         "patients": patients,
         "pylorus": __version__,
+        "purpose": purpose,
         **({} if set_hash in images_of_sets else {IMAGES_OF_LOOK: sorted(set(hashes))}),
     }
     try:
@@ -359,6 +373,7 @@ def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: 
         "images seen": sum(each in seen for each in hashes),
         "earlier looks": len(overlapping),
         "seen": [overlapping[0].get("time"), overlapping[-1].get("time")] if overlapping else [],
+        "recalibrated on": sum(each in fitted for each in hashes),
         "looks without images": len(earlier) - len(known),
         "recorded in": where,
     }

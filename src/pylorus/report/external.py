@@ -421,6 +421,11 @@ def format_looks(looks: Mapping[str, Any], images: int) -> list[str]:
             f"This model was evaluated on {looks['images seen']:,} of these {format_count(images, 'image')} before, in "
             f"{earlier} ({span}): the more often, the less the figures say about new patients."
         )
+    if looks["recalibrated on"]:
+        sentences.append(
+            f"This model was recalibrated on {looks['recalibrated on']:,} of these {format_count(images, 'image')}: "
+            "figures on them are optimistic."
+        )
     if not looks["recorded in"]:
         sentences.append(
             "This evaluation could not be recorded beside the bundle, whose folder can't be written to: later reports "
