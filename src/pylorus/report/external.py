@@ -268,10 +268,10 @@ def _build_items(
         f"{format_count(images, 'image')}{of_patients}."
     )
     notes = [
-        "Development: as stored with the model. External minus development; proportions in percentage points. Intervals "
-        "of the differences are combined from the two intervals (MOVER), as for different images of different patients. "
-        "Whether the external images are the development's test images, where this would not hold, is not checked: "
-        "fingerprints are of training and validation images only. "
+        "Development: as stored with the model. External minus development; proportions in percentage points. "
+        "Intervals of the differences are combined from the two intervals (MOVER), as for different images of "
+        "different patients. Whether the external images are the development's test images, where this would not "
+        "hold, is not checked: fingerprints are of training and validation images only. "
         f"p is corrected for the {sum(not math.isnan(each.p_value) for each in comparison)} rows that have one (Holm). "
         "Accuracy and precision depend on how frequent each class is: see the table of images by class."
     ]
