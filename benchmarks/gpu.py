@@ -8,6 +8,7 @@ Steps, in this order; each that has no time left is skipped, and one that fails 
 | augmentation | images of light and endoscopy by torch on the device against those by OpenCV, and the time of each |
 | small | 480 frames of 320 pixels, ResNet50, 5 + 5 epochs, batches of 16: whole process, against the timm script |
 | frames | 6,000 frames of 1280 × 1024, 10 + 10 epochs, batches of 64, augment=light: the same, and a second run |
+| reading | the first pass over the frames alone, by all cores, against decoding them by OpenCV and nothing else |
 | graphs | trainer.cuda_graphs=false on the small set and on the frames, against the runs of the steps before |
 | checks | one seed twice, a run that is interrupted and resumed, and the tests with the GPU: all at once |
 | batch_size | trainer.batch_size=auto on the small set, against a run with a number |
@@ -44,7 +45,7 @@ from job import SAYS, Job  # noqa: E402
 
 SCRIPT_EPOCHS = 2
 """Epochs of each phase that the timm script trains on the frames: ten would take half of the time for all steps."""
-STEPS = ("machine", "augmentation", "small", "frames", "graphs", "checks", "batch_size", "compile")
+STEPS = ("machine", "augmentation", "small", "frames", "reading", "graphs", "checks", "batch_size", "compile")
 
 
 class Report:
@@ -151,6 +152,7 @@ def main() -> None:
         "frames": measure_frames,
         "checks": run_checks,
         "batch_size": measure_batch_size,
+        "reading": measure_reading,
         "graphs": measure_graphs,
         "compile": measure_compile,
     }
@@ -280,11 +282,13 @@ def run_pylorus(setup: Setup, job: Job, name: str, *words: str, augment: str = "
     return seconds, f"{phases}; {speeds} images/s; GPU busy while training: {busy}; accuracy {answer.accuracy:.2f}"
 
 
-def run_script(setup: Setup, job: Job, name: str) -> tuple[float, dict[str, Any]]:
-    """Run the timm-style script with its best flags on a job; return its seconds, and what it reports."""
+def run_script(setup: Setup, job: Job, name: str, script: str = "timm_style.py") -> tuple[float, dict[str, Any]]:
+    """Run a script of contenders/ with its best flags on a job; return its seconds, and what it reports."""
     file = setup.work / f"{name}.json"
-    dataclasses.replace(job, folder=str(setup.work), options={"best": True}).write(file)
-    seconds = setup.run([sys.executable, str(HERE / "contenders" / "timm_style.py"), str(file)], log=name)
+    folder = setup.work / f"{name}-files"
+    folder.mkdir()
+    dataclasses.replace(job, folder=str(folder), options={"best": True}).write(file)
+    seconds = setup.run([sys.executable, str(HERE / "contenders" / script), str(file)], log=name)
     output = (setup.work / f"{name}.log").read_text(errors="replace").splitlines()
     (line,) = [line for line in output if line.startswith(SAYS)]
     return seconds, json.loads(line.removeprefix(SAYS))
@@ -328,6 +332,21 @@ def measure_frames(setup: Setup, report: Report) -> None:
     )
     report.add(f"{count:,} frames, ratio", f"{script / own:.2f} (at least 3)")
     report.add(f"{count:,} frames, ratio of the second run", f"{script / again:.2f}")
+
+
+def measure_reading(setup: Setup, report: Report) -> None:
+    data = setup.work / "frames"
+    if not data.is_dir():
+        raise RuntimeError("skipped: it needs the images of step frames")
+    job = build_job(setup, data, epochs=1, batch_size=64)
+    job = dataclasses.replace(job, cache=str(setup.work / "reading-cache"))
+    seconds = {}
+    for name, script in (("OpenCV's decoder", "opencv_decode.py"), ("first pass", "pylorus_pass.py")):
+        _, answer = run_script(setup, job, f"reading-{script.partition('_')[0]}", script)
+        (seconds[name],) = answer["phases"].values()
+        report.add(f"frames, {name}", f"{seconds[name]:.1f} s; {answer['note']}")
+    ratio = seconds["OpenCV's decoder"] / seconds["first pass"]
+    report.add("frames, ratio of the first pass", f"{ratio:.2f} (on two cores at least 0.75)")
 
 
 def run_pylorus_again(setup: Setup, job: Job, name: str, *words: str) -> tuple[float, str]:
