@@ -603,7 +603,7 @@ def test_functions_name_their_arguments_in_errors(training_result, synthetic_roo
         (lambda: pylorus.load_model(training_result.folder, device="gpu"), "device: found 'gpu'"),
         (lambda: model.predict(synthetic_root, class_name="XX"), '^class_name: found "XX"'),
         (lambda: model.predict(synthetic_root, batch=0), "batch: found 0"),
-        (lambda: model.validate(synthetic_root, group="zzz"), "^group: the pattern 'zzz'"),
+        (lambda: model.validate(synthetic_root, group="zzz"), "^group: 'zzz' finds no patient"),
         (lambda: pylorus.validate(None, synthetic_root), "model: found None"),
         (lambda: pylorus.audit(None), "folder: found None"),
         (lambda: pylorus.audit(synthetic_root, group="("), "^group: "),

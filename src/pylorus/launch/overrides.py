@@ -491,8 +491,15 @@ def _check_group(group: str, override: Any, files: Any, typed: Sequence[str]) ->
             suggestion, words = f" Did you mean data.root={option}?", [f"data.root={option}"]
         elif len(choices) == 1 and (not suggestion or group in GROUPS):
             meant = translate_group_value(group, option)
-            is_alike = suggestion and fold_name(suggestion.split('"')[1]) == fold_name(option)
-            if meant and not is_alike and (not suggestion or group not in ("model", "optimizer")):
+            nearest = suggestion.split('"')[1] if suggestion else ""
+            is_alike = suggestion and fold_name(nearest) == fold_name(option)
+            # efficientnet_b0 is not a misspelt efficientnet_b3, but another network; vgg91 is a misspelt vgg19.
+            is_relative = (
+                group == "model"
+                and re.sub(r"\d", "0", nearest) == re.sub(r"\d", "0", option)
+                and sorted(nearest) != sorted(option)
+            )
+            if meant and not is_alike and (not suggestion or is_relative or group not in ("model", "optimizer")):
                 words, suggestion = meant, f" Did you mean {' '.join(meant)}?"
         message = (
             f"{group}={option[:100]}: there is no {group}/{option[:100]}.yaml.{suggestion}\n"
