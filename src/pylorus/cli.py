@@ -5,15 +5,20 @@ Nothing heavy is imported before a command needs it.
 
 import argparse
 import importlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pylorus import __version__
 from pylorus.core.arguments import CommandParser, complete_words
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import expand_words, format_command, format_count, handle_closed_pipe, setup_terminal
-from pylorus.core.system import explain_limit, format_system_error
+from pylorus.core.system import explain_limit, format_stop, format_system_error
 from pylorus.deploy.commands import add_model_commands
 from pylorus.deploy.signature import add_trust_option
 from pylorus.report.plan import add_plan_command
@@ -419,11 +424,38 @@ def _run_pack(arguments: argparse.Namespace) -> None:
     print(f"  {TRAIN_COMMAND} data=shards {format_command([f'data.root={arguments.output}'])}")
 
 
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Exit with code 130 and one line after Ctrl-C, also where a library turned the KeyboardInterrupt into an error."""
+    received: list[int] = []
+
+    def handle_signal(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    has_handler = is_default and threading.current_thread() is threading.main_thread()
+    if has_handler:
+        signal.signal(signal.SIGINT, handle_signal)
+    try:
+        yield
+    except BaseException as error:
+        if not received and not isinstance(error, KeyboardInterrupt):
+            raise
+        name = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        words = "; ".join([f"interrupted{format_stop(name)}", *getattr(error, "__notes__", ())])
+        print(f"\n{words}" if sys.stderr.isatty() else words, file=sys.stderr)  # the terminal has printed ^C
+        sys.exit(INTERRUPTED)
+    finally:
+        if has_handler:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the command; errors that a user can fix are printed without a traceback."""
     words = sys.argv[1:] if arguments is None else arguments
     setup_terminal()
-    with handle_closed_pipe():
+    with handle_closed_pipe(), exit_on_interrupt():
         try:
             if words[:1] == ["-sc"]:
                 complete_words(build_parser(), words, run_train=lambda: _run_train(argparse.Namespace(words=words)))
@@ -432,8 +464,6 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 options = build_parser().parse_command(expand_words(words))
                 options.act(options)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
         except Exception as error:
             if words[:1] in (["-sc"], ["train"]) or isinstance(error, BrokenPipeError):
                 raise  # Hydra's part of the command line prints the errors that a user can fix

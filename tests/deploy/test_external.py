@@ -1,6 +1,7 @@
 """`pylorus validate`: figures on images from elsewhere, beside those that the bundle holds of its development."""
 
 import dataclasses
+import html
 import itertools
 import json
 import os
@@ -79,6 +80,8 @@ def test_the_figures_of_the_runs_own_test_images_are_those_of_the_bundle(
     text = (output / "report.html").read_text()
     assert f"the {at_least} % guaranteed for new patients" in text.replace("\u00a0", " ")
     assert "too few patients to guarantee the target of 95 %" in text.replace("\u00a0", " ")
+    assert "sets are different images" not in text
+    assert "Whether the external images are the development's test images" in html.unescape(text)
     table = pd.read_csv(output / "tables" / "development.csv", na_values="–")
     assert (table["difference"].dropna() == 0).all()
     assert len(table) == 19

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from functools import partial
 
 import cv2
 import numpy as np
@@ -139,6 +141,69 @@ def test_predictions_of_another_bundle_are_refused(bundle_folder, edit_model_jso
     (tmp_path / "r.csv.about.json").unlink()
     with pytest.raises(PylorusError, match=r"r\.csv\.about\.json is missing"):
         monitor(bundle_folder, [path], options)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("probability/GC", 1.5, "column probability/GC: found 1.5, expected a probability, from 0 to 1"),
+        ("probability/CG", -0.2, "column probability/CG: found -0.2, expected a probability, from 0 to 1"),
+        ("probability/GU", "n/a", "column probability/GU: found n/a, expected a probability, from 0 to 1"),
+        ("probability/GU", "", "column probability/GU: found nothing, expected a probability, from 0 to 1"),
+        ("unlikeness", "far", "column unlikeness: found far, expected a number"),
+        ("redness", "red", "column redness: found red, expected a number"),
+        ("sum", 0.5, "columns probability/GC, probability/GU and probability/CG: found 0.5, expected a sum of 1"),
+    ],
+)
+def test_a_table_that_was_changed_is_refused_with_line_and_column(
+    bundle_folder, draw_predictions, tmp_path, suffix, column, value, words
+):
+    path = draw_predictions(f"p{suffix}", seed=1, images=20)
+    table = pd.read_csv(path)
+    if column == "sum":
+        table.loc[7, [f"probability/{name}" for name in NAMES]] = [value, 0.0, 0.0]
+    else:
+        table[column] = table[column].astype(str if isinstance(value, str) else float)
+        table.loc[7, column] = value
+    writers = {".csv": table.to_csv, ".parquet": table.to_parquet, ".json": partial(table.to_json, orient="records")}
+    writers[suffix](path, index=False)
+    row = "line 9" if suffix == ".csv" else "row 8"
+    options = MonitorOptions(output=tmp_path / "out")
+    with pytest.raises(PylorusError, match=re.escape(f"{path}: {row}, {words}. Was the file changed")):
+        monitor(bundle_folder, [path], options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lines_are_counted_as_an_editor_counts_them_and_empty_ones_are_passed_over(
+    bundle_folder, draw_predictions, tmp_path
+):
+    path = draw_predictions("p.csv", seed=1, images=20)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "", *lines[1:], "", ""]))
+    options = MonitorOptions(output=tmp_path / "out")
+    monitor(bundle_folder, [path], options)
+    assert set(pd.read_csv(tmp_path / "out" / "monitor.csv")["images"]) == {20}
+    path.write_text("\n".join([lines[0], "", lines[1].replace(",0.", ",7.", 1), *lines[2:]]))
+    with pytest.raises(PylorusError, match=r"p\.csv: line 3, column probability/GC: found 7"):
+        monitor(bundle_folder, [path], options)
+
+
+def test_a_file_that_is_given_twice_is_refused_and_a_class_that_never_occurs_is_not(
+    bundle_folder, draw_predictions, tmp_path
+):
+    one, other = draw_predictions("p.csv", seed=1), draw_predictions("q.csv", seed=1)
+    options = MonitorOptions(output=tmp_path / "out")
+    with pytest.raises(PylorusError, match=r"p\.csv: is given twice, so that its images would count twice"):
+        monitor(bundle_folder, [one, one], options)
+    with pytest.raises(PylorusError, match=r"q\.csv: holds the same predictions as .*p\.csv"):
+        monitor(bundle_folder, [one, other], options)
+    assert not (tmp_path / "out").exists()
+    table = pd.read_csv(one)
+    table[table["predicted"] != "GU"].to_csv(one, index=False)
+    monitor(bundle_folder, [one], options)
+    result = pd.read_csv(tmp_path / "out" / "monitor.csv")
+    assert (result.loc[result["measure"] == "predicted/GU", "value"] == 0).all()
 
 
 def test_quality_follows_light_color_blur_and_field():

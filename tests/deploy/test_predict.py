@@ -34,6 +34,10 @@ class KilledError(BaseException):
     """What a prediction does not see coming."""
 
 
+def fail_as_killed(*_, **__):
+    raise KilledError
+
+
 @pytest.fixture(scope="module")
 def loaded_bundle(bundle_folder):
     return load_bundle(bundle_folder)
@@ -225,6 +229,25 @@ def test_a_killed_prediction_resumes_to_the_same_output(
     capsys.readouterr()
     asked(bundle_folder, [synthetic_root], output, batch=4)
     assert f"already complete: {output}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("parts", [(0,), (0, 1)])  # all of them, or some: that version was resumed by this one
+def test_a_prediction_that_another_version_began_with_other_columns_begins_anew_and_says_so(
+    bundle_folder, synthetic_root, tmp_path, monkeypatch, capsys, parts
+):
+    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    asked(bundle_folder, [synthetic_root], tmp_path / "whole.csv", batch=4)
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(parts_module.ResumableTable, "merge_parts", fail_as_killed)
+        asked(bundle_folder, [synthetic_root], tmp_path / "p.csv", batch=4)
+    for number in parts:
+        path = tmp_path / ".p.csv.parts" / f"part-{number:08d}.parquet"
+        pd.read_parquet(path).drop(columns="acquired").to_parquet(path, index=False)
+    capsys.readouterr()
+    asked(bundle_folder, [synthetic_root], tmp_path / "p.csv", batch=4)
+    said = capsys.readouterr().out
+    assert "rows of another version of Pylorus, with other columns (acquired): all images are predicted anew" in said
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_the_output_of_another_command_is_not_overwritten(bundle_folder, synthetic_root, tmp_path, bundle_copy):
@@ -432,6 +455,17 @@ def test_predictive_values_are_given_for_these_images_and_for_a_stated_prevalenc
     without = asked(bundle_folder, [synthetic_root], tmp_path / "q.csv", evaluate=True)
     assert without[0] == 0
     assert "at_prevalence" not in json.loads((tmp_path / "q.csv.about.json").read_text())["evaluation"]["decision"]
+
+
+def test_what_one_class_alone_can_not_tell_is_called_unknown_and_no_dash_is_printed(
+    bundle_folder, synthetic_root, tmp_path, capsys
+):
+    shutil.copytree(synthetic_root / "gastric_cancer", tmp_path / "images" / "gastric_cancer")
+    asked(bundle_folder, [tmp_path / "images"], tmp_path / "p.csv", evaluate=True, prevalence=0.05)
+    said = capsys.readouterr().out
+    assert "where 5 % of the images are GC: PPV and NPV are unknown: they need both sensitivity and specificity" in said
+    assert "specificity undefined" in said
+    assert "–" not in said
 
 
 @pytest.mark.parametrize("value", ["0", "1", "5", "nan"])

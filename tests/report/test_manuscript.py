@@ -141,6 +141,17 @@ def test_every_number_among_the_results_is_that_of_its_written_table(rich_run, t
     assert not (folder / "manuscript.html").exists()
 
 
+def test_every_number_of_the_comparisons_with_a_margin_is_linked(rich_run, tmp_path, skip_rendering):
+    options = ReportOptions(resamples=20, latex=True, margin=0.05, against=("accuracy=0.9", "auroc=0.6"))
+    folder = write_report([rich_run], tmp_path / "report", options=options).parent
+    assert check_links(folder) > 60
+    page = (folder / "manuscript.html").read_text(encoding="utf-8")
+    results = page.partition("<h2>Results</h2>")[2].partition("<h2>Discussion</h2>")[0]
+    unlinked = html.unescape(re.sub(r"<[^>]+>", "", re.sub(r"<a [^>]*>[^<]*</a>|<h\d>[^<]*</h\d>", "", results)))
+    assert not re.search(r"\d", re.sub(r"resnet50|F1", "", unlinked))
+    assert re.search(r"<a [^>]*>the given 0\.9</a>", results)
+
+
 def test_replicates_are_described_by_mean_and_standard_deviation(make_run, skip_rendering):
     runs = [make_run(f"r{seed}", **(BASE | {"seed": seed, "config": {"seed": seed}})) for seed in range(2)]
     folder = write_report(runs, runs[0].parent / "out", options=DRAFT).parent

@@ -86,6 +86,8 @@ def test_an_auroc_is_compared_with_a_figure_and_with_that_of_another_model(plan,
     plan("--aurocs", 0.92, 0.88, "--correlation", 0.4, "--prevalence", 0.3, "--margin", 0.01, "--output", tmp_path)
     expected = plan_paired_auroc(0.92, 0.88, correlation=0.4, prevalence=0.3, margin=0.01)
     assert read_rows(tmp_path)[0]["images"] == str(expected)
+    plan("--aurocs", 0.7, 0.5, "--correlation", 0, "--prevalence", 0.3, "--output", tmp_path)  # against a guess
+    assert read_rows(tmp_path)[0]["images"] == str(plan_paired_auroc(0.7, 0.5, correlation=0, prevalence=0.3))
 
 
 def test_calibration_adds_the_sizes_for_observed_expected_and_slope(plan, tmp_path):
@@ -185,6 +187,7 @@ def test_a_pilot_of_one_image_a_patient_plans_for_one_image_a_patient(plan, refu
         (("--disagreement", 0.1, 0.1), ("two fractions that differ",)),
         (("--disagreement", 0.8, 0.4), ("a sum in",)),
         (("--auroc", 0.4, "--prevalence", 0.2), ("--auroc: found 0.4", "between 0.5 and 1")),
+        (("--aurocs", 0.5, 0.8, "--prevalence", 0.2), ("--aurocs: found 0.5", "between 0.5 and 1")),
         (("--compare", "x", *TYPED), ("needs a pilot run",)),
         (("nowhere",), ("nowhere: found no status.json", "finished run")),
     ],

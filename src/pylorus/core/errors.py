@@ -43,6 +43,16 @@ def translate_errors(words: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def explain_interrupt(hint: str) -> Iterator[None]:
+    """Add to a KeyboardInterrupt what the command line says about it, such as how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(hint)
+        raise
+
+
 def format_suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return the sentence of an error message that suggests the known name closest to `name`, or an empty string.
 

@@ -19,6 +19,7 @@ import pandas as pd
 from pylorus import __version__
 from pylorus.core.errors import (
     PylorusError,
+    explain_interrupt,
     format_name_list,
     format_path,
     format_suggestion,
@@ -34,7 +35,7 @@ from pylorus.data.manifest import explain_missing_files, read_manifest_rows
 from pylorus.data.walk import IgnoredFiles, list_class_images, log_ignored
 from pylorus.deploy.description import Description
 from pylorus.deploy.fingerprints import find_development_images, format_comparison
-from pylorus.deploy.inputs import Item, ResumableTable, print_resume_hint
+from pylorus.deploy.inputs import RECORD_SUFFIX, RESUME_HINT, Item, ResumableTable
 from pylorus.deploy.model import Bundle, InferenceModel
 from pylorus.deploy.predict import PredictOptions, load_model, predict_remaining
 from pylorus.deploy.thresholds import format_estimated_prevalence
@@ -152,13 +153,13 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     check_new_folder(
         output,
         hint="A folder with an earlier validation is accepted, too.",
-        own=(RECORD, f".{TABLE}.parts", STRESS_FOLDER),
+        own=(RECORD, f".{TABLE}.parts", f"{TABLE}{RECORD_SUFFIX}", STRESS_FOLDER),
         outside=(folder, images),
     )
     labelled = read_labelled_images(images, description, options)
     output.mkdir(parents=True, exist_ok=True)
-    write_quarantine(labelled.catalog.unreadable, output)
     table = _predict_images(model, labelled, output, options)
+    write_quarantine(labelled.catalog.unreadable, output)  # in a folder that is known as one of a validation
     copies = _find_copies(model, labelled)
     external = _build_external_set(labelled, table, description, options, copies)
     external = replace(external, stress=_read_stress_records(output, folder, str(model.identity)))
@@ -353,7 +354,7 @@ def _predict_images(
     for earlier in (path, exact, output / RECORD, output / PAGE):
         earlier.unlink(missing_ok=True)
     inference = replace(options.inference, class_name=options.class_name and str(request["class"]))
-    with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
+    with parts.lock_parts(), explain_interrupt(RESUME_HINT), handle_signals() as stop:
         predict_remaining(model, labelled.iter_items(), parts, inference, stop)
         table = pd.concat(list(parts.iter_tables()), ignore_index=True)
         with write_atomically(exact) as temporary:

@@ -298,6 +298,7 @@ def _sort_if_few(paths: Iterable[Path]) -> Iterator[Path]:
     yield from chain(first, remaining) if len(first) > MAX_SORTED_FILES else sorted(first)
 
 
+RESUME_HINT = "finished rows are saved: run the same command to continue"
 RECORD_SUFFIX = ".about.json"
 IGNORED_SUFFIX = ".ignored.csv"
 
@@ -410,6 +411,25 @@ class ResumableTable:
         """Return the files of the parts, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
+    def discard_outdated_parts(self, columns: Sequence[str]) -> None:
+        """Discard the parts if another version of Pylorus wrote them with other columns, and say so.
+
+        Args:
+            columns: The columns that parts have now.
+        """
+        schemas = [set(pq.read_schema(path).names) for path in self.list_parts()]
+        differing = [name for name in columns if not all(name in names for names in schemas)]
+        differing += sorted({name for names in schemas for name in names} - set(columns))
+        if not differing:
+            return
+        print(
+            f"note: {self.folder} has rows of another version of Pylorus, with other columns ({', '.join(differing)}): "
+            "all images are predicted anew"
+        )
+        for path in self.list_parts():
+            path.unlink()
+        self._written = 0
+
     def iter_tables(self) -> Iterator[pd.DataFrame]:
         """Read the rows, part by part."""
         for path in self.list_parts():
@@ -471,16 +491,6 @@ def format_ignored(record: Mapping[str, Any], output: Path) -> list[str]:
     verb = "is" if record["ignored"] == 1 else "are"
     count = format_count(record["ignored"], "other file or folder", "other files or folders")
     return [f"{count} {verb} not used{may_be} ({output}{IGNORED_SUFFIX} lists them with reasons)"]
-
-
-@contextmanager
-def print_resume_hint() -> Iterator[None]:
-    """Print how to resume a prediction when the user interrupts it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished rows are saved: run the same command to continue", file=sys.stderr)
-        raise
 
 
 def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_path, normalize_name
 from pylorus.core.formatting import format_count, join_names
-from pylorus.core.io import read_json, write_atomically, write_text
+from pylorus.core.io import compute_digest, read_json, write_atomically, write_text
 from pylorus.data.catalog import extract_groups
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import read_description
@@ -61,6 +61,8 @@ FEW_IMAGES = 20
 """A period with fewer images shows hardly any drift."""
 FEW_PATIENTS = 50
 """With fewer patients in the reference, false alarms are more frequent than stated; see docs/monitor.md."""
+SUM_TOLERANCE = 1e-4
+"""How far the probabilities of an image may be from a sum of 1: a table that another program saved has fewer digits."""
 DATES = "acquired"
 """Column of the predictions with the day on which the image of a DICOM file was acquired."""
 
@@ -207,10 +209,16 @@ def _read_bundle(folder: Path) -> tuple[Description, str]:
 
 def _read_predictions(files: Sequence[Path], description: Description, identity: str) -> pd.DataFrame:
     """Read prediction files of this bundle, with the number of its file for each row."""
-    tables = []
+    tables: list[pd.DataFrame] = []
+    digests: dict[str, Path] = {}
     for number, path in enumerate(files):
         if not path.is_file():
             raise PylorusError(f"{path}: there is no such file. Expected a file that pylorus predict wrote.")
+        digest = compute_digest(path)
+        if digest in digests:
+            twice = "is given twice" if path == digests[digest] else f"holds the same predictions as {digests[digest]}"
+            raise PylorusError(f"{path}: {twice}, so that its images would count twice. Name it once.")
+        digests[digest] = path
         record = read_json(path.with_name(path.name + RECORD_SUFFIX))
         if record is None:
             raise PylorusError(
@@ -229,12 +237,13 @@ def _read_predictions(files: Sequence[Path], description: Description, identity:
 
 
 def _read_table(path: Path, description: Description) -> pd.DataFrame:
+    """Read the rows of a prediction file, after checking their numbers; the index of a CSV file counts its lines."""
     columns = [f"probability/{name}" for name in description.short_names]
-    numbers = [*columns, "unlikeness", *QUALITY]
     suffix = path.suffix.lower()
     try:
         if suffix == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
+            table = table[(table.fillna("") != "").any(axis=1)].copy()
         else:
             table = pd.read_parquet(path) if suffix == ".parquet" else pd.read_json(path, dtype=False)
     except (ValueError, OSError) as error:
@@ -242,14 +251,38 @@ def _read_table(path: Path, description: Description) -> pd.DataFrame:
     missing = [name for name in ("path", "error", *columns, "unlikeness") if name not in table]
     if missing:
         raise PylorusError(f"{path}: has no column {join_names(missing)}. Expected a file that pylorus predict wrote.")
-    for name in numbers:
-        if name in table:
-            table[name] = pd.to_numeric(table[name].replace("", np.nan), errors="coerce").astype(np.float64)
-    table["error"] = table["error"].fillna("").astype(str)
-    broken = (table["error"] == "") & ~np.isfinite(table[[*columns, "unlikeness"]].to_numpy()).all(axis=1)
-    if broken.any():
-        raise PylorusError(f"{path}: row {int(np.flatnonzero(broken)[0]) + 2} has no probabilities and no error.")
-    return table
+    table["error"] = table["error"].astype(object).fillna("").astype(str)
+    readable = table["error"] == ""
+    for name in (*columns, "unlikeness", *QUALITY):
+        if name not in table:
+            continue
+        written = table[name]
+        values = pd.to_numeric(written.replace("", np.nan), errors="coerce").astype(np.float64)
+        is_wrong, expected = ~values.between(-np.inf, np.inf, inclusive="neither"), "a number"
+        if name in columns:
+            is_wrong, expected = ~values.between(0, 1), "a probability, from 0 to 1"
+        elif name in QUALITY:  # an older Pylorus did not write them
+            is_wrong &= ~(written.isna() | (written == ""))
+        _check_rows(path, suffix, is_wrong & readable, written, f"column {name}", expected)
+        table[name] = values
+    total = table[columns].sum(axis=1)
+    names = f"columns {join_names(columns)}"
+    _check_rows(path, suffix, (abs(total - 1) > SUM_TOLERANCE) & readable, total.round(6), names, "a sum of 1")
+    return table.reset_index(drop=True)
+
+
+def _check_rows(
+    path: Path, suffix: str, is_wrong: "pd.Series[bool]", found: "pd.Series[Any]", where: str, expected: str
+) -> None:
+    """Refuse a table with wrong rows; name the first one by its line in a CSV file, otherwise by its number."""
+    if is_wrong.any():
+        index = int(is_wrong.to_numpy().argmax())
+        row = f"line {is_wrong.index[index] + 2}" if suffix == ".csv" else f"row {index + 1}"
+        value = str(found.iloc[index])[:60] or "nothing"
+        raise PylorusError(
+            f"{path}: {row}, {where}: found {value}, expected {expected}. Was the file changed after pylorus predict "
+            "wrote it? Predict again."
+        )
 
 
 def _collect(table: pd.DataFrame, description: Description, group: str | None) -> Answers:

@@ -19,7 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from pylorus.core.distributed import map_items
-from pylorus.core.errors import PylorusError, UnreadableImageError, format_path, format_suggestion
+from pylorus.core.errors import (
+    PylorusError,
+    UnreadableImageError,
+    explain_interrupt,
+    format_path,
+    format_suggestion,
+)
 from pylorus.core.formatting import format_count, open_progress_bar
 from pylorus.data.catalog import extract_groups
 from pylorus.data.dicom import read_acquisition_date
@@ -28,7 +34,7 @@ from pylorus.data.input_format import QUALITY, InputFormat, measure_quality
 from pylorus.deploy.card import format_prediction_set
 from pylorus.deploy.description import INTENDED_USE, Description
 from pylorus.deploy.fingerprints import compare_files, format_comparison
-from pylorus.deploy.inputs import Item, ResumableTable, Sources, format_ignored, print_resume_hint
+from pylorus.deploy.inputs import RESUME_HINT, Item, ResumableTable, Sources, format_ignored
 from pylorus.deploy.model import Bundle, InferenceModel, load_bundle
 from pylorus.deploy.onnx import load_export
 from pylorus.deploy.thresholds import (
@@ -108,7 +114,7 @@ def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptio
     else:
         sources.check_inputs()
         _check_labels(bundle.description, sources, options)
-        with parts.lock_parts(), print_resume_hint(), handle_signals() as stop:
+        with parts.lock_parts(), explain_interrupt(RESUME_HINT), handle_signals() as stop:
             with parts.list_ignored(sources) as listed:
                 predict_remaining(bundle, listed.iter_items(), parts, options, stop)
             record = _finalize_output(bundle, parts, options, sources)
@@ -198,6 +204,7 @@ def predict_remaining(
     bundle: InferenceModel, items: Iterable[Item], parts: ResumableTable, options: PredictOptions, stop: StopRequest
 ) -> None:
     """Predict the images that are not predicted yet."""
+    parts.discard_outdated_parts(list(_predict_rows(bundle, [], [], options.class_name).columns))
     done = parts.read_finished_keys()
     if len(done):
         print(f"already predicted: {format_count(len(done), 'image')}")

@@ -16,16 +16,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pylorus.core.errors import PylorusError
+from pylorus.core.errors import PylorusError, format_path
 from pylorus.core.formatting import format_count, format_number, format_percent, join_names
 from pylorus.core.io import check_new_folder, compute_digest, convert_to_plain, write_json, write_text
+from pylorus.data.catalog import Catalog
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import build_description
 from pylorus.deploy.description import Description, RecalibrationRecord
 from pylorus.deploy.external import ValidateOptions, read_labelled_images
+from pylorus.deploy.fingerprints import find_development_images, format_comparison
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import PredictOptions, iter_predicted_rows, resolve_device
 from pylorus.deploy.thresholds import build_usage_reference, collect_answers, convert_estimate
+from pylorus.deploy.validation import RECALIBRATION, record_look
 from pylorus.deploy.verified_files import CARD, DESCRIPTION, SUMS, is_export
 from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, calibration_scores
 from pylorus.evaluation.decisions import ROUNDING
@@ -106,25 +109,66 @@ def recalibrate(folder: Path, source: Path, options: RecalibrateOptions) -> None
         )
     recalibrated = _build_description(bundle, table, study, counts)
     _write_bundle(bundle, recalibrated, options.output)
-    load_bundle(options.output, network=options.network)
+    new = load_bundle(options.output, network=options.network)
+    look = record_look(
+        options.output, list(table["sha256"]), bundle=str(new.identity), patients=None, purpose=RECALIBRATION
+    )
     print("\n".join(_format_result(description, recalibrated, study)))
+    if not look["recorded in"]:
+        print(
+            f"\nnote: the images could not be recorded beside {options.output}, whose folder can't be written to: "
+            "pylorus validate will not recognize them."
+        )
     print(f"\nnew bundle: {options.output}")
 
 
 def _predict_labelled(bundle: Bundle, source: Path, options: RecalibrateOptions) -> pd.DataFrame:
-    """Predict labelled images, and return the rows of the readable ones with label and group."""
+    """Predict labelled images, and return the rows of the readable ones with label, group and hash of the file."""
     reading = ValidateOptions(root=options.root, group=options.group, names=options.names)
     labelled = read_labelled_images(source, bundle.description, reading)
     catalog = labelled.catalog
     groups = catalog.table["group" if catalog.grouped else "path"].to_numpy(dtype=str)
-    items = list(labelled.iter_items())
+    is_new = _select_new_images(bundle, catalog, groups)
+    items = [item for item, used in zip(labelled.iter_items(), is_new, strict=True) if used]
     rows = pd.concat(iter_predicted_rows(bundle, items, PredictOptions(batch=options.batch)), ignore_index=True)
-    rows = rows.assign(label=labelled.labels, group=groups)
+    digests = catalog.table["sha256"].to_numpy(dtype=str)
+    rows = rows.assign(label=labelled.labels[is_new], group=groups[is_new], sha256=digests[is_new])
     unreadable = rows[rows["error"] != ""]
     if len(unreadable):
         first = unreadable.iloc[0]
         print(f"note: {format_count(len(unreadable), 'file')} left out, the first: {first['path']}: {first['error']}")
     return rows[rows["error"] == ""].reset_index(drop=True)
+
+
+def _select_new_images(bundle: Bundle, catalog: Catalog, groups: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Return which images the model was not developed on, and say which it was, by the fingerprints of the bundle.
+
+    Raises:
+        PylorusError: If it was developed on all of them, or on their patients.
+    """
+    copies = find_development_images(bundle.fingerprints, catalog.facts, catalog.fact_indices)
+    if copies.reason:
+        print(
+            f"note: {copies.summary} On such images the model is surer than on new ones: make sure that none is "
+            "among these."
+        )
+    matched = [match.index for match in copies.matches]
+    is_new = ~np.isin(groups, groups[matched])
+    if matched:
+        others = int((~is_new).sum()) - len(matched)
+        text = (
+            f"note: {len(matched):,} of {format_count(copies.compared, 'image')} left out as copies of training or "
+            "validation images, on which the model is surer than on new ones"
+        )
+        text += f"; with them {format_count(others, 'other image')} of the same patients." if others else "."
+        record = copies.build_record(list(map(format_path, catalog.table["path"])))
+        print("\n".join(format_comparison(record | {"summary": text})))
+    if not is_new.any():
+        raise PylorusError(
+            f"The model was trained or validated on all {format_count(len(groups), 'image')}, or on others of their "
+            "patients. Recalibrate on images of new patients."
+        )
+    return is_new
 
 
 def _check_numbers(true: NDArray[np.int64], groups: NDArray[np.str_], description: Description) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pylorus import __version__
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import DASH, format_count, format_number, format_percent, format_threshold
+from pylorus.core.formatting import format_count, format_number, format_percent, format_threshold
 from pylorus.core.io import convert_to_plain
 from pylorus.data.catalog import extract_groups
 from pylorus.deploy.card import format_area, format_set_size, format_threshold_guarantee
@@ -229,11 +229,11 @@ def _format_groups(record: Mapping[str, Any]) -> str:
 def _format_slope(calibration: Mapping[str, Any]) -> str:
     if calibration.get("nearly_constant"):  # an older Pylorus has not written it
         return "slope can't be interpreted: the probability is nearly the same for all images"
-    value, low, high = (
-        DASH if (end := calibration["slope"][key]) is None else format_number(end, 2)
-        for key in ("value", "low", "high")
-    )
-    return f"slope {value} ({low} to {high})"
+    value, low, high = (calibration["slope"][key] for key in ("value", "low", "high"))
+    if value is None:
+        return "slope undefined"
+    interval = "no interval" if low is None or high is None else f"{format_number(low, 2)} to {format_number(high, 2)}"
+    return f"slope {format_number(value, 2)} ({interval})"
 
 
 def format_evaluation(record: Mapping[str, Any], description: Description) -> list[str]:
@@ -246,9 +246,11 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
     evaluation = record["evaluation"]
 
     def format_estimate(estimate: Mapping[str, float | None]) -> str:
-        numbers = IntervalEstimate(**estimate).__dict__.values()
-        value, low, high = (float("nan") if number is None else number for number in numbers)
-        return f"{format_percent(value):>5} ({format_percent(low)} to {format_percent(high)})"
+        value, low, high = (estimate[key] for key in ("value", "low", "high"))
+        if value is None:
+            return "undefined"
+        interval = "no interval" if low is None or high is None else f"{format_percent(low)} to {format_percent(high)}"
+        return f"{format_percent(value):>5} ({interval})"
 
     lines = [
         f"evaluation on {format_count(evaluation['images'], 'image')}{_format_groups(record)}, in % but for AUROC "
@@ -279,12 +281,14 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
             f"{format_estimate(decision['sensitivity'])}, specificity {format_estimate(decision['specificity'])}"
         )
         of_images = {"ppv": decision["precision"], **decision}
-        lines += [
-            f"    where {format_percent(values['prevalence'], digits=1 if note else None)} % of the images are "
-            f"{decision['class']}{note}: PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
-            for values, note in ((of_images, ", as here"), (decision.get("at_prevalence", {}), ""))
-            if "prevalence" in values  # a record of an older Pylorus has none
-        ]
+        for values, note in ((of_images, ", as here"), (decision.get("at_prevalence", {}), "")):
+            if "prevalence" not in values:  # a record of an older Pylorus
+                continue
+            text = f"PPV {format_estimate(values['ppv'])}, NPV {format_estimate(values['npv'])}"
+            if not note and None in (values["ppv"]["value"], values["npv"]["value"]):  # as on the page of `validate`
+                text = "PPV and NPV are unknown: they need both sensitivity and specificity on these images"
+            prevalence = format_percent(values["prevalence"], digits=1 if note else None)
+            lines.append(f"    where {prevalence} % of the images are {decision['class']}{note}: {text}")
         lines += [
             f"    {line}"
             for line in textwrap.wrap(format_threshold_guarantee(description, decision["class"]), width=110)
@@ -390,11 +394,15 @@ def _evaluate_probabilities(predictions: Predictions) -> dict[str, Any]:
 
 LOOKS_SUFFIX = ".looks.jsonl"
 """Beside a bundle: a line for each validation of it."""
+RECALIBRATION = "recalibration"
+"""Purpose of a line that is no validation: the bundle was recalibrated on these images."""
 IMAGES_OF_LOOK = "hashes of images"
 """Key of such a line: keyed hashes of the images, in the first line of each set."""
 
 
-def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: int | None) -> dict[str, object]:
+def record_look(
+    folder: Path, digests: Sequence[str], *, bundle: str, patients: int | None, purpose: str = "validation"
+) -> dict[str, object]:
     """Record beside a bundle that it was evaluated on a set, and count how often it was, and on how many of its images.
 
     The line holds neither names nor images: hashes, counts, the time and the version. The hash of an image is keyed by
@@ -405,17 +413,26 @@ def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: 
         digests: SHA-256 of each image.
         bundle: Identity of the bundle.
         patients: Number of patients; None if they are not known.
+        purpose: validation, or recalibration: the bundle was fitted on these images, which is no evaluation.
 
     Returns:
         How often the bundle was evaluated on this set and on any set, this time included; on how many of these images
         it was evaluated before, in how many earlier looks, and when the first and the last was; the number of earlier
-        looks that recorded no images; and where that is recorded, "" if it could not be written.
+        looks that recorded no images; on how many of the images it was recalibrated; and where that is recorded, "" if
+        it could not be written.
     """
     bundle_folder = folder.resolve()  # "." and a link are the bundle that they lead to
     path = bundle_folder.with_name(f"{bundle_folder.name}{LOOKS_SUFFIX}")
     set_hash = compute_image_set_hash(set(digests))
     hashes = [hashlib.sha256(f"{bundle} {each}".encode()).hexdigest()[:HASH_DIGITS] for each in digests]
-    earlier = [each for each in _read_looks(path) if each.get("bundle") == bundle]
+    lines = [each for each in _read_looks(path) if each.get("bundle") == bundle]
+    earlier = [each for each in lines if each.get("purpose") != RECALIBRATION]
+    fitted = {
+        str(digest)
+        for each in lines
+        if each.get("purpose") == RECALIBRATION and isinstance(each.get(IMAGES_OF_LOOK), list)
+        for digest in each[IMAGES_OF_LOOK]
+    }
     images_of_sets = {
         str(each.get("image set")): set(map(str, each[IMAGES_OF_LOOK]))
         for each in earlier
@@ -428,6 +445,7 @@ def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: 
         "images": len(digests),
         "patients": patients,
         "pylorus": __version__,
+        "purpose": purpose,
         **({} if set_hash in images_of_sets else {IMAGES_OF_LOOK: sorted(set(hashes))}),
     }
     try:
@@ -445,6 +463,7 @@ def record_look(folder: Path, digests: Sequence[str], *, bundle: str, patients: 
         "images seen": sum(each in seen for each in hashes),
         "earlier looks": len(overlapping),
         "seen": [overlapping[0].get("time"), overlapping[-1].get("time")] if overlapping else [],
+        "recalibrated on": sum(each in fitted for each in hashes),
         "looks without images": len(earlier) - len(known),
         "recorded in": where,
     }

@@ -194,7 +194,7 @@ def plan_paired_auroc(
 
     Args:
         first: Expected area of the first (new) model, in (0.5, 1).
-        second: Expected area of the second one, in (0.5, 1).
+        second: Expected area of the second one, in [0.5, 1).
         correlation: Correlation r of the two estimated areas, in [0, 1).
         prevalence: Fraction of the class among all images, in (0, 1).
         margin: The largest difference by which the first model may be worse, in (0, 1); None: a difference is to be
@@ -211,7 +211,8 @@ def plan_paired_auroc(
         448
     """
     _check_area(first, "the first area")
-    _check_area(second, "the second area")
+    if second != 0.5:  # a reference that only guesses
+        _check_area(second, "the second area")
     if not 0 <= correlation < 1:
         raise ValueError(f"the correlation of the areas is {correlation:g}; expected a number in [0, 1), such as 0.5")
     _check_fraction(prevalence, "the prevalence")

@@ -7,10 +7,8 @@ the chosen head of each network.
 
 import logging
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -27,7 +25,7 @@ from torch import nn
 from pylorus.config.checks import check_model_name, check_paths
 from pylorus.config.schema import CONF, AugmentConfig, Config, list_group_files
 from pylorus.core.distributed import SINGLE_PROCESS, compute_seed
-from pylorus.core.errors import TRAIN_COMMAND, PylorusError, format_suggestion, suggest_path
+from pylorus.core.errors import TRAIN_COMMAND, PylorusError, explain_interrupt, format_suggestion, suggest_path
 from pylorus.core.formatting import format_command, format_count, format_percent, open_progress_bar
 from pylorus.core.io import LOCK, check_new_folder, convert_to_plain, lock_folder, read_json, write_json
 from pylorus.data.datamodule import ImageDataModule
@@ -272,7 +270,7 @@ def run_bakeoff(root: Path, output: Path, options: BakeoffOptions) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     with (
         lock_folder(output, lambda: f"{output}: another process runs a bake-off in this folder. Wait for it."),
-        _print_resume_hint(),
+        explain_interrupt("the same command continues"),
         handle_signals(),
         open_run_log(output),
     ):
@@ -299,15 +297,6 @@ def run_bakeoff(root: Path, output: Path, options: BakeoffOptions) -> Path:
     print("\n".join(f"- {sentence}" for sentence in (*result.findings, *result.warnings)))
     print(f"\nreport: {page}\nnumbers: {output / 'tables'}\n\nTo fine-tune the winner:\n  {command}")
     return page
-
-
-@contextmanager
-def _print_resume_hint() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        raise
 
 
 def _check_output(output: Path, data: dict[str, Any]) -> None:

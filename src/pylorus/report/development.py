@@ -1,6 +1,6 @@
 """Figures on images from elsewhere beside those that a bundle holds of its development, with their differences.
 
-The two sets are different images of different patients, so that intervals of differences are combined from two
+The two sets are taken to be different images of different patients: intervals of differences are combined from two
 intervals, and no test pairs images.
 """
 

@@ -275,8 +275,10 @@ def _build_items(
         f"{format_count(images, 'image')}{of_patients}."
     )
     notes = [
-        "Development: as stored with the model. External minus development; proportions in percentage points. The two "
-        "sets are different images: the intervals of the differences are combined from the two intervals (MOVER), and "
+        "Development: as stored with the model. External minus development; proportions in percentage points. "
+        "Intervals of the differences are combined from the two intervals (MOVER), as for different images of "
+        "different patients. Whether the external images are the development's test images, where this would not "
+        "hold, is not checked: fingerprints are of training and validation images only. "
         f"p is corrected for the {sum(not math.isnan(each.p_value) for each in comparison)} rows that have one (Holm). "
         "Accuracy and precision depend on how frequent each class is: see the table of images by class."
     ]
@@ -428,6 +430,11 @@ def format_looks(looks: Mapping[str, Any], images: int) -> list[str]:
         sentences.append(
             f"This model was evaluated on {looks['images seen']:,} of these {format_count(images, 'image')} before, in "
             f"{earlier} ({span}): the more often, the less the figures say about new patients."
+        )
+    if looks["recalibrated on"]:
+        sentences.append(
+            f"This model was recalibrated on {looks['recalibrated on']:,} of these {format_count(images, 'image')}: "
+            "figures on them are optimistic."
         )
     if not looks["recorded in"]:
         sentences.append(

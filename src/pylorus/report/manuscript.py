@@ -498,14 +498,17 @@ def _describe_margins(finder: CellFinder) -> Spans:
     spans: Spans = ()
     for row in table.rows[:MAX_PAIRS]:
         model, reference, index, decision = map(str, row.cells[:4])
-        unit = "" if index.startswith("AUROC") else "points"
-        difference = finder.find("margins", [model, reference, index], "difference", unit=unit)
+        head, unit = [model, reference, index], "" if index.startswith("AUROC") else "points"
+        difference = finder.find("margins", head, "difference", unit=unit)
+        is_figure = reference.startswith("the given ")  # its number is linked, too
+        other = finder.find("margins", head, "compared with") if is_figure else reference
         words = {
-            "equivalent": f"{model} was equivalent to {reference}",
-            "not inferior": f"{model} was not inferior to {reference}",
-            "inferior": f"{model} was inferior to {reference}",
-        }.get(decision, f"{model} was not shown to be non-inferior to {reference}")
-        spans += fill(f"{index[0].upper()}{index[1:]}: {words}, difference ", difference, ". ")
+            "equivalent": "was equivalent to",
+            "not inferior": "was not inferior to",
+            "inferior": "was inferior to",
+        }.get(decision, "was not shown to be non-inferior to")
+        start = f"{index[0].upper()}{index[1:]}: {model} {words} "
+        spans += fill(start, other, ", difference ", difference, ". ")
     left_out = "Further comparisons and the" if len(table.rows) > MAX_PAIRS else "The"
     return (*spans, f"{left_out} corrected p-values are in ", TableReference("margins"), ".") if spans else ()
 

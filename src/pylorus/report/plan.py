@@ -188,8 +188,9 @@ def compute_plan(options: PlanOptions) -> Plan:
 def _check_options(options: PlanOptions) -> None:
     for name, example in FRACTIONS.items():
         check_fraction(getattr(options, name), f"--{name}", example=example)
-    for name, area in (("auroc", options.auroc), *(("aurocs", area) for area in options.areas or ())):
-        if area is not None and not 0.5 < area < 1:
+    areas = [("aurocs", area, position == 1) for position, area in enumerate(options.areas or ())]
+    for name, area, is_reference in (("auroc", options.auroc, False), *areas):
+        if area is not None and not (0.5 < area < 1 or (is_reference and area == 0.5)):
             meant = f" Did you mean {area / 100:g}?" if 50 < area < 100 else ""
             raise PylorusError(f"--{name}: found {area:g}, expected a number between 0.5 and 1, such as 0.9.{meant}")
     if options.correlation is not None and not 0 <= options.correlation < 1:

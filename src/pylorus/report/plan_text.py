@@ -70,8 +70,8 @@ class PlanOptions:
         specificity: Expected specificity, in (0, 1).
         auroc: Expected area under the ROC curve, in (0.5, 1).
         disagreement: Fractions of images that only the new and only the other of two models classify correctly.
-        areas: Expected AUROCs of the new and of the other of two models, in (0.5, 1); empty: those of the pilot and of
-            `compare`.
+        areas: Expected AUROCs of the new, in (0.5, 1), and of the other of two models, in [0.5, 1); empty: those of the
+            pilot and of `compare`.
         correlation: Correlation of these two AUROCs on the same images, in [0, 1).
         calibration: Width of the intervals of observed/expected and of the calibration slope, in (0, 1).
         against: A figure that sensitivity, specificity or AUROC is compared with, in (0, 1).

@@ -26,7 +26,7 @@ from pylorus.report.figure_style import (
 )
 from pylorus.report.headline import KeyFigure
 from pylorus.report.mistakes import Item, Section, Sentences
-from pylorus.report.page import write_page
+from pylorus.report.page import PAGE, write_page
 from pylorus.report.record_sections import STRESS_RECORD, SUMS
 from pylorus.report.summary import Summary
 from pylorus.report.table import (
@@ -445,7 +445,8 @@ def write_stress_page(result: StressResult, output: Path) -> Path:
             KeyFigure("Class of interest", result.deciding, threshold),
         ),
     )
-    page = write_page(output, summary, build_stress_sections(result))
+    (output / PAGE).unlink(missing_ok=True)  # if this is interrupted, no page of an earlier test remains
+    # First the record: the folder is then known as one of a stress test, and accepted again.
     write_json(
         output / STRESS_RECORD,
         {
@@ -459,4 +460,4 @@ def write_stress_page(result: StressResult, output: Path) -> Path:
             "findings": build_findings(result),
         },
     )
-    return page
+    return write_page(output, summary, build_stress_sections(result))
