@@ -371,10 +371,16 @@ def plot_accuracy_against_cost(result: BakeoffResult) -> Drawing:
                 markersize=7 if number == 0 else 4.5,
                 capsize=2,
                 linewidth=1,
+                label=f"{number + 1}  {each.label}",
             )
-            axes.annotate(each.label, (each.milliseconds, value), xytext=(5, 3), textcoords="offset points", fontsize=7)
+            position = (each.milliseconds, value)
+            axes.annotate(str(number + 1), position, xytext=(5, 3), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
-        axes.margins(x=0.18)
+        axes.margins(x=0.1)
+        # Names beside the points would cover each other.
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=7, title="by validation accuracy"
+        )
         axes.set_xlabel("forward pass of an image (ms, logarithmic)")
         axes.set_ylabel("test accuracy (%)")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
