@@ -1,6 +1,7 @@
 """Ctrl-C and `kill -9` in the middle of a command on a trained model: nothing is lost that the same command can't do."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -65,8 +66,9 @@ COMMANDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "number"), list(zip(COMMANDS, itertools.cycle([signal.SIGINT, signal.SIGKILL]), strict=False))
+)
 def test_a_command_that_is_ended_in_the_middle_leaves_nothing_incomplete_and_works_again(
     site, trained_run, monkeypatch, capsys, command, number
 ):
