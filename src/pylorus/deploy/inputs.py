@@ -98,6 +98,7 @@ class Item:
         label: Index of its class according to the name of its folder; None if no folder is named after a class.
         second: Time of the frame in its video, in seconds; None for an image file.
         error: Why there is no image; empty if there may be one.
+        acquired: Day on which the image of a DICOM file was acquired, known once it was read; empty for others.
     """
 
     path: str
@@ -105,6 +106,7 @@ class Item:
     label: int | None = None
     second: float | None = None
     error: str = ""
+    acquired: str = ""
 
     @property
     def key(self) -> str:

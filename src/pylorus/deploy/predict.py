@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice, tee
 from operator import attrgetter
 from pathlib import Path
@@ -324,14 +324,27 @@ def read_ahead(items: Iterable[Item], form: InputFormat, size: int) -> Generator
     with closing(_read_images(remaining, form, ahead=BATCHES_AHEAD * size)) as images:
         pairs = zip(images, listed, strict=False)  # in this order: the images end first
         while batch := list(islice(pairs, size)):
-            yield [item for _, item in batch], [image for image, _ in batch]
+            yield (
+                [replace(item, acquired=date) if date else item for (_, date), item in batch],
+                [image for (image, _), _ in batch],
+            )
 
 
-def _read_images(items: Iterable[Item], form: InputFormat, *, ahead: int) -> Generator[RGB | str]:
-    """Yield the image of each item, or the reason why there is none; decoded frames of videos stay in this process."""
+def _read_images(items: Iterable[Item], form: InputFormat, *, ahead: int) -> Generator[tuple[RGB | str, str]]:
+    """Yield what `_read_dated_image` returns for each item; decoded frames of videos stay in this process."""
     for is_frame, group in groupby(items, key=lambda item: not isinstance(item.source, Path)):
-        answers: dict[str, Any] = {"name": attrgetter("path"), "on_failure": lambda _, reason: reason}
-        yield from map_items(lambda item: _read_image(item, form), group, ahead=ahead, in_threads=is_frame, **answers)
+        answers: dict[str, Any] = {"name": attrgetter("path"), "on_failure": lambda _, reason: (reason, "")}
+        yield from map_items(
+            lambda item: _read_dated_image(item, form), group, ahead=ahead, in_threads=is_frame, **answers
+        )
+
+
+def _read_dated_image(item: Item, form: InputFormat) -> tuple[RGB | str, str]:
+    """Return an image, or the reason why there is none, and the day of its acquisition, "" if no file states it."""
+    image = _read_image(item, form)
+    if isinstance(image, str) or not isinstance(item.source, Path):
+        return image, ""
+    return image, read_acquisition_date(item.source)
 
 
 def _read_image(item: Item, form: InputFormat) -> RGB | str:
@@ -377,8 +390,7 @@ def _predict_rows(
     table = pd.DataFrame({"path": [item.path for item in items]})
     table["second"] = np.array([np.nan if item.second is None else item.second for item in items], dtype=np.float64)
     table["true"] = ["" if item.label is None else names[item.label] for item in items]
-    dates = (read_acquisition_date(item.source) if isinstance(item.source, Path) else "" for item in items)
-    table["acquired"] = ["" if error else date for error, date in zip(errors, dates, strict=True)]
+    table["acquired"] = ["" if error else item.acquired for error, item in zip(errors, items, strict=True)]
     table["predicted"] = predicted
     for index, name in enumerate(names):
         table[f"probability/{name}"] = probabilities[:, index]
