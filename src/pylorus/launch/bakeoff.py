@@ -40,7 +40,7 @@ from pylorus.launch.train import check_network
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network
 from pylorus.model.finetuning import resolve_depth
 from pylorus.model.frozen_features import build_evaluator
-from pylorus.model.hub import find_all_weights
+from pylorus.model.hub import find_all_weights, format_timm_name
 from pylorus.model.inference import measure_cost, prepare_network
 from pylorus.model.weights import list_classifier_names
 from pylorus.report.bakeoff import BakeoffResult, NetworkResult, rank_networks, write_bakeoff_page
@@ -214,7 +214,7 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> Config:
 
 
 def _check_data(config: Config) -> None:
-
+    """Check that images, batches and devices are such that heads can be trained and compared."""
     if config.data.validation == "test":
         raise PylorusError(
             "data.validation: found test, but the validation images choose among thousands of heads: the result on the "
@@ -230,7 +230,7 @@ def _check_data(config: Config) -> None:
 
 
 def _check_distinct(names: Sequence[str], configs: Sequence[Config]) -> None:
-
+    """Check that the networks are timm's, and that none is compared with itself."""
     seen: dict[str, str] = {}
     for name, config in zip(names, configs, strict=True):
         model = config.model
@@ -238,8 +238,8 @@ def _check_distinct(names: Sequence[str], configs: Sequence[Config]) -> None:
             raise PylorusError(
                 f"--models: {name} is a network of your own (model._target_), expected timm's: compare it by a sweep."
             )
-        cfg = get_pretrained_cfg(model.name, allow_unregistered=True)
-        full = model.name if cfg is None else f"{cfg.architecture}.{cfg.tag}"
+        cfg: Any = get_pretrained_cfg(model.name, allow_unregistered=True)
+        full = model.name if cfg is None else format_timm_name(cfg.to_dict())
         key = f"{full} {model.args} {model.mean} {model.std} {model.weights}"
         if key in seen:
             twice = "named twice" if seen[key] == name else f"the same network as {seen[key]}"

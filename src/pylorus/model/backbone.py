@@ -23,7 +23,7 @@ from pylorus.config.schema import ModelConfig
 from pylorus.core.arguments import describe_value
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import join_names
-from pylorus.model.hub import HubUnreachableError, resolve_weights_file
+from pylorus.model.hub import HubUnreachableError, format_timm_name, resolve_weights_file
 from pylorus.model.weights import compute_sha256, init_head, load_weights
 
 log = logging.getLogger(__name__)
@@ -114,10 +114,10 @@ def build_backbone(
     elif isinstance(network, InceptionV3):
         init_inception(network)
     init_head(network)
-    is_published = weights == "hub" or Path(weights).stem == _format_timm_name(pretrained_cfg)
+    is_published = weights == "hub" or Path(weights).stem == format_timm_name(pretrained_cfg)
     return Backbone(
         network=network,
-        name=config.name if node is not None else _format_timm_name(pretrained_cfg),
+        name=config.name if node is not None else format_timm_name(pretrained_cfg),
         image_size=size,
         interpolation=data_config["interpolation"],
         mean=tuple(config.mean or data_config["mean"]),
@@ -323,10 +323,6 @@ def init_inception(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-
-def _format_timm_name(pretrained_cfg: Mapping[str, Any]) -> str:
-    return ".".join(part for part in (pretrained_cfg.get("architecture"), pretrained_cfg.get("tag")) if part)
 
 
 def register_network(name: str, factory: Callable[..., Any]) -> None:

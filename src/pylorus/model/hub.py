@@ -65,6 +65,11 @@ class HubFile:
         )
 
 
+def format_timm_name(cfg: Mapping[str, Any]) -> str:
+    """Return timm's name of the weights that its `cfg` describes: the architecture, and the tag if there is one."""
+    return ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
+
+
 def resolve_hub_file(cfg: Mapping[str, Any]) -> HubFile:
     """Return the hub location of the weights that timm's `cfg` describes.
 
@@ -76,8 +81,7 @@ def resolve_hub_file(cfg: Mapping[str, Any]) -> HubFile:
         raise PylorusError(
             f"model.weights: timm knows no weights on the hub for {cfg.get('architecture')}. Use a file or none."
         )
-    name = ".".join(part for part in (cfg.get("architecture"), cfg.get("tag")) if part)
-    return HubFile(name, repository, cfg.get("hf_hub_filename") or "model.safetensors")
+    return HubFile(format_timm_name(cfg), repository, cfg.get("hf_hub_filename") or "model.safetensors")
 
 
 def resolve_weights_file(weights: str, cfg: Mapping[str, Any]) -> Path | None:
@@ -198,7 +202,7 @@ def _iter_files(folder: Path, models: Mapping[str, ModelConfig]) -> Iterator[tup
     missing: list[str] = []
     for name, config in models.items():
         cfg: Any = get_pretrained_cfg(config.name, allow_unregistered=True)
-        full = f"{cfg.architecture}.{cfg.tag}" if cfg is not None and cfg.tag else config.name
+        full = config.name if cfg is None else format_timm_name(cfg.to_dict())
         stems = dict.fromkeys((name, full, config.name, full.split(".")[0]))
         file = find_file(folder, *stems)
         if file is not None:
