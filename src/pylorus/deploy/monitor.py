@@ -186,10 +186,8 @@ def compare_periods(
             history.append(counts)
             if window == PERIOD and len(samples) > 1:
                 drift = compare_sample(accumulate_samples(samples, decay=DECAY), known, **level)
-                images, patients = (sum(sizes) for sizes in zip(*history, strict=True))
-                comparisons[period.name, RECENT, name] = Comparison(
-                    period.name, RECENT, name, images, patients, drift, median
-                )
+                counts = sum(images for images, _ in history), sum(groups for _, groups in history)
+                comparisons[period.name, RECENT, name] = Comparison(period.name, RECENT, name, *counts, drift, median)
     return [
         comparisons[period.name, window, name]
         for period in (*periods, *((every,) if len(periods) > 1 else ()))
