@@ -354,7 +354,7 @@ def base_evidence(make_shared_run):
             {"averaged": 2, "config": {"averaging.name": "mean"}},
             None,
             "augmentation none. adamw",
-            "weights used: mean of the weights after 2 epochs",
+            "weights used: mean of the weights of 2 epochs",
         ),
         (
             answers.report_training,

@@ -30,7 +30,10 @@ def test_the_ring_and_the_note_follow_what_the_stage_recorded_of_its_average(mak
     curves = collect_curves([read_run(make_run(stages=("s",), averaged=2, config=config))])
     assert [each.best for each in curves] == [2]
     notes = " ".join(map(str, plot_training_curves(curves).notes))
-    assert "Validation curves are those of the average, at the ring the mean of the weights after 2 epochs;" in notes
+    assert (
+        "Validation curves are those of the average once it has begun, at the ring the mean of the weights of 2 epochs;"
+        in notes
+    )
     other = collect_curves([read_run(make_run("other", stages=("s",), config=config))])  # nothing is recorded
     assert "average" not in " ".join(map(str, plot_training_curves(other).notes))
 

@@ -263,7 +263,9 @@ def test_word_without_python_docx_is_refused_before_anything_is_written(make_run
         ({"images_per_group": 2}, ["No patient is in more than one part"], ["their patients are not known"]),
         (
             {"config": {"averaging.name": "ema", "averaging.decay": 0.99}, "averaged": 420},
-            ["Its weights are the exponential moving average of the weights over 420 updates, one a step (decay 0.99)"],
+            [
+                "The weights that the stage s kept are the exponential moving average of the weights over 420 updates, one a step (decay 0.99)"
+            ],
             ["Izmailov"],
         ),
         ({"model": "my_net"}, ["my_net: [FOR THE AUTHOR: reference of this network]"], ["He K, Zhang X"]),

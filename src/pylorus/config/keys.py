@@ -394,7 +394,7 @@ def describe_averaging(settings: AveragingConfig | Mapping[str, Any], *, weights
         >>> describe_averaging({"name": "ema", "decay": 0.999}, weights=420, norms=0)
         'exponential moving average of the weights over 420 updates, one a step (decay 0.999)'
         >>> describe_averaging({"name": "mean"}, weights=5, norms=52)
-        'mean of the weights after 5 epochs, with batch-norm statistics estimated anew over the training images'
+        'mean of the weights of 5 epochs, with batch-norm statistics estimated anew over the training images'
     """
     given = asdict(settings) if isinstance(settings, AveragingConfig) else dict(settings)
     if not weights:
@@ -405,7 +405,7 @@ def describe_averaging(settings: AveragingConfig | Mapping[str, Any], *, weights
         updates = f"{weights:,} updates, {pace}" if weights > 1 else "1 update"
         text = f"exponential moving average of the weights over {updates} (decay {float(given.get('decay', 0)):g})"
     else:
-        unit = "epoch" if every is None else "update"
-        text = f"mean of the weights after {weights:,} {unit}{'s' * (weights > 1)}"
+        unit = "of {} epoch" if every is None else "at {} step"
+        text = f"mean of the weights {unit.format(f'{weights:,}')}{'s' * (weights > 1)}"
         text += "" if every is None else f", one every {every} steps"
     return f"{text}, with batch-norm statistics estimated anew over the training images" if norms else text

@@ -133,6 +133,7 @@ class AverageWeights(pl.Callback):
             self._find_trained(trainer, pl_module)
         every = 1 if self.every is None else self.every
         is_due = trainer.is_last_batch if self.every is None and self.method == "mean" else self._step % every == 0
+        is_due |= trainer.is_last_batch and not self.updates  # every epoch from the first one on has an average
         if is_due and trainer.current_epoch >= self.start_epoch:
             self._update()
         if trainer.is_last_batch:

@@ -197,7 +197,8 @@ def _format_averaging_notes(curves: Sequence[StageCurves]) -> tuple[str, ...]:
         return ()
     which = "" if all(format_averaging(each.run, each.stage) for each in curves) else " where weights are averaged"
     return (
-        f"Validation curves{which} are those of the average, at the ring the {join_names(averages, last='or')}; "
+        f"Validation curves{which} are those of the average once it has begun, at the ring the "
+        f"{join_names(averages, last='or')}; "
         "training curves are those of the weights in each step.",
     )
 

@@ -446,11 +446,12 @@ def _describe_stage(run: SavedRun, stage: SavedStage, finder: CellFinder, repeat
         find("planned", "epochs"),
         f" planned epochs{early}",
     )
+    spans = (*spans, *((" with ", *clauses) if clauses else ()), ". ") if spans else ()
     averaging = format_averaging(run, stage)
-    sentence: Spans = (f" Its weights are the {averaging}", Citation(tuple(find_method_citations(averaging))), ". ")
-    return (
-        (*spans, *((" with ", *clauses) if clauses else ()), ".", *(sentence if averaging else (" ",))) if spans else ()
-    )
+    if not averaging:
+        return spans
+    citation = Citation(tuple(find_method_citations(averaging)))
+    return (*spans, f"The weights that the stage {stage.name} kept are the {averaging}", citation, ". ")
 
 
 def _describe_selection(evidence: Evidence) -> Spans:
