@@ -2,7 +2,7 @@
 
 Public names, each imported on first use:
 
-ImageDataModule, Classifier, FreezeBackbone: for your own Lightning Trainer.
+ImageDataModule, Classifier, FreezeBackbone, AverageWeights: for your own Lightning Trainer.
 train, load_model, validate, audit, report: what the commands do. They return or take TrainedRun, Model, Validation.
 PylorusError: every error that you can fix; its message says how.
 

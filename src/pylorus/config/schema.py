@@ -320,6 +320,36 @@ class LossConfig:
 
 
 @dataclass
+class AveragingConfig:
+    """Whether what is evaluated and shipped is an average of the weights over training, in place of the last ones."""
+
+    name: str = key(
+        "none",
+        "weights that are validated, tested and shipped; none: those after an epoch's last step; ema: an exponential "
+        "moving average over the steps; mean: the equal average of those after each of the last epochs",
+        choices=list_group_files("averaging"),
+    )
+    decay: float = key(
+        0.999,
+        "with ema, fraction of the average that an update retains; after n updates at most (1 + n) / (10 + n), so that "
+        "the first weights are forgotten soon",
+        low=0,
+        high=0.999999,
+    )
+    every: int | None = key(
+        None,
+        "optimizer steps between two updates of the average; null: 1 with ema, those of an epoch with mean",
+        low=1,
+    )
+    start: float | None = key(
+        None,
+        "fraction of a stage's epochs before the average begins, which are not chosen; null: 0 for ema, 0.5 for mean",
+        low=0,
+        high=0.99,
+    )
+
+
+@dataclass
 class TrainerConfig:
     """The hardware and how it is used."""
 
@@ -494,6 +524,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     deploy: DeployConfig = field(default_factory=DeployConfig)
@@ -509,15 +540,7 @@ class Config:
 
 
 GROUPS = (
-    "data",
-    "model",
-    "stage",
-    "augment",
-    "optimizer",
-    "loss",
-    "trainer",
-    "logger",
-    "callbacks",
+    *("data", "model", "stage", "augment", "optimizer", "loss", "averaging", "trainer", "logger", "callbacks"),
     "experiment",
 )
 """The groups of conf/: `GROUP=FILE` on the command line."""

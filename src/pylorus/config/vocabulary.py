@@ -85,9 +85,13 @@ SYNONYMS: Mapping[str, str | Mapping[str, str]] = {
         f"{_ON}|{_OFF}": "stages.*.monitor=loss",
         ".*": "stages.*.monitor={}",
     },
-    "mixup cutmix ema model_ema swa tta test_time_augmentation distillation teacher": (
-        "# Pylorus has nothing of the kind: leave it out."
-    ),
+    "ema model_ema use_ema ema_decay model_ema_decay": {
+        _OFF: "averaging=none",
+        r"0?\.\d+": "averaging=ema averaging.decay={}",
+        ".*": "averaging=ema",
+    },
+    "swa weight_averaging polyak": {_OFF: "averaging=none", ".*": "averaging=mean"},
+    "mixup cutmix tta test_time_augmentation distillation teacher": "# Pylorus has nothing of the kind: leave it out.",
     # network
     "arch architecture backbone net network encoder model_name base_model model_type model_arch": {
         "({models})": "model={}",
@@ -242,6 +246,11 @@ GROUP_VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "optimizer": {r"adam\s?w": "optimizer=adamw", "momentum|nesterov": "optimizer=sgd", ".*": "optimizer.name={}"},
     "loss": {"ce|bce|nll|cross.?entropy.*|crossentropyloss|softmax": "loss=cross_entropy", "focal.*": "loss=focal"},
+    "averaging": {
+        "true|yes|on|exponential.*|model_?ema": "averaging=ema",
+        "swa|equal|average|polyak.*|avg": "averaging=mean",
+        "false|no|off|null|0": "averaging=none",
+    },
     "trainer": {
         r"cuda.*|gpus?|nvidia|true|\d": "trainer=gpu",
         "false|none|off": "trainer=cpu",

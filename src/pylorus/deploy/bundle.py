@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config.keys import list_loss_details
+from pylorus.config.keys import describe_averaging, list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.errors import format_path
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_digest, write_json, write_text
@@ -316,7 +316,10 @@ def _build_training(
     for name, stage in list(config.stages.items())[: list(config.stages).index(shipped.name) + 1]:
         trained = folder.get_stage(name).training_result
         assert trained is not None
-        stages.append(StageSummary(name, stage.learn, trained.epochs, trained.best_epoch))
+        averaging = describe_averaging(
+            config.averaging, weights=trained.averaged_weights, norms=trained.estimated_norms
+        )
+        stages.append(StageSummary(name, stage.learn, trained.epochs, trained.best_epoch, averaging))
     return Training(
         stages=tuple(stages),
         seed=config.seed,

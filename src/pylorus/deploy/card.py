@@ -131,6 +131,7 @@ def _render_training(description: Description) -> str:
     stages = [
         f"- {_format_markdown(stage.name)}: {_format_trained_layers(stage.learn)} trained for "
         f"{_format_epochs(stage.epochs)}, weights of epoch {stage.best_epoch} used"
+        f"{f': {_format_markdown(stage.averaging)}' if stage.averaging else ''}"
         for stage in description.training.stages
     ]
     source = {

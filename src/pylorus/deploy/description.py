@@ -152,12 +152,14 @@ class StageSummary:
         learn: Which layers were trained.
         epochs: Number of epochs that were run.
         best_epoch: The epoch whose weights were used, counted from 1.
+        averaging: Of what these weights are the average; "": they are those of its last step.
     """
 
     name: str
     learn: str
     epochs: Count
     best_epoch: Count
+    averaging: str = ""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ from pylorus.hardware import (
     resolve_engine,
     resolve_workers,
 )
+from pylorus.model.averaging import AVERAGE_BYTES
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
 from pylorus.model.finetuning import (
@@ -479,8 +480,12 @@ def _set_batch_size(
     devices = processes.count if engine.accelerator == "cuda" else 1
     training_images = sum(images.count_by_class("train"))
     image_bytes = count_device_bytes(config.cache, engine, images=len(images.table), image_size=backbone.image_size)
+    average_bytes = 0
+    if config.averaging.name != "none":  # beside which validation holds the last weights
+        average_bytes = 2 * AVERAGE_BYTES * sum(parameter.numel() for parameter in backbone.network.parameters())
+    reserved = image_bytes + average_bytes
     size, reason = resolve_batch_size(
-        initial, config, backbone, engine, images=training_images, devices=devices, reserved=image_bytes
+        initial, config, backbone, engine, images=training_images, devices=devices, reserved=reserved
     )
     check_batch_divides(size, processes.count)
     return replace(config, trainer=replace(config.trainer, batch_size=size)), reason

@@ -28,6 +28,7 @@ from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.hardware import FullBatchForward
+from pylorus.model.averaging import load_average, save_average
 from pylorus.model.backbone import (
     Backbone,
     build_backbone,
@@ -301,6 +302,14 @@ class Classifier(pl.LightningModule):
         """Log the test metrics."""
         self._log_metrics("test")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save averaged weights in place of the last ones, if there are any; see `pylorus.AverageWeights`."""
+        save_average(self.trainer, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the last weights, if the checkpoint of a training has averages as well."""
+        load_average(self.trainer, checkpoint)
+
     def _log_metrics(self, split: str) -> None:
         metrics = self._get_metrics(f"{split}_part").compute_and_reset(split, self.names)
         if split != "test" and not math.isfinite(metrics[f"{split}/loss"]):
@@ -489,11 +498,13 @@ class StageClassifier(Classifier):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Omit frozen weights: they have not changed since the stage began, and take hundreds of MB per epoch."""
+        super().on_save_checkpoint(checkpoint)
         for name in self._list_frozen_names():
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check a checkpoint of this stage before Lightning loads it: it must lack only the frozen weights."""
+        super().on_load_checkpoint(checkpoint)
         self._check_weights(checkpoint["state_dict"])
 
     def load_stage_weights(self, weights: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from pylorus.report.captions import (
     count_accepted_leaks,
     count_epochs_run,
     count_excluded_files,
+    format_averaging,
     format_evaluation_counts,
     format_external_test,
     format_test_images_origin,
@@ -483,6 +484,8 @@ def _format_stage(run: SavedRun, stage: SavedStage) -> str:
     details += (
         [f"{get_stage_setting('views')} variants of each image"] if get_stage_setting("views") is not None else []
     )
+    averaging = format_averaging(run, stage)
+    details += [f"weights used: {averaging}"] if averaging else []
     return f"{stage.name}: {', '.join(details)}"
 
 

@@ -12,6 +12,7 @@ from pylorus.core.formatting import format_percent, join_names
 from pylorus.report import checklist_answers
 from pylorus.report.captions import (
     count_epochs_run,
+    format_averaging,
     format_test_images_origin,
     format_validation_images,
     format_validation_images_origin,
@@ -95,6 +96,16 @@ CITED_METHODS = {
         r"temperature scaling|[Tt]emperature",
         "Guo C, Pleiss G, Sun Y, Weinberger KQ. On calibration of "
         "modern neural networks. Proc Mach Learn Res 2017;70:1321-1330.",
+    ),
+    "ema": (
+        r"exponential moving average of the weights",
+        "Polyak BT, Juditsky AB. Acceleration of stochastic approximation by averaging. "
+        "SIAM J Control Optim 1992;30:838-855.",
+    ),
+    "swa": (
+        r"mean of the weights",
+        "Izmailov P, Podoprikhin D, Garipov T, Vetrov D, Wilson AG. Averaging weights leads to wider "
+        "optima and better generalization. UAI 2018:876-885.",
     ),
     "kappa": (
         r"\bkappa\b|κ",
@@ -435,7 +446,11 @@ def _describe_stage(run: SavedRun, stage: SavedStage, finder: CellFinder, repeat
         find("planned", "epochs"),
         f" planned epochs{early}",
     )
-    return (*spans, *((" with ", *clauses) if clauses else ()), ". ") if spans else ()
+    averaging = format_averaging(run, stage)
+    sentence: Spans = (f" Its weights are the {averaging}", Citation(tuple(find_method_citations(averaging))), ". ")
+    return (
+        (*spans, *((" with ", *clauses) if clauses else ()), ".", *(sentence if averaging else (" ",))) if spans else ()
+    )
 
 
 def _describe_selection(evidence: Evidence) -> Spans:
