@@ -91,7 +91,8 @@ SYNONYMS: Mapping[str, str | Mapping[str, str]] = {
         ".*": "averaging=ema",
     },
     "swa weight_averaging polyak": {_OFF: "averaging=none", ".*": "averaging=mean"},
-    "mixup cutmix tta test_time_augmentation distillation teacher": "# Pylorus has nothing of the kind: leave it out.",
+    "mixup cutmix distillation teacher": "# Pylorus has nothing of the kind: leave it out.",
+    "tta test_time_augmentation": "# It is an option of pylorus predict and pylorus validate: --tta flips.",
     # network
     "arch architecture backbone net network encoder model_name base_model model_type model_arch": {
         "({models})": "model={}",
@@ -238,6 +239,7 @@ GROUP_VALUES: Mapping[str, Mapping[str, str]] = {
         r"all|full|two|2|two.?stages?|pretrain.{1,3}fine.?tune": "stage=both",
         "head|frozen|freeze|linear|linear.?prob(e|ing)|pre.?train(ed|ing)?|first|1": "stage=pretrain",
         "fine.?tun(e|ed|ing)|unfrozen|tune|whole|second|train": "stage=finetune",
+        "gradual.*|progressive.*|ulmfit|step.?wise|unfreez(e|ing)|three|3|four|4": "stage=gradual",
     },
     "augment": {
         "strong|heavy|hard|full|medium|endoscop.*|gastroscop.*": "augment=endoscopy",

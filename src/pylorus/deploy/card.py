@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
 from pylorus.deploy.description import Abstention, Description, IntervalEstimate, PredictionSets
+from pylorus.deploy.licences import format_terms
 from pylorus.evaluation.confusion import CLASS_METRICS
 from pylorus.evaluation.wording import format_answered_shares, format_guarantee_sentence
 from pylorus.runs.folder import explain_choice
@@ -412,7 +413,8 @@ def _render_licence(description: Description) -> str:
         f"{_format_markdown(name)} {_format_markdown(version)}" for name, version in description.versions.items()
     )
     licence = "random weights, no licence" if description.weights.source == "none" else stated
-    return f"Licence of the weights that training started from: {licence}.\n\nCreated with {versions}."
+    terms = format_terms(description.weights)
+    return f"Licence of the weights that training started from: {licence}.{terms}\n\nCreated with {versions}."
 
 
 def _format_estimate(figure: IntervalEstimate) -> str:

@@ -136,11 +136,14 @@ class Weights:
         source: hub, none (random weights) or the name of a file.
         sha256: SHA-256 of the weights file; null for random weights.
         licence: Licence of these weights; null if unknown.
+        accepted_licence: The same licence, if it limits passing on and whoever made or exported the model accepted it;
+            otherwise null.
     """
 
     source: str = field(metadata={"alias": "from"})
     sha256: str | None
     licence: str | None
+    accepted_licence: str | None = None
 
 
 @dataclass(frozen=True)
