@@ -1,14 +1,13 @@
 """Measure what test-time augmentation gains on real test images, over several seeds of a head on a frozen network.
 
 `python benchmarks/tta_gain.py IMAGES WEIGHTS [--group REGEX] [--seeds N]`: class folders in train/ and test/, and a
-weight file of mobilenetv2_100. Each seed is a run of the stage pretrain, then `pylorus validate --tta` on the test
-images for each kind of augmentation. Prints a table in Markdown: means over the seeds, and of the differences with
+weight file of mobilenetv2_100. Each seed is a run of the stage pretrain, whose bundle then predicts the test images
+without augmentation and with each kind. Prints a table in Markdown: means over the seeds, and of the differences with
 minus without augmentation 95 % intervals that keep groups (patients, smears) together; the losses of an image are
 averaged over the seeds first.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 import numpy as np
 import pandas as pd
 
+import pylorus
 from pylorus.deploy.augmented import COPIES
 from pylorus.evaluation.comparison import paired_loss_difference
 
@@ -54,8 +54,7 @@ def main() -> None:
     parser.add_argument("--group", default=r"BloodImage_\d+", metavar="REGEX")
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
     chosen = parser.parse_args()
-    measured: dict[tuple[str, str], list[pd.DataFrame]] = {}
-    other_class: dict[str, list[int]] = {}
+    measured: dict[str | None, list[pd.DataFrame]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(chosen.seeds):
             path = Path(folder) / str(seed)
@@ -67,26 +66,15 @@ def main() -> None:
                     "report=false", f"cache.folder={folder}/cache", f"seed={seed}", f"hydra.run.dir={path}/run",
                 ]
             )  # fmt: skip
-            for kind in COPIES:
-                output = path / kind
-                words = [
-                    "validate",
-                    f"{path}/run/model",
-                    f"{chosen.images}/test",
-                    "--output",
-                    str(output),
-                    "--tta",
-                    kind,
-                ]
-                run(["-m", "pylorus", *words, "--group", chosen.group, "--device", "cpu"])
-                for side, name in (("without", "predictions.parquet"), ("with", "predictions-tta.parquet")):
-                    measured.setdefault((kind, side), []).append(compute_losses(pd.read_parquet(output / name)))
-                record = json.loads((output / "validation.json").read_text())
-                other_class.setdefault(kind, []).append(record["tta"]["other_class"])
+            model = pylorus.load_model(path / "run", device="cpu")
+            for kind in (None, *COPIES):
+                measured.setdefault(kind, []).append(model.predict(chosen.images / "test", tta=kind))
     print(f"| `--tta` | passes | {' | '.join(FIGURES)} | another class |")
     print("| --- | --: | --- | --- | --- | --: |")
     for kind, copies in COPIES.items():
-        before, after = (sum(measured[kind, side]) / chosen.seeds for side in ("without", "with"))
+        before, after = (sum(map(compute_losses, measured[each])) / chosen.seeds for each in (None, kind))
+        pairs = zip(measured[None], measured[kind], strict=True)
+        changed = np.mean([(one["predicted"] != other["predicted"]).sum() for one, other in pairs])
         groups = before.index.str.extract(f"({chosen.group})", expand=False).to_numpy(dtype=str)
         cells = []
         for name, (factor, digits) in FIGURES.items():
@@ -96,7 +84,7 @@ def main() -> None:
                 f"{factor * before[name].mean():.{digits}f} → {factor * after[name].mean():.{digits}f}: "
                 f"{factor * change.value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
             )
-        print(f"| `{kind}` | {len(copies)} | {' | '.join(cells)} | {np.mean(other_class[kind]):.1f} |")
+        print(f"| `{kind}` | {len(copies)} | {' | '.join(cells)} | {changed:.1f} |")
     print(f"\n{len(before)} test images of {len(set(groups))} groups, {chosen.seeds} seeds")
 
 

@@ -283,13 +283,13 @@ def test_local_files_of_all_models_are_listed_with_one_key_for_a_sweep(tmp_path,
 def test_weights_are_listed_with_licence_and_place(folder, capsys):
     weights.print_weights([TINY, "vit_small_dinov3", "endovit", "gastronet_resnet50"], folder)
     printed = capsys.readouterr().out
-    assert re.search(rf"{TINY} +{TINY} +hf://timm/{TINY} +160 px +apache-2.0 +in {folder}", printed)
+    assert re.search(rf"{TINY} +{TINY} +hf://timm +160 px +apache-2.0 +in {folder}", printed)
     assert re.search(r"vit_small_dinov3 +vit_small_patch16_dinov3.lvd1689m .* 256 px +dinov3-license +no\n", printed)
     assert re.search(r"endovit +EndoViT +hf://egeozsoy/EndoViT +224 px +cc-by-nc-4.0 +no\n", printed)
     assert re.search(
         r"gastronet_resnet50 +RN50_GastroNet-5M_DINOv1 +https://\S+ +224 px +cc-by-nc-nd-4.0 +no\n", printed
     )
-    assert "dinov3-license allows passing on under the same licence only" in printed
+    assert "  dinov3-license allows passing on under the same licence only" in printed
     assert "cc-by-nc-nd-4.0 forbids commercial use and forbids passing on changed versions" in printed
 
 

@@ -60,18 +60,18 @@ def print_weights(models: Sequence[str], folder: Path) -> None:
         found = find_weights(hub, folder)
         place = "no" if found is None else found.where
         licence = hub.licence or "not stated"
-        rows.append((model, hub.name, hub.origin, f"{cfg.input_size[-1]} px", licence, place))
+        origin = "hf://timm" if hub.repository == f"timm/{hub.name}" else hub.origin  # its name is in the row
+        rows.append((model, hub.name, origin, f"{cfg.input_size[-1]} px", licence, place))
         terms = assess_licence(hub.licence)
         if terms.limits:
-            limited[licence] = f"{licence} {describe_limits(terms)}"
+            limited[licence] = f"  {licence} {describe_limits(terms)}"
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if limited:
-        print(
-            f"\n{'; '.join(limited.values())}: a model trained from such weights is exported only after somebody "
-            "accepts that (--accept-licence, or deploy.accept_licence in training)."
-        )
+        how = "--accept-licence, or deploy.accept_licence in training"
+        print(f"\nLicences that limit passing a model on; an export has to accept them ({how}):")
+        print("\n".join(limited.values()))
     print(
         "\nSay which are missing and how to fetch them, and verify the others: pylorus weights check MODEL …\n"
         "Fetch them into a folder, on a machine with a network: pylorus weights fetch MODEL …"
