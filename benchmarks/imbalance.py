@@ -470,37 +470,52 @@ def beats(rows: list[dict[str, Any]], method: str, reference: str) -> bool:
 
 
 def print_report(results: Results) -> None:
-    """Print, for each recipe and metric, the values of cross-entropy and the paired differences from it."""
+    """Print, for each recipe and metric, the values of cross-entropy, the paired differences from it, and the rule."""
     for recipe in sorted({row["recipe"] for row in results.rows}, reverse=True):
         rows = [row for row in results.rows if row["recipe"] == recipe]
-        methods = list(dict.fromkeys(row["method"] for row in rows))
-        plain = [row for row in rows if row["method"] == CROSS_ENTROPY]
+        names = [name for name in dict.fromkeys(row["method"] for row in rows) if name != CROSS_ENTROPY]
         for metric, title in METRICS.items():
             print(f"\n{recipe}, {title}, 100 ×: difference from cross-entropy (95 % interval)\n")
             print(f"| method | {' | '.join(SETS)} | all three | seeds |\n| --- | {'--: | ' * 3}--- | --: |")
-            means = [100 * np.mean([row[metric] for row in plain if row["set"] == name]) for name in SETS]
+            means = compute_means(rows, metric)
             print(f"| {CROSS_ENTROPY} | {' | '.join(f'{each:.1f}' for each in means)} | {np.mean(means):.1f} | |")
-            for method in methods:
-                if method == CROSS_ENTROPY:
-                    continue
-                found = pair(rows, metric, method, CROSS_ENTROPY)
-                mean, low, high = (100 * each for each in compute_interval(np.mean(list(found.values()), axis=0)))
-                by_set = " | ".join(f"{100 * each.mean():+.1f}" for each in found.values())
-                print(f"| {method} | {by_set} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) | {len(found[SETS[0]])} |")
-        print(f"\n{recipe}: kept by the rule\n")
-        for method in methods:
-            if method in (CROSS_ENTROPY, CLASS_WEIGHTS):
-                continue
-            areas = pair(rows, "macro_auroc", method, CROSS_ENTROPY)
-            against = pair(rows, "balanced_accuracy", method, CLASS_WEIGHTS)
-            mean, low, high = (100 * each for each in compute_interval(np.mean(list(against.values()), axis=0)))
-            by_set = ", ".join(f"{100 * each.mean():+.1f}" for each in against.values())
-            wins = [beats(rows, method, reference) for reference in (CROSS_ENTROPY, CLASS_WEIGHTS)]
-            is_worse = compute_interval(np.mean(list(areas.values()), axis=0))[2] < 0
-            print(
-                f"{method}: beats cross-entropy {wins[0]}, class weights {wins[1]} ({mean:+.1f}, {low:+.1f} to "
-                f"{high:+.1f}; {by_set}), AUROC lower {is_worse}: {'KEPT' if all(wins) and not is_worse else 'no'}"
+            for name in names:
+                found = pair(rows, metric, name, CROSS_ENTROPY)
+                by_set = " | ".join(f"{100 * each.mean():+.1f}".replace("-", "−") for each in found.values())
+                print(f"| {name} | {by_set} | {format_difference(found)} | {len(found[SETS[0]])} |")
+        print(f"\n{recipe}, mean of the three sets, 100 ×: difference from cross-entropy (95 % interval)\n")
+        others = dict(list(METRICS.items())[1:])
+        print(f"| method | {' | '.join(others.values())} |\n| --- |{' --- |' * len(others)}")
+        plain = [f"{np.mean(compute_means(rows, metric)):.1f}" for metric in others]
+        print(f"| {CROSS_ENTROPY} | {' | '.join(plain)} |")
+        for name in names:
+            cells = [format_difference(pair(rows, metric, name, CROSS_ENTROPY)) for metric in others]
+            print(f"| {name} | {' | '.join(cells)} |")
+        print(
+            f"\n{recipe}, the rule\n\n| method | beats cross-entropy | beats class weights | AUROC is lower | passes |"
+        )
+        print("| --- | --- | --- | --- | --- |")
+        for name in names[1:]:
+            wins = [beats(rows, name, reference) for reference in (CROSS_ENTROPY, CLASS_WEIGHTS)]
+            areas = np.mean(list(pair(rows, "macro_auroc", name, CROSS_ENTROPY).values()), axis=0)
+            is_worse = compute_interval(areas)[2] < 0
+            first, second, third, passes = (
+                "yes" if each else "no" for each in (*wins, is_worse, all(wins) and not is_worse)
             )
+            against = format_difference(pair(rows, "balanced_accuracy", name, CLASS_WEIGHTS))
+            print(f"| {name} | {first} | {second}: {against} | {third} | {passes} |")
+
+
+def compute_means(rows: list[dict[str, Any]], metric: str) -> list[float]:
+    """Return the mean of cross-entropy on each set, times 100."""
+    plain = [row for row in rows if row["method"] == CROSS_ENTROPY]
+    return [100 * float(np.mean([row[metric] for row in plain if row["set"] == name])) for name in SETS]
+
+
+def format_difference(differences: dict[str, NDArray[np.float64]]) -> str:
+    """Return the mean over the sets with its interval, times 100."""
+    mean, low, high = (100 * each for each in compute_interval(np.mean(list(differences.values()), axis=0)))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
 
 
 def main() -> None:
