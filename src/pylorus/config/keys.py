@@ -186,6 +186,16 @@ RULES = (
         "the stage does not augment its images. Add stages.{stage}.augment=light, or leave it out.",
     ),
     Rule(
+        r"model\.source",
+        lambda config, _: config.model.weights != "hub",
+        "model.weights names what the training starts from. Keep one of the two.",
+    ),
+    Rule(
+        r"model\.licence",
+        lambda config, _: config.model.weights == "none",
+        "random weights have no licence. Leave it out.",
+    ),
+    Rule(
         r"optimizer\.lr",
         _has_own_rates,
         "every stage of this run has a learning rate of its own, stages.<stage>.lr. Keep one of the two.",

@@ -219,6 +219,14 @@ class ModelConfig:
         "as timm states it for the model",
     )
     std: list[float] | None = key(None, "standard deviation of red, green and blue of these images; null: as for mean")
+    source: str | None = key(
+        None,
+        "where the weights are, if timm does not have them: hf://OWNER/REPOSITORY/FILE, or https://PAGE#FILE for a "
+        "page from which a person downloads them; null: as timm says",
+    )
+    licence: str | None = key(
+        None, "licence of the weights, such as cc-by-nc-4.0, for card and export; null: as timm states it"
+    )
     _target_: str | None = key(
         None,
         "a network of your own: dotted path of a class or function that returns an nn.Module; model.name labels it",
@@ -231,8 +239,8 @@ class StageConfig:
 
     learn: str = key(
         "all",
-        "which layers are trained: head, all, or the name of a block (layer4), which trains that block and everything "
-        "after it",
+        "which layers are trained: head; all; the name of a block (layer4), which trains that block and everything "
+        "after it; or the last blocks of any network, by number (last:2) or share (last:50%)",
     )
     epochs: int = key(10, "number of epochs", low=1)
     lr: float | None = key(None, "peak learning rate; null: optimizer.lr × lr_factor", low=0)
@@ -495,6 +503,11 @@ class DeployConfig:
     fingerprints: bool = key(
         False,
         "put salted fingerprints of the images into the bundle, to find copies elsewhere; see docs/fingerprints.md",
+    )
+    accept_licence: str | None = key(
+        None,
+        "a licence of the weights that limits passing a model on, such as cc-by-nc-4.0, if you may pass this one on: "
+        "export and sign then accept it, and bundle and card say so",
     )
     margin: float | None = key(
         None,

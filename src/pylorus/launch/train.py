@@ -48,6 +48,8 @@ from pylorus.data.input_format import InputFormat, describe_image_rules, resolve
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
+from pylorus.deploy.description import Weights
+from pylorus.deploy.licences import ACCEPT_KEY, check_acceptance, check_passing_on
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware import (
     Engine,
@@ -373,6 +375,7 @@ def train(
         images, config = processes.run_on_first(lambda: prepare_images(config, folder.path, form))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
+    _check_licence(config, backbone)
     _check_stage_networks(config, backbone.network, image_size=backbone.image_size)
     check_stages(config, backbone, images, processes)
     config, reason = processes.run_on_first(
@@ -437,7 +440,7 @@ def check_network(config: Config) -> InputFormat | None:
     check_model_name(model.name, where="model.name")
     pretrained_cfg = get_pretrained_cfg(model.name, allow_unregistered=True)
     if pretrained_cfg is not None and (model.weights != "hub" or config.data.kind != "synthetic"):
-        resolve_weights_file(model.weights, pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
+        resolve_weights_file(model, pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
     check_normalization(model)
     size, fit, crop = config.data.image_size, config.data.fit, config.data.crop
     form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop, mask=config.data.mask)
@@ -460,6 +463,22 @@ def _check_stage_networks(config: Config, network: nn.Module, *, image_size: int
                 f"trainer.batch_size: found 1, expected 2 or more: stage {name} trains batch-norm layers of "
                 f"{config.model.name}, which compute statistics over the images of a batch."
             )
+
+
+def _check_licence(config: Config, backbone: Backbone) -> None:
+    """Check that an accepted licence is that of the weights, and that a model that is sent away may be passed on.
+
+    Raises:
+        PylorusError: If not.
+    """
+    accepted = config.deploy.accept_licence
+    if accepted is not None:
+        check_acceptance(backbone.licence, accepted, option=ACCEPT_KEY)
+    if config.logger.artifact and not config.logger.offline:
+        weights = Weights(backbone.weights, backbone.weights_sha256, backbone.licence, accepted_licence=accepted)
+        what = "logger.artifact=true with logger.offline=false, which sends the model away,"
+        for warning in check_passing_on([weights], what=what, how=f"add {ACCEPT_KEY}={{licence}}"):
+            log.warning("%s", warning)
 
 
 def _build_run_backbone(config: Config) -> Backbone:

@@ -295,6 +295,8 @@ def _format_epoch_axes(axes: Axes, title: str, *, loss: bool, values: NDArray[np
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         title += " (log scale)"
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_title(title)
     axes.set_xlabel("epoch of the stage")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))

@@ -419,7 +419,7 @@ def _describe_stage(run: SavedRun, stage: SavedStage, finder: CellFinder, repeat
 
     learn = str(run.get_setting(f"stages.{stage.name}.learn", ""))
     layers = {"head": "the classification head was", "all": "all layers were", "": "layers were"}.get(
-        learn, f"the layers from {learn} on were"
+        learn, f"{_name_layers(learn)} were"
     )
     schedule = run.get_setting(f"stages.{stage.name}.schedule")
     clauses = join_clauses(
@@ -452,6 +452,16 @@ def _describe_stage(run: SavedRun, stage: SavedStage, finder: CellFinder, repeat
         return spans
     citation = Citation(tuple(find_method_citations(averaging)))
     return (*spans, f"The weights that the stage {stage.name} kept are the {averaging}", citation, ". ")
+
+
+def _name_layers(learn: str) -> str:
+    """Return which layers a stage trained besides the head, by a block's name or by their number from the end."""
+    if not learn.startswith("last:"):
+        return f"the layers from {learn} on"
+    number = learn.removeprefix("last:")
+    if number.endswith("%"):
+        return f"the last {number[:-1]} % of the blocks and the head"
+    return f"the last {'block' if number == '1' else f'{number} blocks'} and the head"
 
 
 def _describe_selection(evidence: Evidence) -> Spans:

@@ -34,7 +34,7 @@ from pylorus.hardware import (
 from pylorus.model.averaging import AVERAGE_BYTES
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
-from pylorus.model.finetuning import apply_depth, build_optimizer, check_optimizer_name, resolve_depth
+from pylorus.model.finetuning import apply_depth, build_optimizer, check_optimizer_name, resolve_depth, resolve_learn
 from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix, build_evaluator
 from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import Evaluator, SplitOutputs, compute_split_outputs, prepare_network
@@ -329,7 +329,9 @@ def _format_headline(plan: StagePlan, backbone: Backbone, *, averaging: str) -> 
     parameters = dict(backbone.network.named_parameters())
     trainable_count = sum(parameters[name].numel() for name in stage_depth.trainable)
     parameter_count = sum(parameter.numel() for parameter in parameters.values())
-    trained = f"{plan.config.learn} ({trainable_count:,} of {parameter_count:,} parameters)"
+    learn = resolve_learn(backbone.network, plan.config.learn)
+    named = plan.config.learn if learn == plan.config.learn else f"{plan.config.learn}, from {learn} on"
+    trained = f"{named} ({trainable_count:,} of {parameter_count:,} parameters)"
     if trainable_count == parameter_count:
         trained = f"all {parameter_count:,} parameters"
     average = f", weights averaged ({averaging}: {format_bytes(AVERAGE_BYTES * trainable_count)})"
