@@ -217,7 +217,7 @@ def load_model(
     """Load a trained model; every file is verified, and nothing in it is executed.
 
     Args:
-        path: A run's folder, its bundle (the folder model/), or an export.
+        path: The folder of a run or an ensemble, its bundle (the folder model/), or an export.
         device: auto, cpu, cuda or mps.
         network: For a network of your own (`model._target_`): its class or function, or a module of its kind, which
             gets the bundle's weights in a copy. Only the arguments and weights are the bundle's.
@@ -239,7 +239,7 @@ def _find_bundle(path: Path) -> Path:
     """Return the bundle of a run, or the path itself; a folder or file beside the bundle is refused."""
     from pylorus.runs.folder import STATUS
 
-    if (path / STATUS).is_file() and (path / "model").is_dir():
+    if any((path / name).is_file() for name in (STATUS, "ensemble.json")) and (path / "model").is_dir():
         return path / "model"
     if path.is_file():
         raise PylorusError(f"path: {path} is a file, expected a folder: that of a run, a bundle or an export.")

@@ -447,6 +447,16 @@ def test_corrections_start_from_where_the_probabilities_are_calibrated(loaded_bu
     shares, source = find_calibrated_prevalence(dataclasses.replace(description, training=training))
     assert shares == pytest.approx([1 / 3] * 3)
     assert "weighted all classes equally" in source
+    for text, power in (
+        ("logit-adjusted loss", 0),
+        ("logit-adjusted loss, tau 1", 0),
+        ("logit-adjusted loss, tau 0.5", 0.5),
+    ):
+        training = dataclasses.replace(description.training, loss=text, images={"train": [10, 40, 90]})
+        shares, source = find_calibrated_prevalence(dataclasses.replace(description, training=training))
+        expected = np.array([10, 40, 90]) ** power
+        assert shares == pytest.approx(expected / expected.sum())
+        assert "logit-adjusted" in source
 
 
 def test_the_page_shows_prevalence_uncorrected_and_corrected(bundle_copy, other_site, tmp_path, capsys):

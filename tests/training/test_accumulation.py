@@ -14,7 +14,7 @@ from pylorus.core.distributed import SINGLE_PROCESS
 from pylorus.core.errors import PylorusError
 from pylorus.hardware import Engine, list_choices, resolve_engine, resolve_precision
 from pylorus.launch.train import run
-from pylorus.model.objectives import StepLoss
+from pylorus.model.finetuning import StepLoss
 from pylorus.runs.folder import RunFolder
 from pylorus.training import callbacks, trainer
 from tests.conftest import TINY

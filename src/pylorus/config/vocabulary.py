@@ -66,6 +66,11 @@ SYNONYMS: Mapping[str, str | Mapping[str, str]] = {
     },
     "gamma focal_gamma": "loss=focal loss.args.gamma={}",
     "focal focal_loss": "loss=focal",
+    "tau logit_adjustment_tau": "loss=logit_adjusted loss.args.tau={}",
+    "logit_adjust logit_adjusted logit_adjustment balanced_softmax": "loss=logit_adjusted",
+    "weighted_sampler balanced_sampler balanced_sampling class_balanced_sampling oversample oversampling": (
+        "loss=logit_adjusted # It balances rare and frequent classes in the loss; docs/imbalance.md compares both."
+    ),
     "accumulate_grad_batches gradient_accumulation_steps accum_iter accumulation_steps accumulation": (
         "trainer.accumulate={}"
     ),
@@ -247,7 +252,11 @@ GROUP_VALUES: Mapping[str, Mapping[str, str]] = {
         "false|no|off|null|0": "augment=none",
     },
     "optimizer": {r"adam\s?w": "optimizer=adamw", "momentum|nesterov": "optimizer=sgd", ".*": "optimizer.name={}"},
-    "loss": {"ce|bce|nll|cross.?entropy.*|crossentropyloss|softmax": "loss=cross_entropy", "focal.*": "loss=focal"},
+    "loss": {
+        "ce|bce|nll|cross.?entropy.*|crossentropyloss|softmax": "loss=cross_entropy",
+        "focal.*": "loss=focal",
+        "logit.?adj.*|balanced.?softmax|la": "loss=logit_adjusted",
+    },
     "averaging": {
         "true|yes|on|exponential.*|model_?ema": "averaging=ema",
         "swa|equal|average|polyak.*|avg": "averaging=mean",

@@ -23,7 +23,7 @@ from pylorus.data.field_of_view import FINDER
 from pylorus.data.input_format import measure_quality, resolve_mask
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
-from pylorus.deploy.bundle_files import build_description
+from pylorus.deploy.bundle_files import DIRECTIONS, build_description
 from pylorus.deploy.card import format_answered_images, render_model_card
 from pylorus.deploy.description import (
     FORMAT_VERSION,
@@ -35,7 +35,6 @@ from pylorus.deploy.description import (
     Weights,
 )
 from pylorus.deploy.fingerprints import build_fingerprints, convert_fingerprints, derive_salt, summarize_fingerprints
-from pylorus.deploy.model import DIRECTIONS
 from pylorus.deploy.thresholds import (
     TrainingDistances,
     build_usage_reference,
@@ -106,7 +105,7 @@ def save_candidate(folder: RunFolder, network: nn.Module, config: Config, images
     if not is_candidate or stage == names[-1]:
         return
     if not folder.get_stage(stage).network_path.is_file():
-        _save_tensors(folder.get_stage(stage).network_path, network.state_dict())
+        save_tensors(folder.get_stage(stage).network_path, network.state_dict())
         write_digest(folder.get_stage(stage).network_path)
     for earlier in finished[:-1]:
         folder.get_stage(earlier).network_path.unlink(missing_ok=True)
@@ -186,12 +185,12 @@ def write_bundle(
     bundle = folder.path / "model"
     for name in (SUMS, SIGNATURE):  # without them the folder is not a bundle until all files are written
         (bundle / name).unlink(missing_ok=True)
-    _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
-    _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
-    _save_tensors(bundle / LOOKS, appearance.tensors)
+    save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
+    save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
+    save_tensors(bundle / LOOKS, appearance.tensors)
     (bundle / FINGERPRINTS).unlink(missing_ok=True)  # of an attempt with another configuration
     if fingerprints is not None:
-        _save_tensors(bundle / FINGERPRINTS, convert_fingerprints(fingerprints))
+        save_tensors(bundle / FINGERPRINTS, convert_fingerprints(fingerprints))
     write_json(bundle / DESCRIPTION, content)
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
     saved = read_predictions(folder.get_predictions_path(shipped.name, "test"), order=images.catalog.short_names)
@@ -242,7 +241,8 @@ def _measure_looks(image: Tensor) -> Tensor:
     return torch.cat([compute_appearance(image).cpu(), torch.from_numpy(quality.astype(np.float32))], dim=1)
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors: completely, or not at all."""
     with write_atomically(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask says; safetensors lets nobody but the owner read its files

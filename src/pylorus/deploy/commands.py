@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `predict`, `validate`, `stress`, `monitor`, `recalibrate` and others.
+"""The commands that use trained models: `ensemble`, `predict`, `validate`, `stress`, `monitor` and others.
 
 The command line imports this module, which therefore imports what computes only when it is needed.
 """
@@ -16,6 +16,7 @@ from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands of a trained model to the command line."""
+    _add_ensemble(commands)
     _add_predict(commands)
     _add_validate(commands)
     _add_stress(commands)
@@ -67,6 +68,38 @@ def _validate_batch_size(arguments: argparse.Namespace) -> int:
     if arguments.batch < 1:
         raise PylorusError(f"--batch: found {arguments.batch}, expected at least 1.")
     return int(arguments.batch)
+
+
+def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "ensemble",
+        help="put the networks of several runs into one bundle that averages them",
+        description="Put the networks of several finished runs (seeds, folds or backbones) into one bundle whose "
+        "probabilities are the mean of theirs. Thresholds, results and what averaging gains are measured only by "
+        "networks that were not developed on the image.",
+    )
+    command.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="finished runs, or a sweep to use all its runs"
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="a new folder; the bundle is model/ in it"
+    )
+    _add_computing_options(command, batch=32)
+    _add_network_option(command)
+    command.set_defaults(act=_run_ensemble)
+
+
+def _run_ensemble(arguments: argparse.Namespace) -> None:
+    _use_passive_waiting()
+    from pylorus.deploy.ensemble import EnsembleOptions, build_ensemble
+
+    options = EnsembleOptions(
+        output=arguments.output,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    build_ensemble(arguments.runs, options)
 
 
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

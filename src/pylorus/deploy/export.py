@@ -134,7 +134,9 @@ def build_export_record(
         "outputs": {"names": list(OUTPUTS), "meaning": format_outputs_description(description)},
         "classes": list(description.classes),
         "short_names": list(description.short_names),
-        "preprocessing": convert_to_plain(description.input),
+        "preprocessing": convert_to_plain(description.input)
+        if description.ensemble is None
+        else [convert_to_plain(network.input) for network in description.list_networks()],
         "parity": convert_to_plain(parity),
         "int8": convert_to_plain(loss),
         "speed": {"threads": torch.get_num_threads(), "measured": [convert_to_plain(each) for each in speed]}
@@ -166,7 +168,7 @@ def render_readme(description: Description, parity: Parity, loss: QuantizationLo
     """Return the text of README.md."""
     lines = [*_format_parity(parity), *([] if loss is None else _format_loss(loss, description))]
     measured = "\n".join(f"{'  ' if line.startswith(' ') else ''}- {line.strip()}" for line in lines)
-    size = description.input.size
+    shape = ", ".join(map(str, description.form.shape))
     pairs = zip(description.classes, description.short_names, strict=True)
     classes = ", ".join(f"{name} ({short_name})" for name, short_name in pairs)
     return f"""# {description.architecture} as ONNX
@@ -194,7 +196,7 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("{MODEL}", providers=["CPUExecutionProvider"])
 classes = json.loads(session.get_modelmeta().custom_metadata_map["pylorus.classes"])
-images = np.zeros((2, {size}, {size}, 3), dtype=np.uint8)  # your images, preprocessed as described above
+images = np.zeros((2, {shape}), dtype=np.uint8)  # your images, preprocessed as described above
 logits, probabilities, unlikeness = session.run(["logits", "probabilities", "unlikeness"], {{"{IMAGE}": images}})
 ```
 
@@ -300,10 +302,17 @@ def export(folder: Path, options: ExportOptions) -> Path:
     check_new_folder(output, hint="Choose another --output.", allow_links=False)
     resolve_device("cpu")
     bundle = load_bundle(folder, network=options.network, trust=options.trust)
+    if options.int8 and bundle.members:
+        raise PylorusError(
+            "--int8: an ensemble is exported in fp32 only. Leave the option out, or export a member: pylorus export "
+            "RUN/model --int8"
+        )
     description, contents = accept_licence(bundle.description, bundle.contents, options.accept_licence)
     bundle = replace(bundle, description=description, contents=contents)
     warnings = check_passing_on(
-        [bundle.description.weights], what="the export", how=f"type {ACCEPT_OPTION} {{licence}}"
+        [each.weights for each in bundle.description.list_networks()],
+        what="the export",
+        how=f"type {ACCEPT_OPTION} {{licence}}",
     )
     images = _collect_trial_images(folder, bundle, options)
     with _create_folder_atomically(output) as staging:

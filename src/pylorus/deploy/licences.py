@@ -66,8 +66,13 @@ def describe_limits(terms: Terms) -> str:
     return " and ".join(terms.limits)
 
 
-def format_terms(weights: Weights) -> str:
-    """Return the sentences of a card on passing the model on, each after a space; "" if nothing has to be said."""
+def format_terms(description: Description) -> str:
+    """Return the sentences of a card on passing a model on, each after a space; "" if nothing has to be said."""
+    networks = description.list_networks()
+    return "".join(dict.fromkeys(_format_terms_of_weights(network.weights) for network in networks))
+
+
+def _format_terms_of_weights(weights: Weights) -> str:
     terms = assess_licence(weights.licence)
     if weights.licence is None or weights.source == "none" or (terms.is_known and not terms.limits):
         return ""
@@ -99,14 +104,28 @@ def accept_licence(
     """
     if accepted is None:
         return description, contents
-    weights = description.weights
-    check_acceptance(weights.licence, accepted, option=ACCEPT_OPTION)
-    changed = replace(description, weights=replace(weights, accepted_licence=weights.licence))
-    card, new_terms = contents[CARD].decode("utf-8"), format_terms(changed.weights)
-    old_terms = format_terms(weights)
+    weights, ensemble = description.weights, description.ensemble
+    if ensemble is None:
+        check_acceptance(weights.licence, accepted, option=ACCEPT_OPTION)
+        changed = replace(description, weights=_accept(weights, accepted))
+    else:
+        licences = [member.weights.licence for member in ensemble.members]
+        limiting = [licence for licence in licences if assess_licence(licence).limits]
+        named = [licence for licence in limiting if _normalize(licence or "") == _normalize(accepted)]
+        check_acceptance([*named, *limiting, weights.licence][0], accepted, option=ACCEPT_OPTION)
+        members = tuple(replace(member, weights=_accept(member.weights, accepted)) for member in ensemble.members)
+        changed = replace(description, ensemble=replace(ensemble, members=members))
+    card, new_terms = contents[CARD].decode("utf-8"), format_terms(changed)
+    old_terms = format_terms(description)
     card = card.replace(old_terms, new_terms) if old_terms in card else f"{card.rstrip()}\n\n{new_terms.strip()}\n"
     text = json.dumps(convert_to_plain(changed), ensure_ascii=False, indent=2)
     return changed, {**contents, DESCRIPTION: f"{text}\n".encode(), CARD: card.encode()}
+
+
+def _accept(weights: Weights, accepted: str) -> Weights:
+    """Return weights with their licence as accepted, if it is the one that is accepted."""
+    is_accepted = _normalize(weights.licence or "") == _normalize(accepted)
+    return replace(weights, accepted_licence=weights.licence) if is_accepted else weights
 
 
 def check_acceptance(licence: str | None, accepted: str, *, option: str) -> None:

@@ -379,7 +379,7 @@ def _predict_rows(
     if readable:
         rows = np.flatnonzero(errors == "")
         stacked = np.stack(readable)
-        quality[rows] = measure_quality(stacked)
+        quality[rows] = measure_quality(bundle.input.get_square(stacked))
         output = bundle.run_network(stacked)
         finite = (output.logits.isfinite().all(dim=1) & output.unlikeness.isfinite()).numpy()
         errors[rows[~finite]] = "the network's output is NaN or infinite for this image"

@@ -148,9 +148,9 @@ def _check_licences(folder: Path, content: bytes) -> None:
     from pylorus.deploy.bundle_files import read_description
     from pylorus.deploy.licences import ACCEPT_OPTION, check_passing_on
 
-    weights = read_description(content, where=str(folder)).weights
+    weights = [each.weights for each in read_description(content, where=str(folder)).list_networks()]
     how = f"type pylorus export {shlex.quote(str(folder))} {ACCEPT_OPTION} {{licence}}, and sign the export"
-    for warning in check_passing_on([weights], what="the signature", how=how):
+    for warning in check_passing_on(weights, what="the signature", how=how):
         print(f"warning: {warning}")
 
 

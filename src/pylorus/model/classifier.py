@@ -36,7 +36,7 @@ from pylorus.model.backbone import (
     convert_to_pixel_scale,
     normalize_images,
 )
-from pylorus.model.finetuning import build_optimizer, build_schedule, check_optimizer_name
+from pylorus.model.finetuning import StepLoss, build_optimizer, build_schedule, check_optimizer_name
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
 from pylorus.model.objectives import (
@@ -45,7 +45,6 @@ from pylorus.model.objectives import (
     EpochMetrics,
     FirstNonFiniteLoss,
     LossFunction,
-    StepLoss,
     build_loss,
     check_class_names,
     check_data,
@@ -114,8 +113,8 @@ class Classifier(pl.LightningModule):
                 None: as timm states it for the model.
             std: Standard deviation of these images; None: as timm states it.
             image_size: Side of the input in pixels, at least 32; None: the size that the backbone was designed for.
-            loss: cross_entropy, focal, or your own: an `nn.Module` or function of logits (batch, classes) and labels
-                (batch,).
+            loss: cross_entropy, logit_adjusted, focal, or your own: an `nn.Module` or function of logits (batch,
+                classes) and labels (batch,).
             class_weights: Weight of each class in the loss, in label order or by name; balanced: inversely to its
                 frequency among the data module's training images; None: 1.
             label_smoothing: Fraction of each label that is spread evenly over all classes.
@@ -163,7 +162,8 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=classes)
-        self._needs_balance = class_weights == "balanced"
+        self._is_balanced = class_weights == "balanced"
+        self._needs_counts = self._is_balanced or self.loss.corrects_frequency
         self.step_loss, self.processes = StepLoss(), SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
@@ -223,19 +223,23 @@ class Classifier(pl.LightningModule):
         """Check the data module, and take this process's place among the Trainer's, if a run has not set it.
 
         Raises:
-            PylorusError: If the classes of the data module are others, or balanced class weights lack a data module.
+            PylorusError: If the classes of the data module are others, or none counts the training images for balanced
+                class weights or the logit-adjusted loss.
         """
         data = getattr(self.trainer, "datamodule", None)
         check_data(data, self.names, image_size=self.image_size)
-        if self._needs_balance and stage != "predict":
+        if self._needs_counts and stage != "predict":
             if data is None or not hasattr(data, "get_labels"):
+                found = "class_weights: found 'balanced'" if self._is_balanced else f"loss: found the {self.loss.label}"
                 raise PylorusError(
-                    "class_weights: found 'balanced', which needs a pylorus.ImageDataModule to count its training "
-                    "images. Pass it to the Trainer, or pass numbers, as in class_weights=[1.0, 2.5]."
+                    f"{found}, which needs a pylorus.ImageDataModule to count its training images. Pass it to the "
+                    "Trainer, or pass numbers, as in class_weights=[1.0, 2.5]."
                 )
             counts = np.bincount(data.get_labels("train"), minlength=len(self.names)).tolist()
-            self.loss.class_weights.copy_(compute_class_weights("balanced", len(self.names), counts))
-            self._needs_balance = False
+            if self._is_balanced:
+                self.loss.class_weights.copy_(compute_class_weights("balanced", len(self.names), counts))
+            self.loss.set_class_counts(counts)
+            self._needs_counts = False
         self.step_loss.batches = self.trainer.accumulate_grad_batches
         if self.trainer.world_size > 1 and not self.processes.is_distributed:
             self.processes = Processes(self.trainer.global_rank, self.trainer.world_size, self.trainer.local_rank)

@@ -18,13 +18,14 @@ import pytorch_lightning as pl
 import torch
 from annotated_types import Ge
 from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.hooks import RemovableHandle
 
 from pylorus.config.schema import FUSED_OPTIMIZERS, OptimizerConfig, StageConfig
 from pylorus.core.arguments import check_arguments
+from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.core.formatting import format_count
 from pylorus.model.backbone import restore_modes, run_on_black_images
@@ -479,3 +480,48 @@ def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, step
         return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
     lr_factor = WarmupCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
     return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}
+
+
+NOMINAL_WEIGHT = 32.0
+"""What the loss of a batch is divided by until the weights of all batches of its step are known."""
+
+
+class StepLoss:
+    """The loss of an optimizer step: over all its images, in all processes and batches, losses divided by weights.
+
+    Where several batches make a step, the weights of the later ones are unknown when the first one's gradients are
+    computed. So gradients are those of the sum, scaled by a constant, until `normalize_gradients`.
+
+    Attributes:
+        batches: Number of batches for each step; Lightning divides the loss of each by it.
+    """
+
+    def __init__(self) -> None:
+        self.batches = 1
+        self._weight: Tensor | None = None
+
+    def scale_batch(self, losses: Tensor, weight: Tensor, processes: Processes) -> Tensor:
+        """Return what a process differentiates for its part of a batch.
+
+        Args:
+            losses: Loss of each image, of shape (batch,).
+            weight: Sum of the images' weights, of shape ().
+            processes: The processes, over which gradients are averaged.
+        """
+        if self.batches > 1:
+            self._weight = weight if self._weight is None else self._weight + weight
+            return losses.sum() * (processes.count * self.batches / NOMINAL_WEIGHT)
+        total_weight = weight.clone()
+        distributed.all_reduce(total_weight)
+        return losses.sum() * processes.count / total_weight
+
+    def normalize_gradients(self, parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+        """Divide the gradients of a step by the weight of its images, if it has several batches."""
+        if self._weight is None:
+            return
+        if processes.is_distributed:
+            distributed.all_reduce(self._weight)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        shards = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in gradients]
+        torch._foreach_mul_(shards, NOMINAL_WEIGHT / self._weight)
+        self._weight = None

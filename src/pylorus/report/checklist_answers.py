@@ -407,6 +407,8 @@ def _format_class_balance(run: SavedRun) -> str:
         if own_loss
         else "the loss weights each class inversely to its frequency (loss.class_weights=balanced)"
         if run.get_setting("loss.class_weights") == "balanced"
+        else "the loss corrects for the frequencies of the classes (loss=logit_adjusted)"
+        if run.get_setting("loss.name") == "logit_adjusted"
         else "the loss does not weight the classes (loss.class_weights=none)"
     )
     return f"Training images: {', '.join(counts)}; {weights}. Probabilities are not adjusted to another prevalence"
