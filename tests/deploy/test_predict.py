@@ -34,14 +34,17 @@ SHARES = ["probability/GC", "probability/GU", "probability/CG"]
 def test_test_time_augmentation_averages_calibrated_probabilities_of_copies(
     bundle_folder, loaded_bundle, synthetic_root, tmp_path, kind, passes, capsys
 ):
-    files = sorted((synthetic_root / "gastric_ulcer").rglob("*.*"))[:3]
-    code, table = asked(bundle_folder, files, tmp_path / "averaged.parquet", tta=kind)
+    (tmp_path / "site" / "gastric_ulcer").mkdir(parents=True)
+    for path in sorted((synthetic_root / "gastric_ulcer").rglob("*.*"))[:3]:
+        shutil.copy(path, tmp_path / "site" / "gastric_ulcer")
+    files = sorted((tmp_path / "site" / "gastric_ulcer").iterdir())
+    code, table = asked(bundle_folder, [tmp_path / "site"], tmp_path / "averaged.parquet", tta=kind)
     assert code == 0
     printed = capsys.readouterr().out
     assert f"test-time augmentation ({kind})" in printed
     assert f"{passes} passes of the network for each image instead of 1" in printed
     assert "guarantees was measured without test-time augmentation, and does not hold here" in " ".join(printed.split())
-    _, plain = asked(bundle_folder, files, tmp_path / "plain.parquet")
+    _, plain = asked(bundle_folder, [tmp_path / "site"], tmp_path / "plain.parquet")
     images = loaded_bundle.input.load_images(files)
     copies = {
         "mirror": [images, images[:, :, ::-1]],
@@ -58,7 +61,7 @@ def test_test_time_augmentation_averages_calibrated_probabilities_of_copies(
     assert record["tta"]["passes"] == passes
     assert record["request"]["tta"] == kind
     with pytest.raises(PylorusError, match="tta"):
-        asked(bundle_folder, files, tmp_path / "averaged.parquet")
+        asked(bundle_folder, [tmp_path / "site"], tmp_path / "averaged.parquet")
     with pytest.raises(SystemExit, match="made with --tta"):
         main(["monitor", str(bundle_folder), str(tmp_path / "averaged.parquet"), "--output", str(tmp_path / "m")])
 
