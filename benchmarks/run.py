@@ -39,6 +39,7 @@ def main() -> None:
     chosen = _chosen(options)
     record = _record(options, job)
     job = dataclasses.replace(job, bf16=record["peak_bf16"] > 1.3 * record["peak_fp32"])
+    record["settings"]["bf16"] = job.bf16
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit ends the benchmark like Ctrl-C
     record["measurements"] = [_lacking(contender) for contender in chosen if contender.lacking]
     try:
@@ -219,7 +220,7 @@ def _measure(contender: Contender, job: Job, repeat: int, checkout: Path, work: 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     # The peak changes with the load of the machine, so it is measured immediately before and after.
-    peaks = _peak(job) if contender.name == "pylorus" and job.work == "standard" else []
+    peaks = _peak(job) if contender.name == "pylorus" and job.work == "standard" and job.bf16 else []
     job = dataclasses.replace(job, folder=str(folder), cache=str(cache), options=contender.options)
     found = {"PYTHONPATH": list_python_paths(checkout)}
     seen = watch(contender.command(job, checkout), folder=folder, environment=found, device=job.device)

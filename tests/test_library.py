@@ -319,11 +319,12 @@ class StopAt(pl.Callback):
             raise StopError
 
 
-def fit(folder, synthetic_root, *callbacks, checkpoint=None, workers=0):
+def fit(folder, synthetic_root, *callbacks, checkpoint=None, workers=0, average=None):
     classifier = build_classifier(model_args={"drop_rate": 0.3})
     checkpoints = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     freeze = pylorus.FreezeBackbone("head", unfreeze_at_epoch=2)
-    trainer = pl.Trainer(max_epochs=4, callbacks=[freeze, checkpoints, *callbacks], **QUIET)
+    averaging = [] if average is None else [pylorus.AverageWeights(average, start_epoch=1)]
+    trainer = pl.Trainer(max_epochs=4, callbacks=[freeze, *averaging, checkpoints, *callbacks], **QUIET)
     try:
         trainer.fit(classifier, build_data(synthetic_root, workers=workers), ckpt_path=checkpoint)
     except StopError:
@@ -331,11 +332,13 @@ def fit(folder, synthetic_root, *callbacks, checkpoint=None, workers=0):
     return classifier.state_dict()
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (2, 0), (3, 0), (3, 1)])
-def test_an_interrupted_training_gives_the_weights_of_an_uninterrupted_one(synthetic_root, tmp_path, stop, workers):
-    whole = fit(tmp_path / "whole", synthetic_root)
-    assert fit(tmp_path / "cut", synthetic_root, StopAt(stop), workers=workers) is None
-    resumed = fit(tmp_path / "rest", synthetic_root, checkpoint=tmp_path / "cut" / "last.ckpt", workers=workers)
+@pytest.mark.parametrize(
+    ("stop", "options"), [(1, {}), (2, {"average": "ema"}), (3, {"average": "mean"}), (3, {"workers": 1})]
+)
+def test_an_interrupted_training_gives_the_weights_of_an_uninterrupted_one(synthetic_root, tmp_path, stop, options):
+    whole = fit(tmp_path / "whole", synthetic_root, average=options.get("average"))
+    assert fit(tmp_path / "cut", synthetic_root, StopAt(stop), **options) is None
+    resumed = fit(tmp_path / "rest", synthetic_root, checkpoint=tmp_path / "cut" / "last.ckpt", **options)
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 

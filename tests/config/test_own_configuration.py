@@ -30,6 +30,7 @@ OWN = {
     "augment": "name: mine\ntransforms: {HorizontalFlip: {p: 0.5}}",
     "optimizer": "lr: 0.5",
     "loss": "_target_: my_hospital.losses.Asymmetric\ngamma: 3",
+    "averaging": "name: ema\ndecay: 0.9",
     "trainer": "accelerator: cpu\nargs: {profiler: simple}",
     "logger": "_target_: my_hospital.Logger\nserver: here",
     "callbacks": "early: {_target_: my_hospital.Early, patience: 3}",

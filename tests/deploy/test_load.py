@@ -101,7 +101,7 @@ def test_a_pipe_is_refused_without_waiting(bundle_copy):
         (b'{"format_version": 1, "format_version": 1}', "it contains the same name twice"),
         (b'{"format_version": NaN}', "NaN is not a finite number"),
         (b'{"format_version": true}', "found format_version True, expected 1"),
-        (b'{"format_version": 3}', "A newer bundle needs a newer Pylorus"),
+        (b'{"format_version": 4}', "A newer bundle needs a newer Pylorus"),
         (b"[]", "found format_version None"),
         (b'{"format_version": 1}', 'the entry "architecture" is missing'),
         (b'"' + b"a" * 1_100_000 + b'"', "expected 1,000,000 at most"),

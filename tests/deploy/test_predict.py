@@ -30,6 +30,47 @@ from pylorus.deploy.predict import PredictOptions, format_prediction_summary, pr
 SHARES = ["probability/GC", "probability/GU", "probability/CG"]
 
 
+@pytest.mark.parametrize(("kind", "passes"), [("mirror", 2), ("flips", 4), ("turns", 8)])
+def test_test_time_augmentation_averages_calibrated_probabilities_of_copies(
+    bundle_folder, loaded_bundle, synthetic_root, tmp_path, kind, passes, capsys
+):
+    (tmp_path / "site" / "gastric_ulcer").mkdir(parents=True)
+    for path in sorted((synthetic_root / "gastric_ulcer").rglob("*.*"))[:3]:
+        shutil.copy(path, tmp_path / "site" / "gastric_ulcer")
+    files = sorted((tmp_path / "site" / "gastric_ulcer").iterdir())
+    code, table = asked(bundle_folder, [tmp_path / "site"], tmp_path / "averaged.parquet", tta=kind)
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert f"test-time augmentation ({kind})" in printed
+    assert f"{passes} passes of the network for each image instead of 1" in printed
+    assert "guarantees was measured without test-time augmentation, and does not hold here" in " ".join(printed.split())
+    _, plain = asked(bundle_folder, [tmp_path / "site"], tmp_path / "plain.parquet")
+    images = loaded_bundle.input.load_images(files)
+    copies = {
+        "mirror": [images, images[:, :, ::-1]],
+        "flips": [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]],
+        "turns": [np.rot90(each, turns, (1, 2)) for each in (images, images[:, :, ::-1]) for turns in range(4)],
+    }[kind]
+    expected = np.mean(
+        [loaded_bundle.predict_images(np.ascontiguousarray(each)).probabilities for each in copies], axis=0
+    )
+    assert table[SHARES].to_numpy() == pytest.approx(expected, abs=1e-6)
+    assert list(table["unlikeness"]) == pytest.approx(list(plain["unlikeness"]), abs=1e-6)
+    assert list(table["predicted"]) == [loaded_bundle.description.short_names[row.argmax()] for row in expected]
+    record = json.loads((tmp_path / "averaged.parquet.about.json").read_text())
+    assert record["tta"]["passes"] == passes
+    assert record["request"]["tta"] == kind
+    with pytest.raises(PylorusError, match="tta"):
+        asked(bundle_folder, [tmp_path / "site"], tmp_path / "averaged.parquet")
+    with pytest.raises(SystemExit, match="made with --tta"):
+        main(["monitor", str(bundle_folder), str(tmp_path / "averaged.parquet"), "--output", str(tmp_path / "m")])
+
+
+def test_the_web_page_refuses_test_time_augmentation_in_words(bundle_folder):
+    with pytest.raises(SystemExit, match="--tta: found flips, but the page decides by thresholds"):
+        main(["serve", str(bundle_folder), "--tta", "flips"])
+
+
 class KilledError(BaseException):
     """What a prediction does not see coming."""
 

@@ -30,9 +30,9 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
          f"model.name={TINY}", "model.weights=none", "trainer.progress=false", "report=false", "++model.args={drop_rate: 0.2}",
          "stages.pretrain.epochs=3", "stages.finetune.epochs=4", "stages.finetune.learn=layer3"]  # fmt: skip
 MANNERS = {
-    "a cosine and new variants in each epoch": ["augment=light"],
-    "a plateau, patience and kept variants": [
-        "augment=light", "stages.pretrain.schedule=plateau", "stages.finetune.schedule=plateau",
+    "a cosine, new variants in each epoch and a mean of weights": ["augment=light", "averaging=mean"],
+    "a plateau, patience, kept variants and an average of weights": [
+        "augment=light", "averaging=ema", "stages.pretrain.schedule=plateau", "stages.finetune.schedule=plateau",
         "stages.pretrain.augment=light", "stages.pretrain.views=2", "stages.finetune.patience=2", "optimizer.lr=0.02",
     ],
 }  # fmt: skip

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
@@ -75,6 +75,29 @@ class InputFormat:
     policy: int = POLICY_VERSION
     finder: int = FINDER
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a prepared image: height, width and channels."""
+        return self.size, self.size, 3
+
+    @property
+    def forms(self) -> tuple["InputFormat", ...]:
+        """The format of each square of a prepared image: this one; several for a `StackedFormat`."""
+        return (self,)
+
+    def get_square(self, images: NDArray[np.uint8], number: int = 0) -> NDArray[np.uint8]:
+        """Return one of the squares of prepared images, in the order of `forms`.
+
+        Args:
+            images: uint8 of shape (…, height, width, 3), as this format prepares them.
+            number: Index of the square.
+
+        Returns:
+            A view of shape (…, size, size, 3).
+        """
+        top, size = sum(form.size for form in self.forms[:number]), self.forms[number].size
+        return images[..., top : top + size, :size, :]
+
     def get_key(self) -> dict[str, object]:
         """Everything that the prepared image depends on besides the file's content, as plain values."""
         return {**asdict(self), "pillow": PIL.__version__}
@@ -127,6 +150,51 @@ class InputFormat:
         # Data-loading workers already run in parallel; the main process would leave the other cores idle.
         compute = map if _is_in_worker() else get_threads(count_free_cores()).map
         return np.stack(list(compute(self.load_image, paths, sha256 or [None] * len(paths))))
+
+
+@dataclass(frozen=True)
+class StackedFormat(InputFormat):
+    """How a file becomes the input of several networks that take it in different formats; it is decoded once.
+
+    The squares are stacked in one array, one below the other, with black to the right of the smaller ones.
+
+    Attributes:
+        others: The formats of the squares below the first one, none larger than that, of the same policy.
+    """
+
+    others: tuple[InputFormat, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a prepared image: height, width and channels."""
+        return sum(form.size for form in self.forms), self.size, 3
+
+    @property
+    def forms(self) -> tuple[InputFormat, ...]:
+        """The format of each square of a prepared image, from the top."""
+        own = {each.name: getattr(self, each.name) for each in fields(InputFormat)}
+        return InputFormat(**own), *self.others
+
+    def prepare_image(self, image: RGB, half: RGB | None = None, field: FieldOfView | None = None) -> RGB:
+        """Prepare a decoded image in all formats, as uint8 of shape `shape`; see `InputFormat.prepare_image`."""
+        if field is None and any(form.crop != "none" and form.finder != 1 for form in self.forms):
+            field = find_field(image)
+        stacked = np.zeros(self.shape, dtype=np.uint8)
+        for number, form in enumerate(self.forms):
+            self.get_square(stacked, number)[:] = form.prepare_image(image, half, field)
+        return stacked
+
+
+def stack_formats(forms: Sequence[InputFormat]) -> InputFormat:
+    """Return the format that prepares images in all of these formats, each once, the largest first.
+
+    Example:
+        >>> small, large = InputFormat(96, "pad", "bicubic"), InputFormat(224, "pad", "bilinear")
+        >>> stack_formats([small, large, small]).shape, stack_formats([small, small]) == small
+        ((320, 224, 3), True)
+    """
+    first, *others = sorted(dict.fromkeys(forms), key=lambda form: -form.size)
+    return StackedFormat(**asdict(first), others=tuple(others)) if others else first
 
 
 def prepare_upload(content: bytes, form: InputFormat, display: InputFormat | None) -> tuple[RGB, RGB | None]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config.keys import list_loss_details
+from pylorus.config.keys import describe_averaging, list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.errors import format_path
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_digest, write_json, write_text
@@ -23,7 +23,7 @@ from pylorus.data.field_of_view import FINDER
 from pylorus.data.input_format import measure_quality, resolve_mask
 from pylorus.data.prepare import AUDIT_FILE as AUDIT
 from pylorus.data.split import RunImages
-from pylorus.deploy.bundle_files import build_description
+from pylorus.deploy.bundle_files import DIRECTIONS, build_description
 from pylorus.deploy.card import format_answered_images, render_model_card
 from pylorus.deploy.description import (
     FORMAT_VERSION,
@@ -35,7 +35,6 @@ from pylorus.deploy.description import (
     Weights,
 )
 from pylorus.deploy.fingerprints import build_fingerprints, convert_fingerprints, derive_salt, summarize_fingerprints
-from pylorus.deploy.model import DIRECTIONS
 from pylorus.deploy.thresholds import (
     TrainingDistances,
     build_usage_reference,
@@ -61,7 +60,7 @@ from pylorus.deploy.verified_files import (
 )
 from pylorus.hardware import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
-from pylorus.model.finetuning import resolve_depth
+from pylorus.model.finetuning import resolve_depth, resolve_learn
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.inference import (
     APPEARANCE_LENGTH,
@@ -106,7 +105,7 @@ def save_candidate(folder: RunFolder, network: nn.Module, config: Config, images
     if not is_candidate or stage == names[-1]:
         return
     if not folder.get_stage(stage).network_path.is_file():
-        _save_tensors(folder.get_stage(stage).network_path, network.state_dict())
+        save_tensors(folder.get_stage(stage).network_path, network.state_dict())
         write_digest(folder.get_stage(stage).network_path)
     for earlier in finished[:-1]:
         folder.get_stage(earlier).network_path.unlink(missing_ok=True)
@@ -186,12 +185,12 @@ def write_bundle(
     bundle = folder.path / "model"
     for name in (SUMS, SIGNATURE):  # without them the folder is not a bundle until all files are written
         (bundle / name).unlink(missing_ok=True)
-    _save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
-    _save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
-    _save_tensors(bundle / LOOKS, appearance.tensors)
+    save_tensors(bundle / WEIGHTS, backbone.network.state_dict())
+    save_tensors(bundle / UNLIKE, {DIRECTIONS: directions})
+    save_tensors(bundle / LOOKS, appearance.tensors)
     (bundle / FINGERPRINTS).unlink(missing_ok=True)  # of an attempt with another configuration
     if fingerprints is not None:
-        _save_tensors(bundle / FINGERPRINTS, convert_fingerprints(fingerprints))
+        save_tensors(bundle / FINGERPRINTS, convert_fingerprints(fingerprints))
     write_json(bundle / DESCRIPTION, content)
     leaks = (read_json(folder.path / AUDIT) or {}).get("accepted_leaks", {})
     saved = read_predictions(folder.get_predictions_path(shipped.name, "test"), order=images.catalog.short_names)
@@ -242,7 +241,8 @@ def _measure_looks(image: Tensor) -> Tensor:
     return torch.cat([compute_appearance(image).cpu(), torch.from_numpy(quality.astype(np.float32))], dim=1)
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors: completely, or not at all."""
     with write_atomically(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask says; safetensors lets nobody but the owner read its files
@@ -294,8 +294,13 @@ def _build_description(
         classes=tuple(images.catalog.classes),
         short_names=tuple(names),
         input=input_settings,
-        weights=Weights(format_path(backbone.weights), backbone.weights_sha256, backbone.licence),
-        training=_build_training(folder, images, config, engine, shipped),
+        weights=Weights(
+            format_path(backbone.weights),
+            backbone.weights_sha256,
+            backbone.licence,
+            accepted_licence=None if config.deploy.accept_licence is None else backbone.licence,
+        ),
+        training=_build_training(folder, backbone, images, config, engine, shipped),
         shipped=shipped,
         calibration=convert_calibration(calibration),
         decision=decision,
@@ -310,13 +315,17 @@ def _build_description(
 
 
 def _build_training(
-    folder: RunFolder, images: RunImages, config: Config, engine: Engine, shipped: ShippedStage
+    folder: RunFolder, backbone: Backbone, images: RunImages, config: Config, engine: Engine, shipped: ShippedStage
 ) -> Training:
     stages = []
     for name, stage in list(config.stages.items())[: list(config.stages).index(shipped.name) + 1]:
         trained = folder.get_stage(name).training_result
         assert trained is not None
-        stages.append(StageSummary(name, stage.learn, trained.epochs, trained.best_epoch))
+        learn = resolve_learn(backbone.network, stage.learn)
+        averaging = describe_averaging(
+            config.averaging, weights=trained.averaged_weights, norms=trained.estimated_norms
+        )
+        stages.append(StageSummary(name, learn, trained.epochs, trained.best_epoch, averaging))
     return Training(
         stages=tuple(stages),
         seed=config.seed,

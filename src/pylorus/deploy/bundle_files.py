@@ -1,4 +1,7 @@
-"""Read model.json and reject invalid content: unknown entries, wrong types, values out of range."""
+"""Read model.json and reject invalid content: unknown entries, wrong types, values out of range.
+
+Also the files that say how the training images look, and limits on networks that are built as a description says.
+"""
 
 import json
 import math
@@ -6,13 +9,37 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.overrides import TorchFunctionMode
+
 from pylorus.core.errors import MAX_CLASSES, MAX_NAME_LENGTH, PylorusError, format_path, is_valid_name
 from pylorus.core.io import validate
 from pylorus.data.decode import POLICIES, RESAMPLING
 from pylorus.data.field_of_view import FINDER
-from pylorus.deploy.description import FORMAT_VERSION, Description, InputSpecification, parse_json
-from pylorus.deploy.verified_files import MAX_DESCRIPTION_BYTES
+from pylorus.deploy.description import (
+    ENSEMBLE_VERSION,
+    FORMAT_VERSION,
+    MAX_MEMBERS,
+    Description,
+    InputSpecification,
+)
+from pylorus.deploy.verified_files import (
+    LOOKS,
+    MAX_DESCRIPTION_BYTES,
+    UNLIKE,
+    TensorEntry,
+    TensorFile,
+    VerifiedFolder,
+    parse_json,
+)
 from pylorus.model.backbone import check_model_arguments
+from pylorus.model.inference import APPEARANCE_LENGTH, AppearanceModel
 from pylorus.runs.folder import CHOICES, LAST
 
 
@@ -38,9 +65,9 @@ def read_description(content: bytes, *, where: str = "model.json") -> Descriptio
 def build_description(values: Any, *, where: str = "model.json") -> Description:
     """Build a description from the plain values of a model.json, and check it; see `read_description`."""
     version = values.get("format_version") if isinstance(values, dict) else None
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= ENSEMBLE_VERSION:
         raise PylorusError(
-            f"{where}: found format_version {str(version)[:20]}, expected 1 to {FORMAT_VERSION}. "
+            f"{where}: found format_version {str(version)[:20]}, expected 1 to {ENSEMBLE_VERSION}. "
             "A newer bundle needs a newer Pylorus; a bundle without a version has to be trained again."
         )
     current = _convert_format_1(values) if version == 1 else values
@@ -84,11 +111,7 @@ def _convert_format_1(values: dict[str, Any]) -> dict[str, Any]:
 
 def _check_description(description: Description, where: str) -> None:
     """Reject what types and ranges alone allow: a network without a name, duplicate names, entries of other classes."""
-    if description.network is not None and not (
-        0 < len(description.network) <= MAX_NAME_LENGTH and description.network.isprintable()
-    ):
-        raise PylorusError(f"{where}: network: found {description.network[:80]!r}, expected a dotted path.")
-    check_model_arguments(description.arguments, where=f"{where}: arguments")
+    _check_network(description, where)
     names, short_names = description.classes, description.short_names
     for key, listed in (("classes", names), ("short_names", short_names)):
         if (
@@ -101,9 +124,48 @@ def _check_description(description: Description, where: str) -> None:
             )
     if len(names) != len(short_names):
         raise PylorusError(f"{where}: found {len(names)} classes but {len(short_names)} short_names.")
-    _check_input(description.input, where)
     _check_choices(description, where)
     _check_reference(description, where)
+    _check_ensemble(description, where)
+
+
+def _check_network(description: Description, where: str) -> None:
+    """Reject a description whose network, input or calibration can't be meant."""
+    if description.network is not None and not (
+        0 < len(description.network) <= MAX_NAME_LENGTH and description.network.isprintable()
+    ):
+        raise PylorusError(f"{where}: network: found {description.network[:80]!r}, expected a dotted path.")
+    check_model_arguments(description.arguments, where=f"{where}: arguments")
+    _check_input(description.input, where)
+    if len(description.calibration.bias) not in (0, len(description.classes)):
+        raise PylorusError(
+            f"{where}: calibration.bias: found {len(description.calibration.bias)} numbers, expected one for each "
+            "class."
+        )
+
+
+def _check_ensemble(description: Description, where: str) -> None:
+    """Reject an ensemble of no or too many networks, and members that can't be used together."""
+    is_ensemble = description.ensemble is not None
+    if is_ensemble != (description.format_version == ENSEMBLE_VERSION):
+        raise PylorusError(
+            f"{where}: found format_version {description.format_version} {'with' if is_ensemble else 'without'} an "
+            f"ensemble, but {ENSEMBLE_VERSION} is that of ensembles and {FORMAT_VERSION} that of single networks."
+        )
+    if not is_ensemble:
+        return
+    networks = description.list_networks()
+    if not 2 <= len(networks) <= MAX_MEMBERS:
+        raise PylorusError(f"{where}: ensemble.members: found {len(networks)}, expected 2 to {MAX_MEMBERS}.")
+    for number, network in enumerate(networks):
+        _check_network(network, f"{where}: ensemble.members[{number}]")
+    if len({network.input.policy for network in networks}) > 1:
+        raise PylorusError(f"{where}: ensemble.members: decode images by different rules (input.policy).")
+    if description.input.form != description.form.forms[0]:
+        raise PylorusError(f"{where}: input: expected that of a member with the largest images.")
+    for gain in description.ensemble.gains if description.ensemble is not None else ():
+        if gain.best is not None and gain.best >= len(networks):
+            raise PylorusError(f"{where}: ensemble.gains: found member {gain.best}, expected 0 to {len(networks) - 1}.")
 
 
 def _check_input(settings: InputSpecification, where: str) -> None:
@@ -176,11 +238,6 @@ def _check_choices(description: Description, where: str) -> None:
 
 def _check_reference(description: Description, where: str) -> None:
     """Reject a reference of other classes, or whose numbers no images can have."""
-    if len(description.calibration.bias) not in (0, len(description.classes)):
-        raise PylorusError(
-            f"{where}: calibration.bias: found {len(description.calibration.bias)} numbers, expected one for each "
-            "class."
-        )
     reference = description.reference
     if reference is None:
         return
@@ -209,3 +266,145 @@ def _check_correlation(value: float, where: str) -> None:
 def _format_few(values: Sequence[object]) -> str:
     text = ", ".join(str(value)[:50] for value in values[:5])
     return text + (f" and {len(values) - 5} more" if len(values) > 5 else "") if values else "nothing"
+
+
+# --- how the training images look ---
+
+DIRECTIONS = "directions"
+MAX_FEATURES = 32_768
+"""The most features of an image: four times those of timm's widest network."""
+
+
+def list_prefixes(description: Description) -> list[str]:
+    """Return what the names of each network's tensors begin with in a bundle: its number in an ensemble."""
+    return (
+        [""] if description.ensemble is None else [f"{number}." for number in range(len(description.ensemble.members))]
+    )
+
+
+def check_reference_headers(files: VerifiedFolder, description: Description) -> None:
+    """Check the headers of the files with mean directions and, if there is one, the appearance of training images.
+
+    Raises:
+        PylorusError: If their tensors are not those of the description's networks and classes.
+    """
+    classes, prefixes, directions = len(description.classes), list_prefixes(description), files.tensor_files[UNLIKE]
+    missing = TensorEntry(torch.float32, ())
+    entries = [directions.entries.get(f"{prefix}{DIRECTIONS}", missing) for prefix in prefixes]
+    are_matrices = len(directions.entries) == len(prefixes) and all(
+        entry.dtype == torch.float32
+        and len(entry.shape) == 2
+        and entry.shape[0] == classes
+        and entry.shape[1] <= MAX_FEATURES
+        for entry in entries
+    )
+    if not are_matrices:
+        found = {name[:50]: str(each) for name, each in list(directions.entries.items())[:4]}
+        matrices = f'one float32 matrix "{DIRECTIONS}"'
+        if description.ensemble is not None:
+            matrices = f'a float32 matrix "N.{DIRECTIONS}" for each of {len(prefixes)} networks N'
+        directions.refuse(f"found {found}, expected {matrices} with {classes} rows")
+    if (looks := files.tensor_files.get(LOOKS)) is not None:
+        looks.check_entries(build_appearance_entries(classes, prefixes), purpose=f"{classes} classes")
+
+
+def build_appearance_entries(classes: int, prefixes: Sequence[str] = ("",)) -> dict[str, TensorEntry]:
+    """Return the tensors of appearance.safetensors for a number of classes and the prefixes of the networks."""
+    length = APPEARANCE_LENGTH
+    shapes = {"center": (length,), "whitening": (length, length), "means": (classes, length), "scales": (2, 2)}
+    return {
+        f"{prefix}{name}": TensorEntry(torch.float32, shape) for prefix in prefixes for name, shape in shapes.items()
+    }
+
+
+def read_directions(file: TensorFile, prefixes: Sequence[str]) -> list[Tensor]:
+    """Read the mean directions of the training images' features, of shape (classes, features) for each network."""
+    tensors = file.read_tensors()
+    directions = [tensors[f"{prefix}{DIRECTIONS}"] for prefix in prefixes]
+    for prefix, each in zip(prefixes, directions, strict=True):
+        if not torch.allclose(each.norm(dim=1), torch.ones(len(each)), atol=1e-3):
+            raise PylorusError(f'{file.path}: the rows of "{prefix}{DIRECTIONS}" are not unit vectors.')
+    return directions
+
+
+def read_appearances(file: TensorFile | None, prefixes: Sequence[str]) -> list[AppearanceModel | None]:
+    """Read how the training images look, for each network; None where a bundle from before this file does not say."""
+    if file is None:
+        return [None] * len(prefixes)
+    tensors = file.read_tensors()
+    for prefix in prefixes:
+        if not (tensors[f"{prefix}scales"][1] > 0).all():
+            raise PylorusError(f'{file.path}: the second row of "{prefix}scales" is not positive.')
+    names = build_appearance_entries(2)
+    return [AppearanceModel(**{name: tensors[f"{prefix}{name}"] for name in names}) for prefix in prefixes]
+
+
+# --- limits of what a description asks for ---
+
+MAX_PARAMETERS = 8_000_000_000
+"""The most parameters of a network that is loaded: more than timm's largest has, 6.7 billion."""
+MAX_MODULES = 10_000
+"""The most modules of a network: five times as many as timm's networks have."""
+MAX_TENSOR_ELEMENTS = 2**30
+"""The most numbers in a tensor that the network computes for one image or while it is built."""
+
+
+class NetworkTooLargeError(PylorusError):
+    """Raised if a network exceeds a limit on parameters, modules, tensors or operations."""
+
+
+class NetworkLimits(TorchFunctionMode):
+    """Limits what a network takes while it is built and computes, in the body of the `with` statement.
+
+    Args:
+        parameters: The most parameters and buffers, in numbers.
+    """
+
+    def __init__(self, parameters: int = MAX_PARAMETERS):
+        super().__init__()
+        self.parameters, self.elements = parameters, min(parameters, MAX_TENSOR_ELEMENTS)
+        self.count = self.modules = 0
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Any:
+        self._hooks = [
+            register_module_parameter_registration_hook(self._count_tensor),
+            register_module_buffer_registration_hook(self._count_tensor),
+            register_module_module_registration_hook(self._count_module),
+        ]
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if function in FACTORIES:  # without memory, to know its size
+            self._check_size(function(*args, **{**options, "device": "meta"}))
+        result = function(*args, **options)
+        self._check_size(result)
+        return result
+
+    def _check_size(self, result: Any) -> None:
+        if isinstance(result, Tensor) and result.numel() > self.elements:
+            raise NetworkTooLargeError(
+                f"the network needs a tensor of {result.numel():,} numbers, more than {self.elements:,}"
+            )
+
+    def _count_tensor(self, _: nn.Module, __: str, tensor: Tensor | None) -> None:
+        self.count += 0 if tensor is None else tensor.numel()
+        if self.count > self.parameters:
+            raise NetworkTooLargeError(f"the network has more than {self.parameters:,} parameters")
+
+    def _count_module(self, *_: Any) -> None:
+        self.modules += 1
+        if self.modules > MAX_MODULES:
+            raise NetworkTooLargeError(f"the network has more than {MAX_MODULES:,} modules")
+
+
+FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace}
+"""Functions that make a tensor of the size that their arguments say."""

@@ -8,8 +8,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pylorus.core.formatting import format_number, format_percent, format_percent_at_least, format_threshold
-from pylorus.deploy.description import Abstention, Description, IntervalEstimate, PredictionSets
+from pylorus.core.formatting import (
+    format_number,
+    format_percent,
+    format_percent_at_least,
+    format_threshold,
+)
+from pylorus.deploy.description import (
+    OUT_OF_FOLD,
+    Abstention,
+    Description,
+    InputSpecification,
+    IntervalEstimate,
+    PredictionSets,
+    Weights,
+)
+from pylorus.deploy.licences import format_terms
 from pylorus.evaluation.confusion import CLASS_METRICS
 from pylorus.evaluation.wording import format_answered_shares, format_guarantee_sentence
 from pylorus.runs.folder import explain_choice
@@ -22,6 +36,7 @@ def render_model_card(
     *,
     leaks: Mapping[str, int] | None = None,
     class_metrics: Mapping[str, Mapping[str, IntervalEstimate]] | None = None,
+    training: str | None = None,
 ) -> str:
     """Return the text of MODEL_CARD.md.
 
@@ -30,12 +45,13 @@ def render_model_card(
         leaks: Accepted leaks between splits: how many of each kind (patients, kinds of copies).
         class_metrics: Estimates on the test images by label of a metric and short name of a class, beside those of
             the description.
+        training: Section on the training in Markdown; None: that of a single network.
     """
     sections = [
-        f"# {_format_markdown(description.architecture)}: {', '.join(map(_format_markdown, description.classes))}",
-        f"**{_format_markdown(description.intended_use)}**\n\n" + _render_intended_use(description),
+        f"# {format_markdown(description.architecture)}: {', '.join(map(format_markdown, description.classes))}",
+        f"**{format_markdown(description.intended_use)}**\n\n" + _render_intended_use(description),
         "## Data\n\n" + _render_data(description, leaks or {}),
-        "## Training\n\n" + _render_training(description),
+        "## Training\n\n" + (_render_training(description) if training is None else training),
         "## Input\n\n" + _render_input(description),
         "## Performance\n\n" + _render_performance(description, class_metrics or {}),
         "## Calibration\n\n" + _render_calibration(description),
@@ -64,22 +80,26 @@ def _render_intended_use(description: Description) -> str:
 def _render_data(description: Description, leaks: Mapping[str, int]) -> str:
     rows = [
         [
-            _format_markdown(name),
-            _format_markdown(short),
+            format_markdown(name),
+            format_markdown(short),
             *(f"{counts[index]:,}" for counts in description.training.images.values()),
         ]
         for index, (name, short) in enumerate(zip(description.classes, description.short_names, strict=True))
     ]
     totals = ["all", "", *(f"{sum(counts):,}" for counts in description.training.images.values())]
-    titles = ["class", "short name", *(PARTS.get(part, _format_markdown(part)) for part in description.training.images)]
+    titles = ["class", "short name", *(PARTS.get(part, format_markdown(part)) for part in description.training.images)]
     synthetic_note = (
         "The images are **synthetic**: the model knows nothing about stomachs. "
         if description.training.data == "synthetic"
         else ""
     )
     grouping = _format_leakage(grouped=description.training.grouped, leaks=leaks)
+    if description.training.validated_on == OUT_OF_FOLD:
+        grouping = (
+            f"Each image is in several of these columns, as the networks' runs split the images differently. {grouping}"
+        )
     return (
-        f"{_render_table(titles, [*rows, totals])}\n\n{synthetic_note}{grouping} "
+        f"{render_table(titles, [*rows, totals])}\n\n{synthetic_note}{grouping} "
         f"SHA-256 of the split: `{description.training.split_sha256}`.{_format_fingerprints(description)}"
     )
 
@@ -111,9 +131,10 @@ def _format_leakage(*, grouped: bool, leaks: Mapping[str, int]) -> str:
     return "Patients are unknown: images of one patient may be in several splits, which makes the results optimistic."
 
 
-def _get_fitting_images(description: Description) -> str:
+def get_fitting_images(description: Description) -> str:
     """Return the name of the images on which temperature and thresholds were fixed."""
-    return "test images (data.validation=test)" if description.training.validated_on == "test" else "validation images"
+    names = {"test": "test images (data.validation=test)", OUT_OF_FOLD: f"{OUT_OF_FOLD} images"}
+    return names.get(description.training.validated_on, "validation images")
 
 
 def _format_epochs(epochs: int) -> str:
@@ -123,35 +144,44 @@ def _format_epochs(epochs: int) -> str:
 def _format_trained_layers(learn: str) -> str:
     """Return which layers a stage trained: `head`, `all`, or a block's name, which includes all later layers."""
     return {"head": "classification head", "all": "all layers"}.get(
-        learn, f"{_format_markdown(learn)} and all later layers"
+        learn, f"{format_markdown(learn)} and all later layers"
     )
 
 
 def _render_training(description: Description) -> str:
     stages = [
-        f"- {_format_markdown(stage.name)}: {_format_trained_layers(stage.learn)} trained for "
+        f"- {format_markdown(stage.name)}: {_format_trained_layers(stage.learn)} trained for "
         f"{_format_epochs(stage.epochs)}, weights of epoch {stage.best_epoch} used"
+        f"{f': {format_markdown(stage.averaging)}' if stage.averaging else ''}"
         for stage in description.training.stages
     ]
-    source = {
-        "none": "random weights",
-        "hub": "timm's pretrained weights",
-        "factory": "the weights that its factory returned",
-    }.get(description.weights.source, f"the weights file {_format_markdown(description.weights.source)}")
-    digest = f" (SHA-256 `{description.weights.sha256}`)" if description.weights.sha256 else ""
-    choice = _format_markdown(explain_choice(description.shipped, validated_on=description.training.validated_on))
-    loss = _format_markdown(description.training.loss)
+    choice = format_markdown(explain_choice(description.shipped, validated_on=description.training.validated_on))
+    loss = format_markdown(description.training.loss)
     return (
-        f"Trained from {source}{digest} with seed {description.training.seed} and precision "
-        f"{_format_markdown(description.training.precision)}, minimizing {loss}:\n\n"
+        f"Trained from {format_source(description.weights)} with seed {description.training.seed} and precision "
+        f"{format_markdown(description.training.precision)}, minimizing {loss}:\n\n"
         + "\n".join(stages)
-        + f"\n\nThe shipped network is that of stage **{_format_markdown(description.shipped.name)}** "
+        + f"\n\nThe shipped network is that of stage **{format_markdown(description.shipped.name)}** "
         f"of its run ({choice})."
     )
 
 
+def format_source(weights: Weights) -> str:
+    """Return what training started from, with the digest of its file."""
+    source = {
+        "none": "random weights",
+        "hub": "timm's pretrained weights",
+        "factory": "the weights that its factory returned",
+    }.get(weights.source, f"the weights file {format_markdown(weights.source)}")
+    return f"{source}{f' (SHA-256 `{weights.sha256}`)' if weights.sha256 else ''}"
+
+
 def _render_input(description: Description) -> str:
-    settings = description.input
+    inputs = dict.fromkeys(network.input for network in description.list_networks())
+    return "\n\n".join(map(_format_input, inputs))
+
+
+def _format_input(settings: InputSpecification) -> str:
     crop = "cropped to the endoscopic field of view, " if settings.crop == "auto" else ""
     mask = "text and plates of the console covered, " if settings.mask == "overlays" else ""
     halving = "; frames at least four times as large are first halved" if settings.policy > 2 else ""
@@ -169,11 +199,11 @@ def _render_performance(description: Description, class_metrics: Mapping[str, Ma
         each.label: getattr(metrics, each.name) for each in CLASS_METRICS.values() if hasattr(metrics, each.name)
     }
     by_class = {**described, **class_metrics}
-    titles = ["class", *map(_format_markdown, by_class), "AUROC"]
+    titles = ["class", *map(format_markdown, by_class), "AUROC"]
     rows = [
         [
-            _format_markdown(name),
-            *(_format_estimate(estimates[name]) for estimates in by_class.values()),
+            format_markdown(name),
+            *(format_share(estimates[name]) for estimates in by_class.values()),
             format_area(metrics.auroc[name]),
         ]
         for name in description.short_names
@@ -187,14 +217,15 @@ def _render_performance(description: Description, class_metrics: Mapping[str, Ma
         if description.training.validated_on == "test"
         else ""
     )
+    part = OUT_OF_FOLD if description.training.validated_on == OUT_OF_FOLD else "test"
     return (
-        f"Without abstentions, on {metrics.images:,} test images{groups}, with 95 % confidence intervals"
-        f"{clustering}: accuracy {_format_estimate(metrics.accuracy)}.{caveat}\n\n{_render_table(titles, rows)}"
+        f"Without abstentions, on {metrics.images:,} {part} images{groups}, with 95 % confidence intervals"
+        f"{clustering}: accuracy {format_share(metrics.accuracy)}.{caveat}\n\n{render_table(titles, rows)}"
     )
 
 
 def _render_calibration(description: Description) -> str:
-    calibration, fixed_on = description.calibration, _get_fitting_images(description)
+    calibration, fixed_on = description.calibration, get_fitting_images(description)
     method = (
         f"Logits are divided by a temperature of {format_number(calibration.temperature, 3)}, fitted on "
         f"{calibration.images:,} "
@@ -223,7 +254,7 @@ def format_threshold_guarantee(description: Description, name: str) -> str:
         return (
             f"The threshold for {name} reaches a sensitivity of "
             f"{format_percent(decision.sensitivity, digits=None)} % on the "
-            f"{_get_fitting_images(description)}; an older Pylorus wrote this bundle, and no sensitivity is "
+            f"{get_fitting_images(description)}; an older Pylorus wrote this bundle, and no sensitivity is "
             f"guaranteed for new patients."
         )
     return format_guarantee_sentence(
@@ -232,8 +263,9 @@ def format_threshold_guarantee(description: Description, name: str) -> str:
 
 
 def _get_fitting_split(description: Description) -> str:
-    """Return the split on which thresholds were fixed: validation or test."""
-    return "test" if description.training.validated_on == "test" else "validation"
+    """Return the split on which thresholds were fixed: validation, test or out-of-fold."""
+    on = description.training.validated_on
+    return on if on in ("test", OUT_OF_FOLD) else "validation"
 
 
 def _render_thresholds(description: Description) -> str:
@@ -250,9 +282,7 @@ def _render_thresholds(description: Description) -> str:
                 f"{threshold.patients:,}",
                 *(f"{format_percent_at_least(bound)} %" for bound in lower_bounds),
             ]
-        rows.append(
-            [_format_markdown(name), *cells, _format_estimate(point.sensitivity), _format_estimate(point.specificity)]
-        )
+        rows.append([format_markdown(name), *cells, format_share(point.sensitivity), format_share(point.specificity)])
     titles = [
         *("class", "threshold", f"{_get_fitting_split(description)} {patients}"),
         f"guaranteed sensitivity at {format_percent(decision.confidence or 0, digits=None)} % confidence",
@@ -261,11 +291,11 @@ def _render_thresholds(description: Description) -> str:
     ]
     return (
         "An image is called positive for a class if its calibrated probability for that class reaches the threshold. "
-        f"Unless another class is requested, {_format_markdown(decision.class_name)} decides. "
-        f"{_format_markdown(format_threshold_guarantee(description, decision.class_name))}\n\n"
-        f"{_render_table(titles, rows)}\n\nThe guaranteed sensitivity is that for one image of a new patient, each "
+        f"Unless another class is requested, {format_markdown(decision.class_name)} decides. "
+        f"{format_markdown(format_threshold_guarantee(description, decision.class_name))}\n\n"
+        f"{render_table(titles, rows)}\n\nThe guaranteed sensitivity is that for one image of a new patient, each "
         f"patient weighted equally; where patients with many images are harder to recognise, the sensitivity over all "
-        f"images is lower. The guarantee holds for patients like those of the {_get_fitting_images(description)}, "
+        f"images is lower. The guarantee holds for patients like those of the {get_fitting_images(description)}, "
         f"from the same hospitals. It does not account for what else was chosen on these images: the epoch and the "
         f"temperature."
     )
@@ -275,10 +305,10 @@ def _render_prediction_sets(description: Description, sets: PredictionSets) -> s
     patients = "patients" if description.training.grouped else "images"
     rows = [
         [
-            _format_markdown(name),
+            format_markdown(name),
             f"{sets.patients[name]:,}",
             "always in the set" if (lowest := sets.lowest[name]) is None else format_threshold(lowest),
-            _format_estimate(sets.test.coverage[name]),
+            format_share(sets.test.coverage[name]),
         ]
         for name in description.short_names
     ]
@@ -292,18 +322,18 @@ def _render_prediction_sets(description: Description, sets: PredictionSets) -> s
     always = (
         f" Leaving a class out of a set takes at least {sets.patients_needed} {_get_fitting_split(description)} "
         f"{patients} of that class; with fewer, these classes are in every set: "
-        f"{', '.join(map(_format_markdown, uncalibrated))}."
+        f"{', '.join(map(format_markdown, uncalibrated))}."
         if uncalibrated
         else ""
     )
     return (
         "Besides its prediction, the model gives a set of classes for each image, calibrated separately for each "
-        f"class on {_get_fitting_images(description)} (split-conformal): for an image of a new patient, whatever its "
+        f"class on {get_fitting_images(description)} (split-conformal): for an image of a new patient, whatever its "
         "class, the set contains the true class with a probability of at least "
         f"{format_percent(sets.coverage, digits=None)} %, provided "
-        f"that the patient is like those of the {_get_fitting_images(description)}, from the same hospitals. An empty "
+        f"that the patient is like those of the {get_fitting_images(description)}, from the same hospitals. An empty "
         f"set means that no class is as probable as is usual for images of that class.{always}\n\n"
-        f"{_render_table(titles, rows)}\n\nOn the test images, a set contains {format_set_size(sets.test.size)} "
+        f"{render_table(titles, rows)}\n\nOn the test images, a set contains {format_set_size(sets.test.size)} "
         f"classes on average. Each patient is weighted equally in these figures."
     )
 
@@ -338,18 +368,18 @@ def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> s
 
 
 def _render_abstention(description: Description) -> str:
-    abstention, fixed_on = description.abstention, _get_fitting_images(description)
+    abstention, fixed_on = description.abstention, get_fitting_images(description)
     return (
         "The model abstains in two cases:\n\n"
         f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
         f"exceeds {format_number(abstention.unlike_above, 4)}. {_format_false_alarms(description)} Of the test images, "
-        f"{_format_estimate(abstention.unlike_test)} are flagged: the false-alarm rate.\n"
+        f"{format_share(abstention.unlike_test)} are flagged: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
         f"{format_number(abstention.unsure_below, 4)}. The threshold was set so that at most "
         f"{format_percent(abstention.false_alarms)} % of the correctly classified {fixed_on} are flagged as "
-        f"uncertain; of the correctly classified test images, {_format_estimate(abstention.unsure_test)} are.\n\n"
-        f"The model answers {_format_estimate(abstention.answered_test)} of the test images; of these, "
-        f"{_format_estimate(abstention.accuracy_answered)} are classified correctly."
+        f"uncertain; of the correctly classified test images, {format_share(abstention.unsure_test)} are.\n\n"
+        f"The model answers {format_share(abstention.answered_test)} of the test images; of these, "
+        f"{format_share(abstention.accuracy_answered)} are classified correctly."
     )
 
 
@@ -363,7 +393,7 @@ def format_answered_images(abstention: Abstention) -> str:
 
 def _format_false_alarms(description: Description) -> str:
     """Return sentences on how many images of new patients the threshold for out-of-distribution images flags."""
-    abstention, fixed_on = description.abstention, _get_fitting_images(description)
+    abstention, fixed_on = description.abstention, get_fitting_images(description)
     guarantee, wanted = abstention.guarantee, format_percent(abstention.false_alarms)
     if guarantee is None:
         return f"The threshold was set so that at most {wanted} % of the {fixed_on} are flagged as out-of-distribution."
@@ -395,7 +425,7 @@ def _render_limits(description: Description) -> str:
     if description.training.precision != "32":
         precision = "fp16" if description.training.precision == "16" else description.training.precision
         lines.append(
-            f"The model was trained in {_format_markdown(precision)}; its predictions and all "
+            f"The model was trained in {format_markdown(precision)}; its predictions and all "
             f"results here are computed in 32 bits."
         )
     return "\n".join(f"- {line}" for line in lines)
@@ -403,18 +433,19 @@ def _render_limits(description: Description) -> str:
 
 def _render_licence(description: Description) -> str:
     stated = (
-        _format_markdown(description.weights.licence)
+        format_markdown(description.weights.licence)
         if description.weights.licence
         else "not stated; ask the provider of the weights"
     )
     versions = ", ".join(
-        f"{_format_markdown(name)} {_format_markdown(version)}" for name, version in description.versions.items()
+        f"{format_markdown(name)} {format_markdown(version)}" for name, version in description.versions.items()
     )
     licence = "random weights, no licence" if description.weights.source == "none" else stated
-    return f"Licence of the weights that training started from: {licence}.\n\nCreated with {versions}."
+    terms = format_terms(description)
+    return f"Licence of the weights that training started from: {licence}.{terms}\n\nCreated with {versions}."
 
 
-def _format_estimate(figure: IntervalEstimate) -> str:
+def format_share(figure: IntervalEstimate) -> str:
     """Format a proportion in percent with its interval, as on the console."""
     if figure.value is None:
         return "undefined"
@@ -439,12 +470,13 @@ def format_area(area: IntervalEstimate) -> str:
     return f"{value} ({format_number(area.low, 3)} to {format_number(area.high, 3)})"
 
 
-def _render_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def render_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _format_markdown(name: str) -> str:
+def format_markdown(name: str) -> str:
     """Escape a name for Markdown and HTML."""
     escaped = html.escape(name, quote=False)
     # Dollar signs are formulas on some sites; an underscore inside a word is no emphasis.

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `predict`, `validate`, `stress`, `monitor`, `recalibrate` and others.
+"""The commands that use trained models: `ensemble`, `predict`, `validate`, `stress`, `monitor` and others.
 
 The command line imports this module, which therefore imports what computes only when it is needed.
 """
@@ -16,6 +16,7 @@ from pylorus.deploy.signature import add_sign_command, add_trust_option
 
 def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands of a trained model to the command line."""
+    _add_ensemble(commands)
     _add_predict(commands)
     _add_validate(commands)
     _add_stress(commands)
@@ -69,6 +70,38 @@ def _validate_batch_size(arguments: argparse.Namespace) -> int:
     return int(arguments.batch)
 
 
+def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "ensemble",
+        help="put the networks of several runs into one bundle that averages them",
+        description="Put the networks of several finished runs (seeds, folds or backbones) into one bundle whose "
+        "probabilities are the mean of theirs. Thresholds, results and what averaging gains are measured only by "
+        "networks that were not developed on the image.",
+    )
+    command.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="finished runs, or a sweep to use all its runs"
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="a new folder; the bundle is model/ in it"
+    )
+    _add_computing_options(command, batch=32)
+    _add_network_option(command)
+    command.set_defaults(act=_run_ensemble)
+
+
+def _run_ensemble(arguments: argparse.Namespace) -> None:
+    _use_passive_waiting()
+    from pylorus.deploy.ensemble import EnsembleOptions, build_ensemble
+
+    options = EnsembleOptions(
+        output=arguments.output,
+        batch=_validate_batch_size(arguments),
+        device=arguments.device,
+        **_get_model_options(arguments),
+    )
+    build_ensemble(arguments.runs, options)
+
+
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "predict",
@@ -101,9 +134,19 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="P",
         help="also evaluate PPV and NPV where this proportion of the images is of the deciding class, such as 0.05",
     )
+    _add_tta_option(command, "average the probabilities of flipped and turned copies of each image")
     _add_inference_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_predict)
+
+
+TTA_KINDS = {"mirror": 2, "flips": 4, "turns": 8}
+"""Kinds of test-time augmentation, and how many passes of the network each takes for an image."""
+
+
+def _add_tta_option(command: argparse.ArgumentParser, purpose: str) -> None:
+    passes = ", ".join(f"{kind}: {count} passes" for kind, count in TTA_KINDS.items())
+    command.add_argument("--tta", choices=tuple(TTA_KINDS), help=f"{purpose} ({passes} of the network for each)")
 
 
 def _use_passive_waiting() -> None:
@@ -128,6 +171,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         prevalence=arguments.prevalence,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
+        tta=arguments.tta,
         **_get_model_options(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
@@ -328,6 +372,7 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         action="store_true",
         help="show file names and groups, which may identify patients",
     )
+    _add_tta_option(command, "also measure what averaging flipped and turned copies of each image would gain")
     _add_computing_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_validate)
@@ -348,6 +393,7 @@ def _run_validate(arguments: argparse.Namespace) -> None:
         class_name=arguments.class_name,
         prevalence=arguments.prevalence,
         show_names=arguments.show_names,
+        tta=arguments.tta,
         inference=PredictOptions(batch=batch, device=arguments.device, **_get_model_options(arguments)),
     )
     print(f"report: {validate_bundle(arguments.bundle, arguments.images, arguments.output, options)}")
@@ -436,6 +482,11 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
     )
     command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
+    command.add_argument(
+        "--accept-licence",
+        metavar="LICENCE",
+        help="licence of the weights that limits passing on, such as cc-by-nc-4.0, if you may pass this model on",
+    )
     _add_network_option(command)
     command.set_defaults(act=_run_export)
 
@@ -449,6 +500,7 @@ def _run_export(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         int8=arguments.int8,
         speed=arguments.speed,
+        accept_licence=arguments.accept_licence,
         **_get_model_options(arguments),
     )
     export(arguments.bundle, options)
@@ -474,12 +526,18 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
+    command.add_argument("--tta", help=argparse.SUPPRESS)
     _add_device_option(command)
     _add_network_option(command)
     command.set_defaults(act=_run_serve)
 
 
 def _run_serve(arguments: argparse.Namespace) -> None:
+    if arguments.tta is not None:
+        raise PylorusError(
+            f"--tta: found {arguments.tta}, but the page decides by thresholds that were measured without test-time "
+            "augmentation. Leave it out; pylorus predict has the option."
+        )
     try:
         from pylorus.deploy.app.server import serve
     except ModuleNotFoundError as error:

@@ -1,85 +1,25 @@
 """The content of model.json: everything needed to use a trained network, and its performance."""
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, with_config
 
-from pylorus.core.errors import PylorusError
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import InputFormat, stack_formats
 from pylorus.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pylorus.evaluation.decisions import SensitivityThreshold, SetLimits
 from pylorus.evaluation.drift import RateReference, ScoreReference
 from pylorus.runs.folder import ShippedStage
 
-
-def parse_json(content: bytes, *, where: str) -> object:
-    """Parse JSON in UTF-8.
-
-    Args:
-        content: All bytes of the file.
-        where: Name of the file in error messages.
-
-    Raises:
-        PylorusError: If the content is not JSON in UTF-8, has duplicate keys, NaN or infinity, numbers or texts that
-            nothing else can hold, or is nested too deeply; names the entry.
-    """
-    try:
-        values = json.loads(
-            content.decode("utf-8"), object_pairs_hook=_check_unique_names, parse_constant=_raise_not_finite
-        )
-    except RecursionError:
-        raise PylorusError(f"{where}: the JSON is nested too deeply to be read.") from None
-    except ValueError as error:  # from UTF-8, JSON, numbers with thousands of digits, and the two functions below
-        raise PylorusError(f"{where}: can't be read as JSON: {error}.") from error
-    _check_values(values, f"{where}: ", "", MAX_DEPTH)
-    return values
-
-
-MAX_DEPTH, MAX_INTEGER, MAX_TEXT_LENGTH = 16, 2**63, 10_000
-"""How deep JSON may be nested, how large whole numbers are, and how many characters a text has."""
-
-
-def _check_values(values: object, where: str, path: str, levels: int) -> None:
-    """Reject values that can't be printed, stored or computed with, whatever they mean."""
-    if isinstance(values, dict | list):
-        if not levels:
-            raise PylorusError(f"{where}the JSON is nested more than {MAX_DEPTH} levels deep.")
-        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
-            if isinstance(name, str):
-                inner = f"{path}{'.' if path else ''}{name[:100].encode('unicode_escape').decode()}"
-                _check_text(name, f'{where}the name "{inner}"')
-            else:
-                inner = f"{path}[{name}]"
-            _check_values(value, where, inner, levels - 1)
-    elif isinstance(values, str):
-        _check_text(values, f"{where}{path or 'the text'}")
-    elif isinstance(values, int | float) and not -MAX_INTEGER < values < MAX_INTEGER:
-        raise PylorusError(f"{where}{path or 'it'}: found {str(values)[:40]}, expected a number of at most 64 bits.")
-
-
-def _check_text(text: str, where: str) -> None:
-    if len(text) > MAX_TEXT_LENGTH:
-        raise PylorusError(f"{where}: has {len(text):,} characters, expected {MAX_TEXT_LENGTH:,} at most.")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise PylorusError(f"{where}: contains half a character (a lone surrogate), which is not Unicode.")
-
-
-def _check_unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("it contains the same name twice")
-    return values
-
-
-def _raise_not_finite(constant: str) -> object:
-    raise ValueError(f"{constant} is not a finite number")
-
-
 FORMAT_VERSION = 2
 """Raised whenever an older Pylorus could not read what a newer one writes. Since version 2, thresholds have guarantees
 and the shipped stage is the one with the best validation performance."""
+ENSEMBLE_VERSION = 3
+"""The version of an ensemble, which an older Pylorus can't read; a bundle of one network still has `FORMAT_VERSION`."""
+MAX_MEMBERS = 64
+"""The most networks of an ensemble."""
+OUT_OF_FOLD = "out-of-fold"
+"""Value of `Training.validated_on` if thresholds were measured on images of which each was held out by some members."""
 LARGEST_SIZE = 2048
 """The largest side of the network's input, in pixels."""
 Proportion = Annotated[float, Field(ge=0, le=1)]
@@ -136,11 +76,14 @@ class Weights:
         source: hub, none (random weights) or the name of a file.
         sha256: SHA-256 of the weights file; null for random weights.
         licence: Licence of these weights; null if unknown.
+        accepted_licence: The same licence, if it limits passing on and whoever made or exported the model accepted it;
+            otherwise null.
     """
 
     source: str = field(metadata={"alias": "from"})
     sha256: str | None
     licence: str | None
+    accepted_licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,12 +95,14 @@ class StageSummary:
         learn: Which layers were trained.
         epochs: Number of epochs that were run.
         best_epoch: The epoch whose weights were used, counted from 1.
+        averaging: Of what these weights are the average; "": they are those of its last step.
     """
 
     name: str
     learn: str
     epochs: Count
     best_epoch: Count
+    averaging: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,14 +110,14 @@ class Training:
     """How and on what the network was trained.
 
     Attributes:
-        stages: The stages that led to this network, in order; the shipped one is the last.
+        stages: The stages that led to this network, in order; the shipped one is the last. None of an ensemble.
         seed: The run's random seed.
         precision: 32, bf16 or 16.
         data: folders, manifest, shards or synthetic.
         images: Number of images of each class in each split, in the order of the classes.
         grouped: Whether all images of a patient are in the same split.
         split_sha256: SHA-256 of split.csv.
-        validated_on: val, or test, in which case all results are optimistic.
+        validated_on: val; test, in which case all results are optimistic; or, for an ensemble, `OUT_OF_FOLD`.
         loss: What training minimized; a bundle from before this entry minimized cross-entropy.
     """
 
@@ -457,6 +402,91 @@ class UsageReference:
     scores: dict[str, ScoreReference]
 
 
+@dataclass(frozen=True)
+class Member:
+    """A network of an ensemble, and what it was as the model of its run.
+
+    Attributes:
+        bundle: Identity of its run's bundle: the SHA-256 of that bundle's SHA256SUMS.
+        architecture: See `Description`.
+        arguments: See `Description`.
+        network: See `Description`.
+        fold: Number of the fold that its run was tested on; null if it was none, or has another name.
+        accuracy: Accuracy on its run's test images.
+    """
+
+    bundle: str
+    architecture: str
+    arguments: dict[str, Any]
+    network: str | None
+    input: InputSpecification
+    weights: Weights
+    training: Training
+    shipped: ShippedStage
+    calibration: Calibration
+    fold: int | None
+    accuracy: IntervalEstimate
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What averaging gains on the same images: scores of the ensemble minus those of one network.
+
+    Attributes:
+        best: Index of the member that is best on the validation images; null: the mean over the members that voted.
+        accuracy: Difference of accuracies; above 0 is better.
+        balanced_accuracy: Difference of mean sensitivities of the classes.
+        brier: Difference of Brier scores; below 0 is better.
+        log_loss: Difference of mean log losses, in nats.
+    """
+
+    best: Count | None
+    accuracy: IntervalEstimate
+    balanced_accuracy: IntervalEstimate
+    brier: IntervalEstimate
+    log_loss: IntervalEstimate
+
+
+@dataclass(frozen=True)
+class EnsembleCost:
+    """What an ensemble costs.
+
+    Attributes:
+        parameters: Of all networks.
+        bytes: Size of the file with their weights.
+        milliseconds: Time for one image in a batch, on the machine and the device that made the ensemble.
+        times_member: That time relative to the mean of its members.
+        device: That device.
+    """
+
+    parameters: Count
+    bytes: Count
+    milliseconds: float
+    times_member: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The networks of an ensemble, and how it was measured.
+
+    Attributes:
+        members: The networks.
+        voters: Fewest and most members that voted on an image on which thresholds or results were measured.
+        left_out: Number of test images of its members on which no member may vote.
+        gain_images: Number of images on which the gain was measured; 0 if no image has two votes.
+        gains: What averaging gains, against the best member and against their mean; empty if it is not known.
+        cost: What it costs.
+    """
+
+    members: tuple[Member, ...]
+    voters: tuple[Count, Count]
+    left_out: Count
+    gain_images: Count
+    gains: tuple[Gain, ...]
+    cost: EnsembleCost
+
+
 @with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True)
 class Description:
@@ -477,6 +507,8 @@ class Description:
         reference: What the model answers on the run's test images; null in an older bundle.
         recalibration: Null if the calibration is that of the run.
         fingerprints: Fingerprints of the training and validation images; null, or no such entry, if there are none.
+        ensemble: The networks whose probabilities are averaged; null, or no such entry, for a single network. The
+            logits of an ensemble are the logarithms of the mean of its members' calibrated probabilities.
     """
 
     format_version: int
@@ -499,3 +531,22 @@ class Description:
     reference: UsageReference | None = None
     recalibration: RecalibrationRecord | None = None
     fingerprints: FingerprintSummary | None = None
+    ensemble: Ensemble | None = None
+
+    @property
+    def form(self) -> InputFormat:
+        """How an image file is turned into the input of its network, or of all of them."""
+        return stack_formats([each.input.form for each in self.list_networks()])
+
+    def list_networks(self) -> tuple["Description", ...]:
+        """Return a description of each network of an ensemble, otherwise this one.
+
+        Such a description holds the architecture, the input, the training and the calibration of that network.
+        """
+        if self.ensemble is None:
+            return (self,)
+        names = ("architecture", "arguments", "network", "input", "weights", "training", "shipped", "calibration")
+        return tuple(
+            replace(self, ensemble=None, **{name: getattr(member, name) for name in names})
+            for member in self.ensemble.members
+        )

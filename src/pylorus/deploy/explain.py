@@ -19,7 +19,7 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent
 from pylorus.data.files import RGB
 from pylorus.deploy.model import Bundle, build_network
-from pylorus.model.inference import move_to_device
+from pylorus.model.inference import BundleClassifier, move_to_device
 from pylorus.model.weights import init_head
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -159,7 +159,7 @@ def compute_heat_map(bundle: Bundle, image: RGB, class_index: int) -> NDArray[np
 
     Args:
         bundle: A trained model.
-        image: uint8 RGB of shape (size, size, 3), preprocessed by `bundle.input`: cropped and resized.
+        image: uint8 RGB of shape `bundle.input.shape`, preprocessed by `bundle.input`: cropped and resized.
         class_index: Index of the class in the bundle's class order.
 
     Returns:
@@ -174,18 +174,24 @@ def compute_heat_map(bundle: Bundle, image: RGB, class_index: int) -> NDArray[np
 
 
 def compute_heat_maps(bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int]) -> NDArray[np.float64]:
-    """Compute heat maps of shape (n, size, size) for images (n, size, size, 3), one class each; see
+    """Compute heat maps of shape (n, size, size) for images (n, *bundle.input.shape), one class each; see
     `compute_heat_map`.
     """
-    size = bundle.input.size
-    if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
-        raise ValueError(f"images: found {images.dtype} of shape {images.shape}, expected uint8 (n, {size}, {size}, 3)")
+    size, shape = bundle.input.size, bundle.input.shape
+    if images.shape[1:] != shape or images.dtype != np.uint8:
+        expected = f"uint8 (n, {', '.join(map(str, shape))})"
+        raise ValueError(f"images: found {images.dtype} of shape {images.shape}, expected {expected}")
     if not all(0 <= index < len(bundle.description.classes) for index in class_indices):
         raise ValueError(f"classes: found {class_indices}, expected 0 to {len(bundle.description.classes) - 1}")
     coarse = compute_coarse_maps(bundle, images, class_indices)
-    fine = functional.interpolate(coarse[:, None], size=(size, size), mode="bilinear")[:, 0].clamp(min=0)
+    return np.asarray(_scale_maps(coarse, (size, size)).cpu(), dtype=np.float64)
+
+
+def _scale_maps(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Scale maps (n, height, width) to another resolution, and each to a maximum of 1, or 0 if nothing supports it."""
+    fine = functional.interpolate(maps[:, None], size=shape, mode="bilinear")[:, 0].clamp(min=0)
     maximum = fine.amax(dim=(1, 2), keepdim=True)
-    return np.asarray(torch.where(maximum > 0, fine / maximum, 0).cpu(), dtype=np.float64)
+    return torch.where(maximum > 0, fine / maximum, 0)
 
 
 def compute_coarse_maps(
@@ -193,12 +199,39 @@ def compute_coarse_maps(
 ) -> Tensor:
     """Compute the heat maps at the resolution of the last features: shape (n, height, width), values >= 0, not scaled.
 
+    Those of an ensemble are the mean of its networks' maps, each scaled to a maximum of 1, at the finest resolution.
+
     Args:
         bundle: A trained model.
-        images: uint8 RGB of shape (n, size, size, 3).
+        images: uint8 RGB of shape (n, *bundle.input.shape).
         class_indices: One class index per image.
-        network: Another network of the bundle's architecture; None for the trained one.
+        network: Another network of the bundle's architecture, of an ensemble a module list of such networks; None for
+            the trained one.
     """
+    forms = {(form.crop, form.fit) for form in bundle.input.forms}
+    if len(forms) > 1:
+        raise PylorusError(
+            f"{bundle.folder}: its networks see different parts of an image (data.crop or data.fit differ), so that "
+            "their heat maps can't be averaged. Explain its members: pylorus explain RUN/model"
+        )
+    others: Sequence[Any] = [None] * len(bundle.networks)
+    if network is not None:
+        others = list(network) if isinstance(network, nn.ModuleList) and bundle.members else [network]
+    maps = [
+        _compute_network_maps(each, bundle.select_input(images, number), class_indices, others[number])
+        for number, each in enumerate(bundle.networks)
+    ]
+    if len(maps) == 1:
+        return maps[0]
+    height, width = max((each.shape[1:] for each in maps), key=math.prod)
+    return torch.stack([_scale_maps(each, (height, width)) for each in maps]).mean(dim=0)
+
+
+def _compute_network_maps(
+    bundle: Bundle, images: NDArray[np.uint8], class_indices: Sequence[int], network: nn.Module | None
+) -> Tensor:
+    """Compute the coarse maps of a single network; see `compute_coarse_maps`."""
+    assert isinstance(bundle.classifier, BundleClassifier)
     target_map = find_last_map(bundle.classifier.network if network is None else network)
     batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(bundle.device)
     with torch.inference_mode(False), torch.enable_grad():
@@ -237,9 +270,11 @@ def format_heat_map_method(bundle: Bundle) -> str:
     Raises:
         PylorusError: As `compute_heat_map`.
     """
-    size = bundle.input.size
-    height, width = compute_coarse_maps(bundle, np.zeros((1, size, size, 3), dtype=np.uint8), [0]).shape[1:]
-    return f"{find_last_map(bundle.classifier.network).method} ({height} × {width} cells)"
+    coarse = compute_coarse_maps(bundle, np.zeros((1, *bundle.input.shape), dtype=np.uint8), [0])
+    height, width = coarse.shape[1:]
+    methods = dict.fromkeys(find_last_map(each.network).method for each in bundle.networks)
+    averaged = f", mean over {len(bundle.members)} networks" if bundle.members else ""
+    return f"{'; '.join(methods)} ({height} × {width} cells{averaged})"
 
 
 def _import_captum() -> Any:
@@ -344,7 +379,7 @@ def run_randomization_check(
 
     Args:
         bundle: The trained model.
-        images: uint8 RGB of shape (n, size, size, 3), as in `heat_map`.
+        images: uint8 RGB of shape (n, *bundle.input.shape), as in `heat_map`.
         class_indices: One class index per image.
         maps: The method to check; None for Grad-CAM as in `heat_map`.
         seed: Random seed of the new weights.
@@ -358,7 +393,7 @@ def run_randomization_check(
         ]
         return np.asarray(torch.cat(batches).flatten(1).cpu(), dtype=np.float64)
 
-    trained = compute_flat_maps(bundle.classifier.network)
+    trained = compute_flat_maps(bundle.network)
     has_map = np.ptp(trained, axis=1) > 0
     likenesses = []
     for weights, randomize in (("the last layer", _copy_with_random_head), ("all weights", _create_random_network)):
@@ -396,12 +431,16 @@ def _compute_grad_cam(
 
 
 def _copy_with_random_head(bundle: Bundle) -> nn.Module:
-    network = copy.deepcopy(bundle.classifier.network).cpu()
+    if bundle.members:
+        return nn.ModuleList(map(_copy_with_random_head, bundle.members))
+    network = copy.deepcopy(bundle.network).cpu()
     init_head(network)
-    return network.to(bundle.device)
+    return network.to(bundle.device)  # type: ignore[no-any-return]
 
 
 def _create_random_network(bundle: Bundle) -> nn.Module:
+    if bundle.members:
+        return nn.ModuleList(map(_create_random_network, bundle.members))
     if isinstance(bundle.factory, nn.Module):
         raise PylorusError(
             "The comparison with randomized networks needs the class or function that builds the network, not a "

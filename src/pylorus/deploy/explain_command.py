@@ -278,7 +278,7 @@ def _explain_batch(
         row["predicted"] = names[answers.predicted[index]]
         row["abstain"], row["why"] = bool(answers.why[index]), str(answers.why[index])
         row["remark"] = "" if heat.any() else EMPTY_MAP
-        row["drawn"] = (image, heat)
+        row["drawn"] = (bundle.input.get_square(image), heat)
         if len(results.images) < MAX_IMAGES:
             results.images.append(image)
             results.classes.append(label)

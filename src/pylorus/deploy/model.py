@@ -4,9 +4,10 @@ import contextlib
 import copy
 import hashlib
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pylorus.config.checks import check_model_name
@@ -27,7 +22,16 @@ from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_bytes
 from pylorus.core.system import get_free_memory
 from pylorus.data.input_format import InputFormat
-from pylorus.deploy.bundle_files import read_description
+from pylorus.deploy.bundle_files import (
+    MAX_PARAMETERS,
+    NetworkLimits,
+    NetworkTooLargeError,
+    check_reference_headers,
+    list_prefixes,
+    read_appearances,
+    read_description,
+    read_directions,
+)
 from pylorus.deploy.description import Description
 from pylorus.deploy.fingerprints import Fingerprints, read_fingerprints
 from pylorus.deploy.signature import build_manifest_check
@@ -45,8 +49,6 @@ from pylorus.evaluation.calibration import probabilities_of_logits
 from pylorus.evaluation.decisions import prediction_sets
 from pylorus.model.backbone import call_factory, create_network, is_timm_model
 from pylorus.model.inference import (
-    APPEARANCE_LENGTH,
-    AppearanceModel,
     BundleClassifier,
     NetworkOutput,
     move_to_device,
@@ -101,14 +103,14 @@ class InferenceModel(ABC):
     @property
     def input(self) -> InputFormat:
         """How an image file is turned into the network's input."""
-        return self.description.input.form
+        return self.description.form
 
     @abstractmethod
     def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Run the network on images.
 
         Args:
-            images: uint8 RGB of shape (n, size, size, 3), as `input` reads them.
+            images: uint8 RGB of shape (n, *input.shape), as `input` reads them.
 
         Returns:
             Tensors on the CPU.
@@ -146,31 +148,94 @@ class InferenceModel(ABC):
         )
 
     def predict_images(self, images: NDArray[np.uint8], *, class_name: str | None = None) -> ModelPredictions:
-        """Predict images: uint8 RGB of shape (n, size, size, 3), as `input` reads them."""
+        """Predict images: uint8 RGB of shape (n, *input.shape), as `input` reads them."""
         return self.apply_thresholds(self.run_network(images), class_name=class_name)
 
 
-DIRECTIONS = "directions"
+class EnsembleClassifier(nn.Module):
+    """Several networks that compute as one: the mean of their calibrated probabilities, and of their unlikeness.
+
+    Network m has logits z_m, a temperature T_m and, after a recalibration, a bias b_m for each class. The logits of the
+    ensemble are log((1 / M) Σ_m softmax(z_m / T_m + b_m)), so that their softmax is the mean of the networks'
+    calibrated probabilities (a linear opinion pool; Lakshminarayanan et al. 2017). What follows the logits is that of a
+    single network: a temperature, thresholds and abstention.
+
+    Args:
+        members: The networks with their normalisation and training images.
+        windows: For each member the first row, and the side, of its square in a prepared image, in pixels; see
+            `pylorus.data.input_format.StackedFormat`.
+        temperatures: Temperature of each member.
+        biases: What is added to each member's divided logits, of shape (members, classes).
+    """
+
+    temperatures: Tensor
+    biases: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[BundleClassifier],
+        *,
+        windows: Sequence[tuple[int, int]],
+        temperatures: Sequence[float],
+        biases: Sequence[Sequence[float]],
+    ):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.windows = tuple(windows)
+        self.register_buffer("temperatures", torch.tensor([*temperatures], dtype=torch.float32))
+        self.register_buffer("biases", torch.tensor([[*bias] for bias in biases], dtype=torch.float32))
+        self.eval()
+
+    def forward(self, image: Tensor) -> NetworkOutput:
+        """Compute the output for uint8 RGB images of shape (n, 3, height, width), in which all squares are stacked."""
+        outputs = [
+            member(image[:, :, top : top + side, :side])
+            for member, (top, side) in zip(self.members, self.windows, strict=True)
+        ]
+        calibrated = [
+            torch.log_softmax(output.logits / self.temperatures[number] + self.biases[number], dim=1)
+            for number, output in enumerate(outputs)
+        ]
+        logits = torch.logsumexp(torch.stack(calibrated), dim=0) - math.log(len(outputs))
+        return NetworkOutput(logits, torch.stack([output.unlikeness for output in outputs]).mean(dim=0))
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle(InferenceModel):
-    """A trained network in PyTorch, ready for inference.
+    """A trained network in PyTorch, or several whose probabilities are averaged, ready for inference.
 
     Attributes:
-        classifier: Module whose input is uint8 RGB of shape (n, 3, size, size) on its device.
+        classifier: Module whose input is uint8 RGB of shape (n, 3, height, width) on its device.
         device: The device that computes.
         factory: The user's own class, function or module that the network is from; None for a model of timm.
         fingerprints: Of its training and validation images; None if it carries none.
+        members: Each network of an ensemble as a model of its own; empty for a single network.
     """
 
-    classifier: BundleClassifier
+    classifier: BundleClassifier | EnsembleClassifier
     device: torch.device
     factory: Callable[..., Any] | None = None
     fingerprints: Fingerprints | None = None
+    members: tuple["Bundle", ...] = ()
+
+    @property
+    def networks(self) -> tuple["Bundle", ...]:
+        """Each of its networks as a model of its own: its members, or itself."""
+        return self.members or (self,)
+
+    @property
+    def network(self) -> Any:
+        """Its network; of an ensemble, a module list of its networks."""
+        if isinstance(self.classifier, BundleClassifier):
+            return self.classifier.network
+        return nn.ModuleList([member.network for member in self.members])
+
+    def select_input(self, images: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+        """Return the part of prepared images that the network of this number takes, of shape (n, size, size, 3)."""
+        return self.input.get_square(images, self.input.forms.index(self.networks[number].input))
 
     def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
-        """Run the network on uint8 RGB images (n, size, size, 3), as `input` reads them; tensors are on the CPU."""
+        """Run the network on uint8 RGB images (n, *input.shape), as `input` reads them; tensors are on the CPU."""
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         with torch.inference_mode():
             computed: NetworkOutput = self.classifier(batch)
@@ -207,100 +272,50 @@ def load_bundle(
     """
     with open_verified_folder(folder, check_manifest=build_manifest_check(trust)) as files:
         description = read_description(files.contents[DESCRIPTION], where=str(folder / DESCRIPTION))
-        classes, weights = len(description.classes), files.tensor_files[WEIGHTS]
-        _check_direction_header(files.tensor_files[UNLIKE], classes)
-        looks = files.tensor_files.get(LOOKS)
-        if looks is not None:
-            looks.check_entries(build_appearance_entries(classes), purpose=f"{classes} classes")
+        prefixes = list_prefixes(description)
+        check_reference_headers(files, description)
+        weights = files.tensor_files[WEIGHTS]
         module = _build_checked_network(description, network, weights, where=str(folder / DESCRIPTION))
         _read_weights(module, weights)
-        directions = _read_directions(files.tensor_files[UNLIKE])
-        appearance = None if looks is None else _read_appearance(looks)
+        directions = read_directions(files.tensor_files[UNLIKE], prefixes)
+        appearances = read_appearances(files.tensor_files.get(LOOKS), prefixes)
         fingerprints = read_fingerprints(files, description.fingerprints)
-    target = torch.device(device)
-    classifier = BundleClassifier(
-        move_to_device(module, target),
-        mean=description.input.mean,
-        std=description.input.std,
-        directions=directions,
-        appearance=appearance,
-    )
-    bundle = Bundle(
-        folder, description, files.hashes, files.contents, classifier.to(target), target, network, fingerprints
-    )
+    target, is_single = torch.device(device), description.ensemble is None
+    networks: list[Any] = [module] if is_single else list(module)
+    bundles = []
+    for number, part in enumerate(description.list_networks()):
+        classifier = BundleClassifier(
+            move_to_device(networks[number], target),
+            mean=part.input.mean,
+            std=part.input.std,
+            directions=directions[number],
+            appearance=appearances[number],
+        ).to(target)
+        factory = network if is_single or part.network is not None else None
+        bundles.append(Bundle(folder, part, files.hashes, files.contents, classifier, target, factory))
+    bundle = replace(bundles[0] if is_single else join_networks(description, bundles), fingerprints=fingerprints)
     verify_inference(bundle, folder / WEIGHTS)
     return bundle
 
 
-MAX_PARAMETERS = 8_000_000_000
-"""The most parameters of a network that is loaded: more than timm's largest has, 6.7 billion."""
-MAX_MODULES = 10_000
-"""The most modules of a network: five times as many as timm's networks have."""
-MAX_TENSOR_ELEMENTS = 2**30
-"""The most numbers in a tensor that the network computes for one image or while it is built."""
+def join_networks(description: Description, members: Sequence[Bundle]) -> Bundle:
+    """Return the ensemble of loaded networks, which `description` describes in this order."""
+    forms = description.form.forms
+    tops = [sum(form.size for form in forms[:number]) for number in range(len(forms))]
+    classifier = EnsembleClassifier(
+        [member.classifier for member in members if isinstance(member.classifier, BundleClassifier)],
+        windows=[(tops[forms.index(member.input)], member.input.size) for member in members],
+        temperatures=[member.description.calibration.temperature for member in members],
+        biases=[member.description.calibration.bias or [0.0] * len(description.classes) for member in members],
+    )
+    first = members[0]
+    return replace(
+        first, description=description, classifier=classifier.to(first.device), factory=None, members=tuple(members)
+    )
+
+
 MAX_FLOPS = 10**14
 """The most floating-point operations for one image: thirty times those of timm's largest network."""
-
-
-class NetworkTooLargeError(PylorusError):
-    """Raised if a network exceeds a limit on parameters, modules, tensors or operations."""
-
-
-class _NetworkLimits(TorchFunctionMode):
-    """Limits what a network takes while it is built and computes, in the body of the `with` statement.
-
-    Args:
-        parameters: The most parameters and buffers, in numbers.
-    """
-
-    def __init__(self, parameters: int = MAX_PARAMETERS):
-        super().__init__()
-        self.parameters, self.elements = parameters, min(parameters, MAX_TENSOR_ELEMENTS)
-        self.count = self.modules = 0
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> Any:
-        self._hooks = [
-            register_module_parameter_registration_hook(self._count_tensor),
-            register_module_buffer_registration_hook(self._count_tensor),
-            register_module_module_registration_hook(self._count_module),
-        ]
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        options = dict(kwargs or {})
-        if function in FACTORIES:  # without memory, to know its size
-            self._check_size(function(*args, **{**options, "device": "meta"}))
-        result = function(*args, **options)
-        self._check_size(result)
-        return result
-
-    def _check_size(self, result: Any) -> None:
-        if isinstance(result, Tensor) and result.numel() > self.elements:
-            raise NetworkTooLargeError(
-                f"the network needs a tensor of {result.numel():,} numbers, more than {self.elements:,}"
-            )
-
-    def _count_tensor(self, _: nn.Module, __: str, tensor: Tensor | None) -> None:
-        self.count += 0 if tensor is None else tensor.numel()
-        if self.count > self.parameters:
-            raise NetworkTooLargeError(f"the network has more than {self.parameters:,} parameters")
-
-    def _count_module(self, *_: Any) -> None:
-        self.modules += 1
-        if self.modules > MAX_MODULES:
-            raise NetworkTooLargeError(f"the network has more than {MAX_MODULES:,} modules")
-
-
-FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace}
-"""Functions that make a tensor of the size that their arguments say."""
 
 
 def _build_checked_network(
@@ -308,28 +323,42 @@ def _build_checked_network(
 ) -> Any:
     """Build a network whose tensors have the types and shapes of a file, which takes no memory before that is known.
 
+    Returns:
+        The network; of an ensemble, a module list of its networks.
+
     Raises:
         PylorusError: See `build_network`; or if the network does not fit the file, or exceeds a limit.
         UnknownNetworkError: See `build_network`.
     """
     _check_memory(weights)
-    architecture = description.architecture[:100]
-    purpose = f"{architecture} with {len(description.classes)} classes, as {DESCRIPTION} says"
-    trial = None if factory is not None else _build_trial_network(description, where=where)
-    if trial is not None:
-        weights.check_entries(_list_entries(trial), purpose=purpose)
+    parts = description.list_networks()
+    # Only some networks of an ensemble may be the user's own; without any, the factory is refused.
+    has_own = any(part.network is not None for part in parts)
+    factories = [factory if part.network is not None or not has_own else None for part in parts]
+    purpose = f"{description.architecture[:100]} with {len(description.classes)} classes, as {DESCRIPTION} says"
+    pairs = list(zip(parts, factories, strict=True))
+    trials = [None if own is not None else _build_trial_network(part, where=where) for part, own in pairs]
+    if all(trial is not None for trial in trials):
+        weights.check_entries(_list_entries(_join_modules(description, trials)), purpose=purpose)
     # Of a network that can't be built without memory, the file says how large it may be.
-    limits = _NetworkLimits(weights.elements + MAX_SPARE_ELEMENTS)
-    try:
-        with limits if trial is None and factory is None else contextlib.nullcontext():
-            network = build_network(description, factory, where=where)
-    except PylorusError as error:
-        _explain_size(error, architecture, where=where)
-        if factory is None and where not in str(error):
-            raise PylorusError(f"{where}: {error}") from None
-        raise
+    limits = NetworkLimits(weights.elements + MAX_SPARE_ELEMENTS)
+    networks = []
+    for (part, own), trial in zip(pairs, trials, strict=True):
+        try:
+            with limits if trial is None and own is None else contextlib.nullcontext():
+                networks.append(build_network(part, own, where=where))
+        except PylorusError as error:
+            _explain_size(error, part.architecture[:100], where=where)
+            if own is None and where not in str(error):
+                raise PylorusError(f"{where}: {error}") from None
+            raise
+    network = _join_modules(description, networks)
     weights.check_entries(_list_entries(network), purpose=purpose)
     return network
+
+
+def _join_modules(description: Description, networks: Sequence[Any]) -> Any:
+    return networks[0] if description.ensemble is None else nn.ModuleList(networks)
 
 
 MAX_SPARE_ELEMENTS = 2**26
@@ -357,7 +386,7 @@ def _build_trial_network(description: Description, *, where: str) -> Any | None:
     _check_architecture(description, where)
     architecture, size = description.architecture[:100], description.input.size
     try:
-        with torch.device("meta"), _NetworkLimits():
+        with torch.device("meta"), NetworkLimits():
             network = _create_described_network(description)
     except PylorusError as error:
         _explain_size(error, architecture, where=where)
@@ -365,7 +394,7 @@ def _build_trial_network(description: Description, *, where: str) -> Any | None:
         return None
     operations, faults = 0, []
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, _NetworkLimits(), torch.device("meta"):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, NetworkLimits(), torch.device("meta"):
             network.eval()(torch.zeros(1, 3, size, size))
         operations = counter.get_total_flops()
     except NetworkTooLargeError as error:
@@ -396,12 +425,12 @@ def _check_single_arguments(description: Description, *, where: str) -> None:
     """Raise an error that names the argument without which timm accepts the others, if there is one."""
     for name, value in description.arguments.items():
         try:
-            with torch.device("meta"), _NetworkLimits():
+            with torch.device("meta"), NetworkLimits():
                 _create_described_network(description, without=name)
         except PylorusError:
             continue
         try:
-            with torch.random.fork_rng(devices=[]), _NetworkLimits(MAX_SPARE_ELEMENTS):
+            with torch.random.fork_rng(devices=[]), NetworkLimits(MAX_SPARE_ELEMENTS):
                 _create_described_network(description)
         except PylorusError as error:
             reason = str(error).rpartition("timm rejected them: ")[2]
@@ -477,39 +506,6 @@ def _check_architecture(description: Description, where: str) -> None:
         ) from None
 
 
-def _check_direction_header(file: TensorFile, classes: int) -> None:
-    entry = file.entries.get(DIRECTIONS, TensorEntry(torch.float32, ()))
-    is_matrix = len(file.entries) == 1 and entry.dtype == torch.float32 and len(entry.shape) == 2
-    if not is_matrix or entry.shape[0] != classes or entry.shape[1] > MAX_FEATURES:
-        found = {name[:50]: str(each) for name, each in list(file.entries.items())[:4]}
-        file.refuse(f'found {found}, expected one float32 matrix "{DIRECTIONS}" with {classes} rows')
-
-
-MAX_FEATURES = 32_768
-"""The most features of an image: four times those of timm's widest network."""
-
-
-def _read_directions(file: TensorFile) -> Tensor:
-    directions = file.read_tensors()[DIRECTIONS]
-    if not torch.allclose(directions.norm(dim=1), torch.ones(len(directions)), atol=1e-3):
-        raise PylorusError(f'{file.path}: the rows of "{DIRECTIONS}" are not unit vectors.')
-    return directions
-
-
-def build_appearance_entries(classes: int) -> dict[str, TensorEntry]:
-    """Return the tensors of appearance.safetensors for a number of classes."""
-    length = APPEARANCE_LENGTH
-    shapes = {"center": (length,), "whitening": (length, length), "means": (classes, length), "scales": (2, 2)}
-    return {name: TensorEntry(torch.float32, shape) for name, shape in shapes.items()}
-
-
-def _read_appearance(file: TensorFile) -> AppearanceModel:
-    tensors = file.read_tensors()
-    if not (tensors["scales"][1] > 0).all():
-        raise PylorusError(f'{file.path}: the second row of "scales" is not positive.')
-    return AppearanceModel(**tensors)
-
-
 def verify_inference(model: InferenceModel, weights: Path) -> None:
     """Run a model on one black image, so that files that do not fit together are reported when it is loaded.
 
@@ -520,9 +516,8 @@ def verify_inference(model: InferenceModel, weights: Path) -> None:
     Raises:
         PylorusError: If the model can't compute, or if its output is NaN or infinite.
     """
-    size = model.input.size
     try:
-        output = model.run_network(np.zeros((1, size, size, 3), dtype=np.uint8))
+        output = model.run_network(np.zeros((1, *model.input.shape), dtype=np.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
         raise PylorusError(f"{model.folder}: its files do not fit together: {reason}.") from error

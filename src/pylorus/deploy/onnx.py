@@ -25,12 +25,13 @@ from pylorus.core.errors import PylorusError, format_path
 from pylorus.core.io import write_atomically
 from pylorus.core.limited_process import call_in_fork
 from pylorus.core.system import get_free_memory
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import INTENDED_USE, Description
 from pylorus.deploy.model import Bundle, InferenceModel, verify_inference
 from pylorus.deploy.signature import build_manifest_check
 from pylorus.deploy.verified_files import DESCRIPTION, EXPORT_FILES, MODEL, open_verified_folder
-from pylorus.model.inference import BundleClassifier, NetworkOutput
+from pylorus.model.inference import NetworkOutput
 
 
 def import_onnx_package(name: str) -> ModuleType:
@@ -94,7 +95,7 @@ class ExportedModel(InferenceModel):
     session: Any
 
     def run_network(self, images: NDArray[np.uint8]) -> NetworkOutput:
-        """Run inference on uint8 images of shape (n, size, size, 3), preprocessed by `input`."""
+        """Run inference on uint8 images of shape (n, *input.shape), preprocessed by `input`."""
         logits, unlikeness = run_session(self.session, images, "logits", "unlikeness")
         return NetworkOutput(torch.from_numpy(logits), torch.from_numpy(unlikeness))
 
@@ -114,7 +115,7 @@ def load_export(folder: Path, *, trust: Sequence[Path] = ()) -> ExportedModel:
         contents = dict(files.contents)
     description = read_description(contents[DESCRIPTION], where=str(folder / DESCRIPTION))
     path, graph = folder / MODEL, contents.pop(MODEL)
-    metadata = _examine_graph(graph, path, size=description.input.size, classes=len(description.classes))
+    metadata = _examine_graph(graph, path, shape=description.form.shape, classes=len(description.classes))
     session = open_session(path, graph)
     if metadata.get(DESCRIPTION_KEY, "").encode() != contents[DESCRIPTION]:
         raise PylorusError(
@@ -155,7 +156,7 @@ def _create_session_options(runtime: Any) -> Any:
     return options
 
 
-def _examine_graph(content: bytes, path: Path, *, size: int, classes: int) -> dict[str, str]:
+def _examine_graph(content: bytes, path: Path, *, shape: tuple[int, ...], classes: int) -> dict[str, str]:
     """Check a graph and run it once, on Linux in a forked process: libraries in C++ may crash on it, or never end.
 
     Returns:
@@ -172,7 +173,7 @@ def _examine_graph(content: bytes, path: Path, *, size: int, classes: int) -> di
             metadata = check_graph(content, path)
         if is_forked:
             signal.setitimer(signal.ITIMER_PROF, TRIAL_SECONDS * torch.get_num_threads())
-        _try_graph(content, path, size=size, classes=classes)
+        _try_graph(content, path, shape=shape, classes=classes)
         return metadata
 
     if sys.platform != "linux":
@@ -185,7 +186,7 @@ def _examine_graph(content: bytes, path: Path, *, size: int, classes: int) -> di
     return results[0]
 
 
-def _try_graph(content: bytes, path: Path, *, size: int, classes: int) -> None:
+def _try_graph(content: bytes, path: Path, *, shape: tuple[int, ...], classes: int) -> None:
     """Run a graph on one black image as it is, with limits on memory and time, before onnxruntime optimizes it.
 
     The optimizer computes what does not depend on the image, and nothing can interrupt it.
@@ -203,8 +204,8 @@ def _try_graph(content: bytes, path: Path, *, size: int, classes: int) -> None:
     try:
         with limit_memory(get_free_memory() + torch.get_num_threads() * RESERVED_BYTES):
             session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            _check_signature(session, path, size=size, classes=classes)
-            image = np.zeros((1, size, size, 3), dtype=np.uint8)
+            _check_signature(session, path, shape=shape, classes=classes)
+            image = np.zeros((1, *shape), dtype=np.uint8)
             timer.start()
             session.run(None, {IMAGE: image}, run_options)
     except PylorusError:
@@ -224,10 +225,10 @@ RESERVED_BYTES = 2**28
 """Address space that a thread reserves without using it, in bytes."""
 
 
-def _check_signature(session: Any, path: Path, *, size: int, classes: int) -> None:
+def _check_signature(session: Any, path: Path, *, shape: tuple[int, ...], classes: int) -> None:
     signature = _get_signature([*session.get_inputs(), *session.get_outputs()])
     expected = [
-        (IMAGE, "tensor(uint8)", (None, size, size, 3)),
+        (IMAGE, "tensor(uint8)", (None, *shape)),
         ("logits", "tensor(float)", (None, classes)),
         ("probabilities", "tensor(float)", (None, classes)),
         ("unlikeness", "tensor(float)", (None,)),
@@ -260,7 +261,7 @@ def limit_memory(more: int) -> Iterator[None]:
 
 
 def run_session(session: Any, images: NDArray[np.uint8], *names: str) -> list[NDArray[np.float32]]:
-    """Run a session on uint8 images of shape (n, size, size, 3) and return the named outputs.
+    """Run a session on uint8 images of shape (n, height, width, 3) and return the named outputs.
 
     Raises:
         RuntimeError: If onnxruntime fails.
@@ -377,7 +378,7 @@ MAX_WEIGHT_BYTES = 1_900_000_000
 class _ExportModule(nn.Module):
     """The whole computation from the uint8 image on; returns the outputs that `OUTPUTS` names."""
 
-    def __init__(self, classifier: BundleClassifier, temperature: float, bias: Sequence[float]):
+    def __init__(self, classifier: nn.Module, temperature: float, bias: Sequence[float]):
         super().__init__()
         self.classifier, self.temperature = classifier, temperature
         self.has_bias = bool(bias)
@@ -420,9 +421,7 @@ def write_onnx(bundle: Bundle, path: Path) -> None:
 def _export_graph(bundle: Bundle) -> Any:
     calibration = bundle.description.calibration
     module = _ExportModule(bundle.classifier, calibration.temperature, calibration.bias)
-    side = bundle.input.size
-    # Two images: with one, torch would treat the batch size as a constant.
-    images = torch.zeros((2, side, side, 3), dtype=torch.uint8)
+    images = torch.zeros((2, *bundle.input.shape), dtype=torch.uint8)
     level = logging.getLogger().manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -470,41 +469,55 @@ def _build_metadata(bundle: Bundle) -> dict[str, str]:
 
 def format_input_description(description: Description) -> str:
     """Describe the graph's input and the preprocessing that it needs."""
-    input_format = description.input
-    size = input_format.size
+    input_format = description.form
+    height, width, _ = input_format.shape
+    squares, top = [], 0
+    for form in input_format.forms:
+        squares.append(
+            (f"rows {top} to {top + form.size - 1}, columns 0 to {form.size - 1}", _format_preparation(form))
+        )
+        top += form.size
+    prepared = squares[0][1]
+    if len(squares) > 1:
+        parts = "; ".join(f"{place}: {text}" for place, text in squares)
+        prepared = f"decoded once, and prepared for the networks as {len(squares)} squares on black: {parts}"
+    return (
+        f"{IMAGE}: uint8 RGB of shape (n, {height}, {width}, 3), n >= 1. Before the graph: {prepared}. The graph "
+        "itself does the rest: (value / 255 - mean) / std."
+    )
+
+
+def _format_preparation(form: InputFormat) -> str:
+    """Describe how a file becomes a square of pixels."""
+    size = form.size
     methods = {
         "pad": f"scaled to fit a square of {size} pixels, keeping its aspect ratio, centered on black",
         "stretch": f"scaled to a square of {size} pixels, ignoring its aspect ratio",
         "crop": f"scaled so that its shorter side has {size} pixels, then cropped to the square in its center",
     }
-    mask = (
-        "covered where the console draws text or plates (pylorus.data.overlays), "
-        if input_format.mask == "overlays"
-        else ""
-    )
-    field = (
-        "cropped to the endoscopic field of view (pylorus.data.field_of_view), " if input_format.crop == "auto" else ""
-    )
+    mask = "covered where the console draws text or plates (pylorus.data.overlays), " if form.mask == "overlays" else ""
+    field = "cropped to the endoscopic field of view (pylorus.data.field_of_view), " if form.crop == "auto" else ""
     halving = (
         "; first halved by averaging 2 × 2 pixels, rounded half up, while both sides are at least four times as long "
         "as needed"
-        if input_format.policy > 2
+        if form.policy > 2
         else ""
     )
     return (
-        f"{IMAGE}: uint8 RGB of shape (n, {size}, {size}, 3), n >= 1. Before the graph: "
-        f"decoded with its EXIF orientation applied, {mask}{field}{methods[input_format.fit]} "
-        f"({input_format.interpolation} with antialiasing, as Pillow does{halving}). The graph itself does the rest: "
-        "(value / 255 - mean) / std."
+        f"decoded with its EXIF orientation applied, {mask}{field}{methods[form.fit]} "
+        f"({form.interpolation} with antialiasing, as Pillow does{halving})"
     )
 
 
 def format_outputs_description(description: Description) -> str:
     """Describe the graph's outputs."""
     bias = description.calibration.bias
+    networks = 0 if description.ensemble is None else len(description.ensemble.members)
+    averaged = f"; the logarithm of the mean of the calibrated probabilities of {networks} networks" if networks else ""
     added = f" + ({', '.join(f'{value:.6g}' for value in bias)})" if bias else ""
     return (
-        f"logits: float32 (n, {len(description.classes)}), classes in the order of pylorus.classes. probabilities: the "
+        f"logits: float32 (n, {len(description.classes)}), classes in the order of pylorus.classes{averaged}. "
+        "probabilities: the "
         f"same, calibrated: softmax(logits / {description.calibration.temperature:.6g}{added}). unlikeness: float32 "
         f"(n,), 0 to 2; above {description.abstention.unlike_above:.6g} the model abstains, and if the largest "
         f"probability is below {description.abstention.unsure_below:.6g}."

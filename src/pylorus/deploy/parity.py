@@ -55,7 +55,7 @@ class TrialImages:
         )
 
     def read_blocks(self, input_format: InputFormat) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Yield indices and pixels (n, size, size, 3), block by block; files that can't be read are skipped."""
+        """Yield indices and pixels (n, height, width, 3), block by block; files that can't be read are skipped."""
         for start in range(0, len(self.files), READ_BATCH):
             indices, images = [], []
             for index in range(start, min(start + READ_BATCH, len(self.files))):

@@ -6,6 +6,7 @@ nobody can exchange a file between the check and its use.
 """
 
 import hashlib
+import json
 import math
 import os
 import stat
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.deploy.description import parse_json
 
 WEIGHTS, DESCRIPTION, UNLIKE, CARD, SUMS = (
     "model.safetensors",
@@ -36,6 +36,8 @@ FINGERPRINTS = "fingerprints.safetensors"
 """Salted fingerprints of the training and validation images, in bundles of runs with deploy.fingerprints=true."""
 MODEL = "model.onnx"
 """The file that an export has in place of the weights; see `pylorus.deploy.onnx`."""
+ENSEMBLE_RECORD = "ensemble.json"
+"""File beside the bundle of an ensemble; see `pylorus.deploy.ensemble`."""
 RECORD, README = "export.json", "README.md"
 EXPORT_FILES = (MODEL, DESCRIPTION, RECORD, CARD, README)
 """The files that every export has, apart from the list of their hashes."""
@@ -220,6 +222,69 @@ class TensorFile:
         _compare_digests(self.path, self.digest.hexdigest(), self.expected_digest)
 
 
+def parse_json(content: bytes, *, where: str) -> object:
+    """Parse JSON in UTF-8.
+
+    Args:
+        content: All bytes of the file.
+        where: Name of the file in error messages.
+
+    Raises:
+        PylorusError: If the content is not JSON in UTF-8, has duplicate keys, NaN or infinity, numbers or texts that
+            nothing else can hold, or is nested too deeply; names the entry.
+    """
+    try:
+        values = json.loads(
+            content.decode("utf-8"), object_pairs_hook=_check_unique_names, parse_constant=_raise_not_finite
+        )
+    except RecursionError:
+        raise PylorusError(f"{where}: the JSON is nested too deeply to be read.") from None
+    except ValueError as error:  # from UTF-8, JSON, numbers with thousands of digits, and the two functions below
+        raise PylorusError(f"{where}: can't be read as JSON: {error}.") from error
+    _check_values(values, f"{where}: ", "", MAX_DEPTH)
+    return values
+
+
+MAX_DEPTH, MAX_INTEGER, MAX_TEXT_LENGTH = 16, 2**63, 10_000
+"""How deep JSON may be nested, how large whole numbers are, and how many characters a text has."""
+
+
+def _check_values(values: object, where: str, path: str, levels: int) -> None:
+    """Reject values that can't be printed, stored or computed with, whatever they mean."""
+    if isinstance(values, dict | list):
+        if not levels:
+            raise PylorusError(f"{where}the JSON is nested more than {MAX_DEPTH} levels deep.")
+        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+            if isinstance(name, str):
+                inner = f"{path}{'.' if path else ''}{name[:100].encode('unicode_escape').decode()}"
+                _check_text(name, f'{where}the name "{inner}"')
+            else:
+                inner = f"{path}[{name}]"
+            _check_values(value, where, inner, levels - 1)
+    elif isinstance(values, str):
+        _check_text(values, f"{where}{path or 'the text'}")
+    elif isinstance(values, int | float) and not -MAX_INTEGER < values < MAX_INTEGER:
+        raise PylorusError(f"{where}{path or 'it'}: found {str(values)[:40]}, expected a number of at most 64 bits.")
+
+
+def _check_text(text: str, where: str) -> None:
+    if len(text) > MAX_TEXT_LENGTH:
+        raise PylorusError(f"{where}: has {len(text):,} characters, expected {MAX_TEXT_LENGTH:,} at most.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PylorusError(f"{where}: contains half a character (a lone surrogate), which is not Unicode.")
+
+
+def _check_unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("it contains the same name twice")
+    return values
+
+
+def _raise_not_finite(constant: str) -> object:
+    raise ValueError(f"{constant} is not a finite number")
+
+
 def parse_tensor_header(content: bytes, *, tensor_bytes: int) -> dict[str, TensorEntry]:
     """Parse and check the header of a safetensors file.
 
@@ -317,7 +382,8 @@ def open_verified_folder(
         kind = "a file, which is never loaded because it could be a pickle" if folder.is_file() else "nothing"
         raise PylorusError(f"{folder}: found {kind}, expected a bundle: the folder `model` of a run.")
     if (folder / "model" / SUMS).is_file():
-        raise PylorusError(f"{folder}: this is a run; its bundle is {folder / 'model'}.")
+        kind = "an ensemble" if (folder / ENSEMBLE_RECORD).is_file() else "a run"
+        raise PylorusError(f"{folder}: this is {kind}; its bundle is {folder / 'model'}.")
     manifest = read_regular_file(folder / SUMS, limit=MAX_SUMS_BYTES)
     if check_manifest is not None:
         check_manifest(folder, manifest)

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from pylorus.evaluation.comparison import INDICES, Difference
 from pylorus.evaluation.confusion import overall_indices
 from pylorus.evaluation.intervals import (
+    ONE_GROUP,
     Estimate,
     check_confidence,
     compute_quantile,
@@ -415,3 +417,119 @@ def _build_difference(
     reach = compute_quantile(confidence, freedom=degrees) * error
     low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
     return ReplicateDifference(value, low, high, error, compute_two_sided_p(value / error, freedom=degrees), training)
+
+
+# --- the average of replicates as one model ---
+
+GAIN_RESAMPLES = 2000
+"""Bootstrap samples of patients."""
+NO_DIFFERENCE = "the two do not differ on any image"
+
+
+def average_log_probabilities(tables: NDArray[np.float64], votes: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Compute the logarithm of the mean probabilities of the models that vote on each image.
+
+    Args:
+        tables: Logarithms of each model's probabilities, of shape (models, n, classes), finite.
+        votes: Which models vote on each image, of shape (models, n), at least one on each.
+
+    Returns:
+        Shape (n, classes); never -inf, also where the probabilities are too small for a float.
+
+    Example:
+        >>> tables = np.log([[[0.9, 0.1]], [[0.5, 0.5]]])
+        >>> np.exp(average_log_probabilities(tables, np.array([[True], [True]]))).round(3).tolist()
+        [[0.7, 0.3]]
+    """
+    if not votes.any(axis=0).all():
+        raise ValueError("an image has no votes; expected at least one model on each image")
+    masked = np.where(votes[..., np.newaxis], tables, -np.inf)
+    total: NDArray[np.float64] = special.logsumexp(masked, axis=0)
+    return np.asarray(total - np.log(votes.sum(axis=0))[:, np.newaxis])
+
+
+@dataclass(frozen=True)
+class AveragingGain:
+    """Scores of the average of models minus the mean of their own scores, on the same images.
+
+    Attributes:
+        accuracy: Difference of accuracies.
+        balanced_accuracy: Difference of the mean sensitivities of the classes.
+        brier: Difference of Brier scores; below 0 the average is better.
+        log_loss: Difference of mean log losses, in nats; below 0 the average is better.
+    """
+
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    brier: Estimate
+    log_loss: Estimate
+
+
+def estimate_averaging_gain(
+    average: NDArray[np.float64],
+    models: NDArray[np.float64],
+    votes: NDArray[np.bool_],
+    true: NDArray[np.int64],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    seed: int = 0,
+) -> AveragingGain:
+    """Estimate what averaging gains over the models that vote on each image, with 95 % intervals.
+
+    The intervals are percentiles of a bootstrap that draws whole patients, and for each image both sides together.
+
+    Args:
+        average: Probabilities of the average, of shape (n, classes).
+        models: Probabilities of each model, of shape (models, n, classes); those of a single model compare with it.
+        votes: Which models vote on each image, of shape (models, n), at least one on each.
+        true: True classes, of shape (n,).
+        groups: The patient of each image, of shape (n,); None if each image is its own.
+        seed: Seed of the bootstrap.
+
+    Example:
+        >>> true, votes = np.array([0, 1, 0, 1]), np.ones((2, 4), dtype=bool)
+        >>> right = np.eye(2)[true] * 0.8 + 0.1
+        >>> wrong = 1 - right
+        >>> estimate_averaging_gain(right, np.stack([right, wrong]), votes, true).accuracy.value
+        0.5
+    """
+    classes = average.shape[1]
+    truth = check_labels(true, classes)
+    codes = encode_groups(groups, length=len(truth))
+    count = votes.sum(axis=0)[:, np.newaxis]
+    own = sum(mask[:, np.newaxis] * _score_images(table, truth) for mask, table in zip(votes, models, strict=True))
+    difference = _score_images(average, truth) - own / count
+    is_class = np.eye(classes)[truth]
+    columns = np.column_stack([difference, is_class * difference[:, :1], is_class])
+    sums = np.zeros((int(codes.max()) + 1, columns.shape[1]))
+    np.add.at(sums, codes, columns)
+
+    def compute_gain(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        by_class, images = totals[:, 3 : 3 + classes], totals[:, 3 + classes :]
+        with np.errstate(invalid="ignore"):
+            sensitivities = by_class / images
+        means = totals[:, :3] / images.sum(axis=1, keepdims=True)
+        return np.column_stack([means[:, 0], np.nanmean(sensitivities, axis=1), means[:, 1:]])
+
+    value = compute_gain(sums.sum(axis=0, keepdims=True))[0]
+    generator, patients = np.random.default_rng(seed), len(sums)
+    drawn = [generator.multinomial(patients, np.full(patients, 1 / patients)) @ sums for _ in range(GAIN_RESAMPLES)]
+    low, high = np.quantile(compute_gain(np.array(drawn)), (0.025, 0.975), axis=0)
+    varies = np.abs(difference).max(axis=0) > 0
+    reasons = [ONE_GROUP if patients == 1 else "" if varies[index] else NO_DIFFERENCE for index in (0, 0, 1, 2)]
+    return AveragingGain(
+        *(
+            Estimate(float(value[index]), math.nan, math.nan, reason=reason)
+            if reason
+            else Estimate(float(value[index]), float(low[index]), float(high[index]))
+            for index, reason in enumerate(reasons)
+        )
+    )
+
+
+def _score_images(probabilities: NDArray[np.float64], true: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return whether each image is classified correctly, its Brier score and its log loss, of shape (n, 3)."""
+    rows = np.arange(len(true))
+    error = probabilities - np.eye(probabilities.shape[1])[true]
+    loss = -np.log(np.maximum(probabilities[rows, true], np.finfo(np.float64).tiny))
+    return np.column_stack([probabilities.argmax(axis=1) == true, (error**2).sum(axis=1), loss])

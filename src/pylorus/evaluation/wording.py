@@ -10,6 +10,7 @@ from pylorus.core.formatting import (
     format_percent_at_least,
     format_percent_with_unit,
     format_threshold,
+    join_names,
 )
 from pylorus.evaluation.comparison import Difference, McNemar
 from pylorus.evaluation.decisions import SensitivityThreshold
@@ -237,3 +238,49 @@ def format_answered_shares(answered: float, unlike: float, accuracy: float | Non
 
 SMALLEST_SHARE = 1e-9
 """A smaller proportion is a rounding error."""
+
+
+def format_gain_sentence(
+    accuracy: Estimate, balanced_accuracy: Estimate, brier: Estimate, log_loss: Estimate, *, against: str, images: int
+) -> str:
+    """State what averaging models gains on the same images, and of which scores it is shown.
+
+    Args:
+        accuracy: Difference of accuracies, average minus the other.
+        balanced_accuracy: Difference of balanced accuracies.
+        brier: Difference of Brier scores.
+        log_loss: Difference of log losses, in nats.
+        against: What the average is compared with, as text.
+        images: Number of images.
+
+    Example:
+        >>> nothing = Estimate(0.0, -0.01, 0.02)
+        >>> sentence = format_gain_sentence(
+        ...     nothing, nothing, Estimate(-0.02, -0.03, -0.01), nothing, against="one model", images=120
+        ... )
+        >>> sentence.rpartition("). ")[2]
+        'Averaging is shown to improve the Brier score.'
+    """
+    scores = {
+        "accuracy": (accuracy, 1, True),
+        "balanced accuracy": (balanced_accuracy, 1, True),
+        "Brier score": (brier, -1, False),
+        "log loss": (log_loss, -1, False),
+    }
+    better, worse, parts = [], [], []
+    for name, (estimate, sign, in_points) in scores.items():
+        value, low, high = (
+            format_percent(end, signed=True) if in_points else format_number(end, 3, signed=True)
+            for end in (estimate.value, estimate.low, estimate.high)
+        )
+        interval = f"{low} to {high}" if estimate.has_interval else "no interval"
+        parts.append(f"{name} {value}{' points' if in_points else ''} ({interval})")
+        better += [f"the {name}"] if min(sign * estimate.low, sign * estimate.high) > 0 else []
+        worse += [f"the {name}"] if max(sign * estimate.low, sign * estimate.high) < 0 else []
+    verdict = [f"shown to improve {join_names(better)}"] if better else []
+    verdict += [f"shown to worsen {join_names(worse)}"] if worse else []
+    return (
+        f"Compared with {against}, on the same {format_count(images, 'image')}: {', '.join(parts)} (95 % intervals by "
+        "bootstrap over patients; Brier score and log loss are better if lower). Averaging is "
+        f"{' and '.join(verdict) or 'not shown to change any of them'}."
+    )

@@ -251,7 +251,7 @@ def render_heat_overlay(bundle: Bundle, pixels: RGB, display: RGB, class_index: 
 
     Args:
         bundle: The trained model.
-        pixels: The network's input, uint8 RGB of shape (size, size, 3).
+        pixels: The network's input, uint8 RGB of shape `bundle.input.shape`.
         display: The same image for the page, uint8 RGB, square.
         class_index: Index of the class in the bundle's class order.
 
@@ -267,10 +267,9 @@ def render_heat_overlay(bundle: Bundle, pixels: RGB, display: RGB, class_index: 
 
 def find_heat_map_problem(bundle: Bundle) -> str:
     """Return why there are no heat maps, found by computing one; empty if they work."""
-    size = bundle.input.size
-    black = np.zeros((size, size, 3), dtype=np.uint8)
+    black = np.zeros(bundle.input.shape, dtype=np.uint8)
     try:
-        render_heat_overlay(bundle, black, black, 0)
+        render_heat_overlay(bundle, black, bundle.input.get_square(black), 0)
     except (PylorusError, ImportError) as error:
         return str(error).removeprefix(f"{bundle.folder}: ")
     except Exception as error:  # the page is useful without heat maps, too
@@ -312,7 +311,7 @@ class DecodedUpload:
 
     Attributes:
         name: File name as the sender gave it.
-        pixels: The network's input, uint8 RGB of shape (size, size, 3); None if there is an error.
+        pixels: The network's input, uint8 RGB of shape `bundle.input.shape`; None if there is an error.
         display: The same image, large enough for the page; None if no image was requested.
         error: Why the file can't be used; empty if it can.
         ended: Whether the process that decoded it had to be ended.
@@ -436,7 +435,7 @@ class InferenceService:
             return DecodedUpload(upload.name, error=upload.error)
         form = self.bundle.input
         wants_display = wanted.image or wanted.heat_map
-        display_form = replace(form, size=max(form.size, MIN_DISPLAY_SIDE)) if wants_display else None
+        display_form = replace(form.forms[0], size=max(form.size, MIN_DISPLAY_SIDE)) if wants_display else None
         return await self._readers.decode(upload, form, display_form, client=client)
 
     async def classify_uploads(self, frames: Sequence[DecodedUpload], wanted: AnswerOptions) -> list[Row]:
@@ -470,7 +469,7 @@ class InferenceService:
         return rows
 
     def _run_inference(self, images: RGB) -> list[Row]:
-        """Run inference on uint8 images of shape (n, size, size, 3); return one row per image."""
+        """Run inference on uint8 images of shape (n, *bundle.input.shape); return one row per image."""
         description = self.bundle.description
         class_names, decision_class = description.short_names, description.decision.class_name
         output = self.bundle.run_network(images)
