@@ -15,7 +15,7 @@ from tests.data.synthetic_frames import SHAPES, Mask, drawn_frame
 
 IMAGES = Path(__file__).parents[3] / "shared" / "data" / "bloodcells"
 LEAST_OVERLAP = 0.97
-FRAMES, LONGEST = (1000, 1920) if os.environ.get("PYLORUS_ALL_FRAMES") else (150, 640)
+FRAMES, LONGEST = (1000, 1920) if os.environ.get("PYLORUS_ALL_FRAMES") else (40, 640)
 
 
 def found_pixels(field: FieldOfView, shape: tuple[int, ...]) -> Mask:

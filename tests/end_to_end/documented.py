@@ -73,6 +73,15 @@ NOT_RUN = {
 BY_SHELL = r"(sha256sum|cd|mkdir|cp|mv|ls|unzip|tar) "
 """Beginnings of commands that bash runs, in the page's folder."""
 
+SHARED = r"^(python train\.py(?!.*(dir=|shards))|pylorus (audit|export|predict|report|validate) )"
+"""Commands that are run once if several pages show them: the next command of a page rarely needs what they write."""
+
+OWN_RUNS = {"docs/export.md", "docs/stress.md"}
+"""Pages on which it does."""
+
+ORDINARY = r"(seed|stage|optimizer\.lr|stages\.\w+\.(lr|epochs)|data\.(group|classes|short_names))="
+"""Keys of training that take the same path through the program with every value: of commands that differ in these, one is run."""
+
 EXIT_CODES = {r"^pylorus (doctor|weights check)": (0, 1)}
 """Exit codes that are right, of commands for which it is not 0 alone."""
 

@@ -1,8 +1,10 @@
 """Every command of README.md and docs/ is run as written, on small synthetic images; `documented.py` says what is replaced.
 
-Two pages run at a time, each in a separate folder and in order, so that a command may use the results of earlier ones.
+Two pages run at a time, each in a separate folder and in order, so that a command may use the results of earlier ones. Work that
+several pages show is done once.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -25,13 +27,16 @@ from pylorus.core.io import read_json, write_json
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import RESUME, check_overrides
 from pylorus.launch.sweep import REQUIRED_PACKAGES
-from tests.forking import ForkServer
+from tests.forking import PLAIN_FIGURES, ForkServer
 
 from .documented import (
     BY_SHELL,
+    ORDINARY,
+    OWN_RUNS,
     PAGES,
     PROJECT,
     RUN,
+    SHARED,
     Command,
     commands_of,
     hidden_commands,
@@ -59,8 +64,12 @@ class Outcome:
 def shell(fork_server: ForkServer, words: list[str], folder: Path) -> Outcome:
     """Runs a command as a fork."""
     output = folder / "printed.txt"
+    # `prepare` writes a report with its figures; a Word file needs them.
+    is_plain = words[:2] in (TRAINING.split(), ["pylorus", "report"]) and not {"--docx", "report=true"} & set(words)
+    plain = {PLAIN_FIGURES: "1"} if is_plain else {}
     with output.open("wb") as file:
-        code = fork_server.start(words, cwd=folder, stdout=file, stderr=file).wait(SECONDS)
+        process = fork_server.start(words, cwd=folder, env={**os.environ, **plain}, stdout=file, stderr=file)
+        code = process.wait(SECONDS)
     return Outcome(code, output.read_text(errors="replace"))
 
 
@@ -133,18 +142,19 @@ def outcomes(
     }
     futures: dict[Command, Future[Outcome]] = {command: Future() for command in COMMANDS if runs(command)}
     root = tmp_path_factory.mktemp("documented")
-    done: dict[tuple[str, ...], Outcome] = {}
+    done: dict[frozenset[str], Outcome] = {}
 
     def once(command: Command, folder: Path) -> Outcome:
-        """Its outcome; pages that show the same run, which leaves nothing that the next command needs, share one."""
+        """Its outcome; pages that show the same work, which leaves nothing that the next command needs, share one."""
         if re.match(BY_SHELL, command.filled):
             ran = subprocess.run(["bash", "-c", command.filled], cwd=folder, capture_output=True, text=True)
             return Outcome(ran.returncode, ran.stdout + ran.stderr)
         words = small_words(command)
-        if " ".join(words[:2]) != TRAINING or any("dir=" in word or "shards" in word for word in words):
+        if command.page in OWN_RUNS or not re.search(SHARED, " ".join(words)):
             return shell(fork_server, words, folder)
-        if (known := done.get(tuple(words))) is None:
-            known = done[tuple(words)] = shell(fork_server, words, folder)
+        kind = frozenset(word for word in words if not re.match(ORDINARY, word))
+        if (known := done.get(kind)) is None:
+            known = done[kind] = shell(fork_server, words, folder)
         return known
 
     def run_page(page: str) -> None:
