@@ -13,6 +13,7 @@ the fixtures that it uses; the rest is fast.
 import copy
 import functools
 import gc
+import importlib
 import os
 import sys
 from collections import Counter
@@ -185,8 +186,9 @@ def fork_server() -> Iterator[ForkServer]:
 @pytest.fixture
 def skip_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build figures without rendering them, where a test is not about them: rendering takes most of a report's time."""
+    page = importlib.import_module("pylorus.report.page")  # only where it is needed
     for name in ("render_svg", "render_png"):
-        monkeypatch.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
+        monkeypatch.setattr(page, name, lambda drawing: drawing.alt.encode())
 
 
 @pytest.fixture

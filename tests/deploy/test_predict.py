@@ -385,7 +385,7 @@ def test_images_are_read_while_the_network_computes(loaded_bundle, two_readers):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_prediction_that_is_ended_leaves_no_processes_and_can_be_resumed(
-    bundle_folder, synthetic_root, tmp_path, number, monkeypatch, capsys
+    bundle_folder, synthetic_root, tmp_path, fork_server, number, monkeypatch, capsys
 ):
     folder = tmp_path / "in"
     for copy in range(6):
@@ -402,7 +402,8 @@ def test_a_prediction_that_is_ended_leaves_no_processes_and_can_be_resumed(
     )
     (tmp_path / "pids").mkdir()
     words = ["predict", str(bundle_folder), "in", "--batch", "4", "--output", "p.csv"]
-    process = subprocess.Popen([sys.executable, "-c", program, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", program, *words]
+    process = fork_server.start(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / ".p.csv.parts"
     pids = tmp_path / "pids"
     wait_until(lambda: len(list(pids.iterdir())) == 3 and len(list(parts.glob("part-*"))) >= 2)
