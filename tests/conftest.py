@@ -13,6 +13,7 @@ the fixtures that it uses; the rest is fast.
 import copy
 import functools
 import gc
+import importlib
 import os
 import sys
 from collections import Counter
@@ -68,7 +69,7 @@ SLOW_FILES = frozenset(
     )
 )
 """Files in which nearly every test trains, starts a process or simulates for seconds."""
-SLOW_FIXTURES = frozenset({"fork_server", "forked_processes", "trained_run"})
+SLOW_FIXTURES = frozenset({"fork_server", "forked_processes", "trained_run", "ensemble_runs"})
 """Fixtures that start processes or train for longer than a fast test may."""
 
 ASKED_OF_MACHINE = frozenset({"lscpu", "fc-list", "nvidia-smi"})
@@ -185,8 +186,9 @@ def fork_server() -> Iterator[ForkServer]:
 @pytest.fixture
 def skip_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build figures without rendering them, where a test is not about them: rendering takes most of a report's time."""
+    page = importlib.import_module("pylorus.report.page")  # only where it is needed
     for name in ("render_svg", "render_png"):
-        monkeypatch.setattr(f"pylorus.report.page.{name}", lambda drawing: drawing.alt.encode())
+        monkeypatch.setattr(page, name, lambda drawing: drawing.alt.encode())
 
 
 @pytest.fixture
