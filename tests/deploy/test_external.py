@@ -30,6 +30,8 @@ from pylorus.evaluation.predictions import Predictions
 CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
 PATIENT = r"patient_\d+"
 
+pytestmark = pytest.mark.usefixtures("skip_rendering")  # the documented commands render such a page
+
 
 @pytest.fixture(scope="module")
 def loaded_bundle(bundle_folder):

@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.io import write_json, write_text
-from pylorus.report import page
 from pylorus.report.page import write_report
 from pylorus.report.results import ReportOptions
 from pylorus.runs.folder import StageFolder, score_stage, select_stage
@@ -83,13 +82,6 @@ def run_with_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_story(folder, Story(images_per_group=2))
     write_report([folder], options=ReportOptions(resamples=100))
     return folder
-
-
-@pytest.fixture
-def skip_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build figures without rendering them, where a test is not about them: rendering takes most of a report's time."""
-    for name in ("render_svg", "render_png"):
-        monkeypatch.setattr(page, name, lambda drawing: drawing.alt.encode())
 
 
 def write_story(folder: Path, story: Story) -> None:
