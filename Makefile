@@ -11,8 +11,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python train.py
 
+# The tests start many processes: the package's bytecode is written once, even if the environment says that it should not be.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 # The tests to run while you work: no processes, no long training.
 test-fast: .venv/installed

@@ -10,9 +10,13 @@ A test gets its marker from its own `@pytest.mark.slow` (or its module's `pytest
 the fixtures that it uses; the rest is fast.
 """
 
+import copy
+import functools
 import gc
+import importlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,6 +42,8 @@ from tests.forking import ForkServer
 
 TESTS = Path(__file__).parent
 KINDS = ("fast", "slow", "e2e")
+USUAL_SECONDS = {"fast": 0.05, "slow": 1.0, "e2e": 3.0}
+"""What a test of each kind usually takes."""
 END_TO_END_FOLDERS = (TESTS / "end_to_end", TESTS / "docs" / "test_site.py")
 SLOW_FILES = frozenset(
     TESTS / name
@@ -73,10 +79,19 @@ _running_fast_test = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test as one of `KINDS`; see the docstring of this module."""
+    """Mark every test as one of `KINDS` (see the docstring of this module), and order the files by what they take.
+
+    Two processes take one file after another (`--dist=loadfile`, `--no-loadscope-reorder`). Those with the most slow tests come
+    first, so that at the end both still have something to do.
+    """
+    seconds: Counter[Path] = Counter()
     for item in items:
-        if not any(item.get_closest_marker(kind) for kind in KINDS):
-            item.add_marker(_choose_kind(item))
+        kind = next((kind for kind in KINDS if item.get_closest_marker(kind)), None)
+        if kind is None:
+            kind = _choose_kind(item)
+            item.add_marker(kind)
+        seconds[item.path] += USUAL_SECONDS[kind]
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_collection_finish() -> None:
@@ -114,6 +129,7 @@ def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:
 
 
 sys.addaudithook(_refuse_processes)
+os.fsync = lambda descriptor: None  # no test can cut the power; a run waits a quarter of a second for the disk
 
 TINY = "test_resnet.r160_in1k"
 """One of timm's own networks for tests: half a million weights, four layers, batch norm."""
@@ -129,15 +145,20 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compose_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """Compose the configuration that overrides of the command line give, with a cache apart from the user's."""
+    """Compose the configuration that overrides of the command line give, with a cache apart from the user's.
+
+    Hydra takes 0.2 s for it, so each is composed once in each working folder; every test gets a copy of its own.
+    """
     cache = f"cache.folder={tmp_path_factory.mktemp('cache')}"
 
-    def compose_overrides(*overrides: str) -> Config:
-        register()
+    register()
+
+    @functools.cache
+    def compose_once(folder: Path, overrides: tuple[str, ...]) -> Config:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return build_config(compose("config", overrides=[cache, *overrides]))
 
-    return compose_overrides
+    return lambda *overrides: copy.deepcopy(compose_once(Path.cwd(), overrides))
 
 
 @pytest.fixture(scope="session")
@@ -160,6 +181,14 @@ def fork_server() -> Iterator[ForkServer]:
     server = ForkServer()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def skip_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build figures without rendering them, where a test is not about them: rendering takes most of a report's time."""
+    page = importlib.import_module("pylorus.report.page")  # only where it is needed
+    for name in ("render_svg", "render_png"):
+        monkeypatch.setattr(page, name, lambda drawing: drawing.alt.encode())
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ knows, and gives what it gives. What such a process starts itself (a sweep's job
 devices) are forks too. tests/end_to_end/test_runs.py starts processes as users do.
 
 `python -m tests.forking SOCKET` answers each connection there: a JSON line {"words", "folder", "environment", "session"} with
-two files, for output and errors, is answered with the number of the process, and at its end with its exit code.
+three files, for input, output and errors, is answered with the number of the process, and at its end with its exit code.
 """
 
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -26,10 +27,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 PROJECT = Path(__file__).parents[1]
 TRAIN = PROJECT / "train.py"
+PLAIN_FIGURES = "PYLORUS_TEST_PLAIN_FIGURES"
+"""Environment variable of a fork whose reports are written with the alternative texts of their figures in place of the figures."""
 
 
 class ForkServer:
@@ -47,6 +50,7 @@ class ForkServer:
         *,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
+        stdin: Any = None,
         stdout: Any = None,
         stderr: Any = None,
         text: bool = False,
@@ -59,7 +63,7 @@ class ForkServer:
             "environment": dict(os.environ if env is None else env),
             "session": start_new_session,
         }
-        self.started.append(ForkedProcess(self._connected(), task, stdout, stderr, text=text))
+        self.started.append(ForkedProcess(self._connected(), task, stdin, stdout, stderr, text=text))
         return self.started[-1]
 
     def run(self, words: list[str], *, timeout: float, **more: Any) -> "subprocess.CompletedProcess[str]":
@@ -92,15 +96,25 @@ class ForkServer:
 
 
 class ForkedProcess:
-    """A process, as `subprocess.Popen` shows one."""
+    """A process, as `subprocess.Popen` shows one.
 
-    def __init__(self, answers: socket.socket, task: dict[str, Any], stdout: Any, stderr: Any, *, text: bool) -> None:
+    Attributes:
+        stdin: Text that it reads, if it was started with a pipe.
+        stdout: Its output as text, if it reads such text; otherwise `communicate` returns its output.
+    """
+
+    def __init__(
+        self, answers: socket.socket, task: dict[str, Any], stdin: Any, stdout: Any, stderr: Any, *, text: bool
+    ) -> None:
+        self.stdin: TextIO | None = None
+        self.stdout: TextIO | None = None
         self.args, self.returncode, self._answers, self._text = task["words"], None, answers, text
         self._read: dict[str, bytes] = {}
         self._readers: list[threading.Thread] = []
-        files = [self._file("output", stdout, 1), self._file("errors", stderr, 2)]
+        read = self._open_input(stdin)
+        files = [read, self._file("output", stdout, 1), self._file("errors", stderr, 2)]
         socket.send_fds(answers, [json.dumps(task).encode() + b"\n"], files)
-        for file, wanted in zip(files, (stdout, stderr), strict=True):
+        for file, wanted in zip(files, (subprocess.DEVNULL, stdout, stderr), strict=True):
             if wanted in (subprocess.PIPE, subprocess.DEVNULL):
                 os.close(file)
         self.pid = int(self._line())
@@ -112,6 +126,13 @@ class ForkedProcess:
             found += byte
         return found
 
+    def _open_input(self, wanted: Any) -> int:
+        if wanted != subprocess.PIPE:
+            return os.open(os.devnull, os.O_RDONLY)
+        read, write = os.pipe()
+        self.stdin = os.fdopen(write, "w")
+        return read
+
     def _file(self, name: str, wanted: Any, standard: int) -> int:
         if wanted is None:
             return standard
@@ -120,6 +141,9 @@ class ForkedProcess:
         if wanted != subprocess.PIPE:
             return wanted if isinstance(wanted, int) else int(wanted.fileno())
         read, write = os.pipe()
+        if self.stdin is not None and name == "output":
+            self.stdout = os.fdopen(read)
+            return write
         self._readers.append(threading.Thread(target=self._gather, args=(name, os.fdopen(read, "rb")), daemon=True))
         self._readers[-1].start()
         return write
@@ -146,7 +170,13 @@ class ForkedProcess:
 
     def communicate(self, timeout: float | None = None) -> tuple[Any, Any]:
         """Output and errors, once the process has ended."""
+        if self.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.stdin.close()
         self.wait(timeout)
+        if self.stdout is not None:
+            with self.stdout:
+                return self.stdout.read(), None
         for reader in self._readers:
             reader.join(timeout=10)  # a process that it left behind may hold them
         found = [self._read.get(name) for name in ("output", "errors")]
@@ -213,7 +243,10 @@ def main() -> None:
     import pylorus.launch.train
     import pylorus.report.audit_page
     import pylorus.report.page
+    import pylorus.training.batch_size
+    from pylorus.deploy import explain_command, export, external, predict  # noqa: F401 for the forks
 
+    os.fsync = lambda descriptor: None  # as in tests/conftest.py
     for starting in (pylorus.launch.sweep, pylorus.launch.train):
         starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
     subprocess_handler.Popen = lambda args, **more: popen(list(args), **more)
@@ -239,7 +272,7 @@ def begun(connection: socket.socket) -> int:
     Raises:
         ConnectionError: If it was closed before it had asked, by a test run that was killed.
     """
-    said, files, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+    said, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not said.endswith(b"\n"):
         more = connection.recv(1 << 20)
         if not more:
@@ -251,8 +284,9 @@ def begun(connection: socket.socket) -> int:
         task["environment"],
         session=task["session"],
         folder=task["folder"],
-        output=files[0],
-        errors=files[1],
+        input=files[0],
+        output=files[1],
+        errors=files[2],
     )
     for file in files:
         os.close(file)
@@ -271,9 +305,13 @@ def act_of(words: list[str]) -> Callable[[], None] | None:
         from pylorus.cli import main as pylorus
 
         return lambda: pylorus(words[1:])
+    if words[1:3] == ["-m", "pylorus"]:
+        return act_of(["pylorus", *words[3:]])
+    if words[1] == "-c":
+        return lambda: called(lambda: exec(compile(words[2], "<string>", "exec"), {"__name__": "__main__"}), words[2:])
     if Path(words[1]).name == TRAIN.name:
         return lambda: train(words[2:])
-    if words[1:3] == ["-m", "pylorus.launch.train"]:
+    if words[1:3] in (["-m", "pylorus.launch.train"], ["-m", "pylorus.training.batch_size"]):
         module = sys.modules[words[2]]
         return lambda: called(module.main, words[2:])
     return None
@@ -303,6 +341,7 @@ def forked(
     *,
     session: bool,
     folder: str | None = None,
+    input: int | None = None,
     output: int = 1,
     errors: int = 2,
 ) -> int:
@@ -311,8 +350,8 @@ def forked(
     sys.stderr.flush()
     if pid := os.fork():
         return pid
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for here, there in ((nothing, 0), (output, 1), (errors, 2)):
+    given = os.open(os.devnull, os.O_RDONLY) if input is None else input
+    for here, there in ((given, 0), (output, 1), (errors, 2)):
         os.dup2(here, there)
     if session:
         os.setsid()
@@ -324,12 +363,30 @@ def forked(
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     atexit._clear()  # what was begun before is not ended here
+    prepare_imports(environment)
+    if PLAIN_FIGURES in environment:
+        skip_rendering()
     act = act_of(words)
     code = code_of(act) if act is not None else 127
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def prepare_imports(environment: dict[str, str]) -> None:
+    """Extend Python's path as a start with this environment would, and cut off the network where a test asks for it."""
+    added = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    sys.path[:0] = added
+    if "PYLORUS_TEST_AIR_GAP" in environment:
+        importlib.import_module("tests.end_to_end.air_gap.sitecustomize")
+
+
+def skip_rendering() -> None:
+    """Render no figures: that takes most of a report's time."""
+    page = sys.modules["pylorus.report.page"]
+    for name in ("render_svg", "render_png"):
+        setattr(page, name, lambda drawing: drawing.alt.encode())
 
 
 def code_of(act: Callable[[], None]) -> int:

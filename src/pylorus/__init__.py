@@ -2,7 +2,7 @@
 
 Public names, each imported on first use:
 
-ImageDataModule, Classifier, FreezeBackbone: for your own Lightning Trainer.
+ImageDataModule, Classifier, FreezeBackbone, AverageWeights: for your own Lightning Trainer.
 train, load_model, validate, audit, report: what the commands do. They return or take TrainedRun, Model, Validation.
 PylorusError: every error that you can fix; its message says how.
 
@@ -11,8 +11,11 @@ PylorusError: every error that you can fix; its message says how.
 
 import lazy_loader
 
+from pylorus.core.deferred_imports import defer_rarely_used
+
 __version__ = "0.1.0"
 
+defer_rarely_used()
 _import_name, _list_names, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 

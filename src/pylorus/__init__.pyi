@@ -7,6 +7,7 @@ from .api import train as train
 from .api import validate as validate
 from .core.errors import PylorusError as PylorusError
 from .data.datamodule import ImageDataModule as ImageDataModule
+from .model.averaging import AverageWeights as AverageWeights
 from .model.classifier import Classifier as Classifier
 from .model.finetuning import FreezeBackbone as FreezeBackbone
 from .report import report as report

@@ -149,7 +149,12 @@ class Model:
 
     @check_arguments
     def predict(
-        self, images: "Images", *, class_name: str | None = None, batch: Annotated[int, Ge(1)] = 32
+        self,
+        images: "Images",
+        *,
+        class_name: str | None = None,
+        batch: Annotated[int, Ge(1)] = 32,
+        tta: Literal["mirror", "flips", "turns"] | None = None,
     ) -> "pd.DataFrame":
         """Predict images by the code of `pylorus predict`.
 
@@ -158,6 +163,8 @@ class Model:
                 several of them, or one array of shape (images, height, width, 3).
             class_name: Short name of the class that decides; None: the bundle's own.
             batch: Images per batch, at least 1.
+            tta: Test-time augmentation: the probabilities are the mean over an image and its mirror image, over its
+                flips or over its quarter turns; thresholds were measured without it. None: the image as it is.
 
         Returns:
             One row per image: path, predicted, a calibrated probability/NAME for each class, decision, abstain, why,
@@ -171,7 +178,7 @@ class Model:
 
         inputs = _list_images(images)
         with translate_errors(ARGUMENTS):
-            return predict_table(self._model, inputs, PredictOptions(class_name=class_name, batch=batch))
+            return predict_table(self._model, inputs, PredictOptions(class_name=class_name, batch=batch, tta=tta))
 
     @check_arguments
     def validate(

@@ -284,12 +284,13 @@ def _run_doctor(arguments: argparse.Namespace) -> None:
 def _add_weights(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "weights",
-        help="list pretrained weights, verify those that are here, and say how to fetch the others",
-        description="List pretrained weights with input size and licence, verify those on this machine (SHA-256, and "
-        "whether every key matches), and print the command that fetches the others on a machine with a network. Makes "
-        "no network connection. Exit code of check: 1 if a file is missing or wrong, else 0.",
+        help="list pretrained weights, verify those that are here, and fetch others",
+        description="List pretrained weights with their origin, input size and licence; verify those on this machine "
+        "(SHA-256, and whether every key matches), and print the command that fetches the others on a machine with a "
+        "network; or fetch them into a folder. list and check make no network connection. Exit code of check and "
+        "fetch: 1 if a file is missing or wrong, else 0.",
     )
-    command.add_argument("action", choices=("list", "check"), help="list them, or verify them")
+    command.add_argument("action", choices=("list", "check", "fetch"), help="list them, verify them, or fetch them")
     command.add_argument(
         "models", nargs="*", metavar="MODEL", help="a file of conf/model, such as resnet50, or a timm model"
     )
@@ -304,11 +305,15 @@ def _add_weights(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run_weights(arguments: argparse.Namespace) -> None:
-    from pylorus.doctor.checks import print_weight_checks, print_weights
+    if arguments.action == "fetch" and not arguments.models:
+        raise PylorusError("weights fetch: found no MODEL. `pylorus weights list` shows those of conf/model.")
+    from pylorus.doctor.weights import print_fetched_weights, print_weight_checks, print_weights
 
     if arguments.action == "list":
         print_weights(arguments.models, arguments.weights)
-    elif not print_weight_checks(arguments.models, arguments.weights):
+        return
+    act = print_weight_checks if arguments.action == "check" else print_fetched_weights
+    if not act(arguments.models, arguments.weights):
         sys.exit(1)
 
 

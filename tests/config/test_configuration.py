@@ -220,6 +220,22 @@ def test_unknown_stages_are_refused(compose_config, word, message):
         compose_config(word)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.strategy=fsdp"], "averaging: found mean, expected none with trainer.strategy=fsdp"),
+        (
+            ["stages.finetune.patience=3"],
+            "finetune.patience: found 3, expected null with averaging=mean, .* averaging.start=0",
+        ),
+    ],
+)
+def test_what_an_average_cannot_be_combined_with_is_refused(compose_config, words, message):
+    with pytest.raises(PylorusError, match=message):
+        compose_config("averaging=mean", *words)
+    assert compose_config("averaging=mean", "averaging.start=0", "stages.finetune.patience=3").averaging.name == "mean"
+
+
 def test_user_images_default_to_pretrained_weights_and_synthetic_ones_to_a_small_network(compose_config):
     assert compose_config().model.weights == "none"
     own = compose_config("data=folders", "data.root=X")

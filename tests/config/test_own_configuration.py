@@ -20,6 +20,7 @@ from pylorus.launch.main import check_overrides, resume
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
 from tests.conftest import TINY
+from tests.forking import TRAIN, ForkServer
 
 PROJECT = Path(__file__).parents[2]
 OWN = {
@@ -29,6 +30,7 @@ OWN = {
     "augment": "name: mine\ntransforms: {HorizontalFlip: {p: 0.5}}",
     "optimizer": "lr: 0.5",
     "loss": "_target_: my_hospital.losses.Asymmetric\ngamma: 3",
+    "averaging": "name: ema\ndecay: 0.9",
     "trainer": "accelerator: cpu\nargs: {profiler: simple}",
     "logger": "_target_: my_hospital.Logger\nserver: here",
     "callbacks": "early: {_target_: my_hospital.Early, patience: 3}",
@@ -53,9 +55,10 @@ def marker_file(tmp_path: Path) -> Path:
     return tmp_path / "mark"
 
 
-def run_command(*words: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(PROJECT / "train.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def run_command(fork_server: ForkServer, tmp_path: Path) -> "Callable[..., subprocess.CompletedProcess[str]]":
+    """Run `python train.py ARGUMENTS…` in an empty folder."""
+    return lambda *words: fork_server.run([sys.executable, str(TRAIN), *map(str, words)], cwd=tmp_path, timeout=120)
 
 
 def test_a_user_file_exists_for_every_group():
@@ -99,7 +102,7 @@ def test_a_folder_of_configuration_that_does_not_exist_is_named(words):
         check_overrides([*words, "seed=1"])
 
 
-def test_a_user_experiment_runs_from_the_command_line(own_groups):
+def test_a_user_experiment_runs_from_the_command_line(own_groups, run_command):
     ended = run_command("--config-dir", own_groups, "experiment=mine", "--cfg", "job")
     assert ended.returncode == 0, ended.stderr
     printed = OmegaConf.create(ended.stdout)
@@ -116,7 +119,7 @@ def test_a_user_experiment_runs_from_the_command_line(own_groups):
         (["--cfg", "job", "-p", "optimizer"], "name: adamw"),
     ],
 )
-def test_options_of_hydra_itself_work(words, expected):
+def test_options_of_hydra_itself_work(run_command, words, expected):
     ended = run_command(*words)
     assert ended.returncode == 0, ended.stderr
     assert expected in ended.stdout

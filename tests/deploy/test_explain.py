@@ -296,7 +296,7 @@ def test_an_invalid_option_is_refused_before_anything_is_written(
     assert not (tmp_path / "maps").exists()
 
 
-def test_the_worst_mistakes_are_in_the_report_with_their_maps(trained_run, tmp_path):
+def test_the_worst_mistakes_are_in_the_report_with_their_maps(trained_run, tmp_path, skip_rendering):
     run = shutil.copytree(trained_run.path, tmp_path / "run")
     enlarged(run / "model")
     with pytest.raises(SystemExit) as ended:

@@ -16,7 +16,10 @@ from pylorus.core.errors import PylorusError
 from pylorus.deploy import export as export_module
 from pylorus.deploy import onnx as onnx_module
 from pylorus.deploy import parity
+from pylorus.deploy.bundle_files import read_description
+from pylorus.deploy.description import Weights
 from pylorus.deploy.export import ExportOptions, export
+from pylorus.deploy.licences import accept_licence, check_passing_on
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.parity import find_run_images, find_user_images
 from pylorus.deploy.predict import PredictOptions, predict
@@ -64,6 +67,42 @@ def edit_graph(export_folder, tmp_path, write_hashes):
         return write_hashes(folder)
 
     return change
+
+
+def state_licence(licence):
+    """Change what model.json says of the weights."""
+    return lambda content: content.update(weights={"from": "EndoViT.bin", "sha256": "0" * 64, "licence": licence})
+
+
+def test_a_licence_that_limits_passing_on_is_refused_until_it_is_accepted(edit_model_json, synthetic_root, tmp_path):
+    folder = edit_model_json(state_licence("cc-by-nc-nd-4.0"))
+    options = ExportOptions(output=tmp_path / "out", images=synthetic_root)
+    with pytest.raises(PylorusError) as caught:
+        export(folder, options)
+    assert "the weights EndoViT.bin that the training started from are under cc-by-nc-nd-4.0" in str(caught.value)
+    assert "forbids commercial use and forbids passing on changed versions" in str(caught.value)
+    assert "type --accept-licence cc-by-nc-nd-4.0" in str(caught.value)
+    with pytest.raises(PylorusError, match="found mit, but the licence of the weights is cc-by-nc-nd-4.0"):
+        export(folder, replace(options, accept_licence="mit"))
+    assert not options.output.exists()
+    bundle = load_bundle(folder)
+    description, contents = accept_licence(bundle.description, bundle.contents, "CC BY-NC-ND 4.0")
+    assert description.weights.accepted_licence == "cc-by-nc-nd-4.0"
+    assert read_description(contents["model.json"]) == description
+    card = contents["MODEL_CARD.md"].decode()
+    assert "forbids passing on changed versions. Whoever made this model or its export accepted this licence" in card
+    assert check_passing_on([description.weights], what="the export", how="") == []
+    with pytest.raises(PylorusError, match="are under mit: there is nothing to accept"):
+        export(edit_model_json(state_licence("mit")), replace(options, accept_licence="mit"))
+    assert not options.output.exists()
+
+
+def test_an_unknown_licence_is_a_warning():
+    for licence, words in ((None, "state no licence"), ("seer-license", "seer-license, which Pylorus does not know")):
+        weights = Weights("weights.pth", "0" * 64, licence)
+        (warning,) = check_passing_on([weights], what="the export", how="")
+        assert words in warning
+    assert check_passing_on([Weights("none", None, None), Weights("hub", "0" * 64, "mit")], what="x", how="") == []
 
 
 def perturb(model):

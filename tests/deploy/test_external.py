@@ -18,6 +18,7 @@ from pylorus.cli import main
 from pylorus.core.errors import PylorusError
 from pylorus.deploy import external as external_module
 from pylorus.deploy import predict as predict_module
+from pylorus.deploy.augmented import explain_gain
 from pylorus.deploy.external import ValidateOptions, validate_bundle
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.predict import PredictOptions, predict
@@ -28,6 +29,8 @@ from pylorus.evaluation.predictions import Predictions
 
 CLASSES = ("gastric_cancer", "gastric_ulcer", "chronic_gastritis")
 PATIENT = r"patient_\d+"
+
+pytestmark = pytest.mark.usefixtures("skip_rendering")  # the documented commands render such a page
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,32 @@ def other_site(synthetic_root, tmp_path):
         for path in sorted((synthetic_root / old).rglob("*.*"))[:4]:
             shutil.copy(path, tmp_path / "site" / new)
     return tmp_path / "site"
+
+
+def test_the_gain_of_test_time_augmentation_is_measured_beside_unchanged_figures(
+    bundle_copy, other_site, tmp_path, capsys
+):
+    output, options = tmp_path / "out", ValidateOptions(names={"Ca": "GC", "Ulkus": "GU"}, tta="flips")
+    validate_bundle(bundle_copy, other_site, output, options)
+    printed, record = capsys.readouterr().out, read_record(output)
+    gain = record["tta"]
+    plain, averaged = (pd.read_parquet(output / f"predictions{name}.parquet") for name in ("", "-tta"))
+    for side, table in (("without", plain), ("with", averaged)):
+        right = table["predicted"] == table["true"]
+        assert gain["figures"]["accuracy"][side] == pytest.approx(right.mean())
+        of_truth = [row[f"probability/{row['true']}"] for _, row in table.iterrows()]
+        assert gain["figures"]["log_loss"][side] == pytest.approx(-np.log(of_truth).mean())
+    for figure in gain["figures"].values():
+        assert figure["difference"]["value"] == pytest.approx(figure["with"] - figure["without"])
+    assert gain["images"] == 12
+    assert "4 passes of the network" in printed
+    assert explain_gain(gain) in printed
+    assert explain_gain(gain) in html.unescape((output / "report.html").read_text())
+    validate_bundle(bundle_copy, other_site, output, dataclasses.replace(options, tta=None))
+    without = read_record(output)
+    assert "tta" not in without
+    assert without["evaluation"] == record["evaluation"]
+    assert not (output / "predictions-tta.csv").exists()
 
 
 def read_record(output):
@@ -420,6 +449,16 @@ def test_corrections_start_from_where_the_probabilities_are_calibrated(loaded_bu
     shares, source = find_calibrated_prevalence(dataclasses.replace(description, training=training))
     assert shares == pytest.approx([1 / 3] * 3)
     assert "weighted all classes equally" in source
+    for text, power in (
+        ("logit-adjusted loss", 0),
+        ("logit-adjusted loss, tau 1", 0),
+        ("logit-adjusted loss, tau 0.5", 0.5),
+    ):
+        training = dataclasses.replace(description.training, loss=text, images={"train": [10, 40, 90]})
+        shares, source = find_calibrated_prevalence(dataclasses.replace(description, training=training))
+        expected = np.array([10, 40, 90]) ** power
+        assert shares == pytest.approx(expected / expected.sum())
+        assert "logit-adjusted" in source
 
 
 def test_the_page_shows_prevalence_uncorrected_and_corrected(bundle_copy, other_site, tmp_path, capsys):

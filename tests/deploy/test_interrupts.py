@@ -70,14 +70,14 @@ COMMANDS = {
     ("command", "number"), list(zip(COMMANDS, itertools.cycle([signal.SIGINT, signal.SIGKILL]), strict=False))
 )
 def test_a_command_that_is_ended_in_the_middle_leaves_nothing_incomplete_and_works_again(
-    site, trained_run, monkeypatch, capsys, command, number
+    site, trained_run, fork_server, skip_rendering, monkeypatch, capsys, command, number
 ):
     function, words = COMMANDS[command]
     monkeypatch.chdir(site)
     if command == "monitor":
         run_command(["predict", "run/model", "images", "--output", "p.csv"])
     (site / "trained").symlink_to(trained_run.path)
-    process = subprocess.Popen(
+    process = fork_server.start(
         [sys.executable, "-c", PROGRAM, function, command, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -20,14 +20,65 @@ from pylorus.cli import main
 from pylorus.core import distributed
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.io import convert_to_plain
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import InputFormat, stack_formats
 from pylorus.deploy import inputs as parts_module
 from pylorus.deploy import predict as predict_module
+from pylorus.deploy.augmented import turn_images
 from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.predict import PredictOptions, format_prediction_summary, predict, read_ahead
 
 SHARES = ["probability/GC", "probability/GU", "probability/CG"]
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("mirror", 2), ("flips", 4), ("turns", 8)])
+def test_test_time_augmentation_averages_calibrated_probabilities_of_copies(
+    bundle_folder, loaded_bundle, synthetic_root, tmp_path, kind, passes, capsys
+):
+    (tmp_path / "site" / "gastric_ulcer").mkdir(parents=True)
+    for path in sorted((synthetic_root / "gastric_ulcer").rglob("*.*"))[:3]:
+        shutil.copy(path, tmp_path / "site" / "gastric_ulcer")
+    files = sorted((tmp_path / "site" / "gastric_ulcer").iterdir())
+    code, table = asked(bundle_folder, [tmp_path / "site"], tmp_path / "averaged.parquet", tta=kind)
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert f"test-time augmentation ({kind})" in printed
+    assert f"{passes} passes of the network for each image instead of 1" in printed
+    assert "guarantees was measured without test-time augmentation, and does not hold here" in " ".join(printed.split())
+    _, plain = asked(bundle_folder, [tmp_path / "site"], tmp_path / "plain.parquet")
+    images = loaded_bundle.input.load_images(files)
+    copies = {
+        "mirror": [images, images[:, :, ::-1]],
+        "flips": [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]],
+        "turns": [np.rot90(each, turns, (1, 2)) for each in (images, images[:, :, ::-1]) for turns in range(4)],
+    }[kind]
+    expected = np.mean(
+        [loaded_bundle.predict_images(np.ascontiguousarray(each)).probabilities for each in copies], axis=0
+    )
+    assert table[SHARES].to_numpy() == pytest.approx(expected, abs=1e-6)
+    assert list(table["unlikeness"]) == pytest.approx(list(plain["unlikeness"]), abs=1e-6)
+    assert list(table["predicted"]) == [loaded_bundle.description.short_names[row.argmax()] for row in expected]
+    record = json.loads((tmp_path / "averaged.parquet.about.json").read_text())
+    assert record["tta"]["passes"] == passes
+    assert record["request"]["tta"] == kind
+    with pytest.raises(PylorusError, match="tta"):
+        asked(bundle_folder, [tmp_path / "site"], tmp_path / "averaged.parquet")
+    with pytest.raises(SystemExit, match="made with --tta"):
+        main(["monitor", str(bundle_folder), str(tmp_path / "averaged.parquet"), "--output", str(tmp_path / "m")])
+
+
+def test_the_squares_of_an_ensembles_input_are_turned_each_for_itself():
+    form = stack_formats([InputFormat(4, "pad", "bicubic"), InputFormat(2, "pad", "bicubic")])
+    images = np.random.default_rng(0).integers(0, 256, (3, *form.shape), dtype=np.uint8)
+    turned = turn_images(images, form, 1, True)
+    for number in range(2):
+        expected = np.rot90(form.get_square(images, number)[:, :, ::-1], 1, (1, 2))
+        assert (form.get_square(turned, number) == expected).all()
+
+
+def test_the_web_page_refuses_test_time_augmentation_in_words(bundle_folder):
+    with pytest.raises(SystemExit, match="--tta: found flips, but the page decides by thresholds"):
+        main(["serve", str(bundle_folder), "--tta", "flips"])
 
 
 class KilledError(BaseException):
@@ -334,7 +385,7 @@ def test_images_are_read_while_the_network_computes(loaded_bundle, two_readers):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_prediction_that_is_ended_leaves_no_processes_and_can_be_resumed(
-    bundle_folder, synthetic_root, tmp_path, number, monkeypatch, capsys
+    bundle_folder, synthetic_root, tmp_path, fork_server, number, monkeypatch, capsys
 ):
     folder = tmp_path / "in"
     for copy in range(6):
@@ -351,7 +402,8 @@ def test_a_prediction_that_is_ended_leaves_no_processes_and_can_be_resumed(
     )
     (tmp_path / "pids").mkdir()
     words = ["predict", str(bundle_folder), "in", "--batch", "4", "--output", "p.csv"]
-    process = subprocess.Popen([sys.executable, "-c", program, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", program, *words]
+    process = fork_server.start(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / ".p.csv.parts"
     pids = tmp_path / "pids"
     wait_until(lambda: len(list(pids.iterdir())) == 3 and len(list(parts.glob("part-*"))) >= 2)

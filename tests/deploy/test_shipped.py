@@ -36,9 +36,10 @@ WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.
          "stages.pretrain.monitor=accuracy", "stages.finetune.monitor=accuracy"]  # fmt: skip
 BETTER = {
     "pretrain": ["stages.pretrain.epochs=3", "stages.pretrain.lr=0.01", "stages.finetune.epochs=1", "stages.finetune.lr=0.5"],
-    "finetune": ["stages.pretrain.epochs=1", "stages.pretrain.lr=0", "stages.finetune.epochs=3", "stages.finetune.lr=0.01"],
+    "finetune": ["stages.pretrain.epochs=1", "stages.pretrain.lr=0", "stages.finetune.epochs=3", "stages.finetune.lr=0.01",
+                 "averaging=mean"],
 }  # fmt: skip
-"""Learning rates with which one stage is better than the other."""
+"""Learning rates with which one stage is better than the other; with averages of weights, and without."""
 TOLERANCE = 1e-6
 
 
@@ -145,6 +146,8 @@ def test_the_stage_that_validation_chooses_is_named_everywhere(train_run, stage,
     )
     page = (folder.path / "report" / "report.html").read_text()
     assert re.search(rf"{stage}, selected by validation accuracy", page)
+    for text in (page, (folder.path / "model" / "MODEL_CARD.md").read_text()):
+        assert ("mean of the weights of" in text) == (stage == "finetune")
     runs = pd.read_csv(folder.path / "report" / "tables" / "runs.csv")
     assert runs["shipped stage"].tolist() == [stage]
     assert get_objective(folder) == found["accuracy"][stage]

@@ -63,6 +63,18 @@ def test_a_signed_bundle_is_loaded_by_whoever_trusts_its_key(signed, keys, tmp_p
 
 
 @needs_cryptography
+def test_a_model_whose_licence_limits_passing_on_is_signed_only_once_that_is_accepted(edit_model_json, keys):
+    weights = {"from": "EndoViT.bin", "sha256": "0" * 64, "licence": "cc-by-nc-4.0"}
+    folder = edit_model_json(lambda content: content.update(weights=weights))
+    with pytest.raises(
+        PylorusError, match="the signature is refused: .* --accept-licence cc-by-nc-4.0, and sign the export"
+    ):
+        sign_bundle(folder, keys[0])
+    accepted = weights | {"accepted_licence": "cc-by-nc-4.0"}
+    sign_bundle(edit_model_json(lambda content: content.update(weights=accepted)), keys[0])
+
+
+@needs_cryptography
 def test_openssl_accepts_the_signature(signed, keys):
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl")

@@ -13,12 +13,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
-from pylorus.doctor import checks
+from pylorus.doctor import checks, weights
 from pylorus.doctor.checks import check_fonts, check_images, list_class_names
 from pylorus.doctor.packages import State
 from pylorus.hardware import resolve_precision
+from pylorus.model import hub
 from pylorus.model.hub import HubFile, find_weights, list_hub_models
+from pylorus.model.weights import compute_sha256
 from pylorus.report import figure_style
 from tests.conftest import TINY
 
@@ -202,19 +205,19 @@ def folder(tmp_path):
 
 
 def looked_at(folder):
-    return checks.check_model("tiny", HUB, find_weights(HUB, folder), folder)
+    return weights.check_model("tiny", HUB, find_weights(HUB, folder), folder)
 
 
 def test_the_doctor_searches_weights_of_the_three_study_models():
     models = list_hub_models()
-    assert models["vgg19"] == "vgg19.tv_in1k"
+    assert models["vgg19"].name == "vgg19.tv_in1k"
     assert {"resnet50", "inception_v3"} <= set(models)
     assert "small" not in models
     assert "timm" not in models
 
 
 def test_missing_weights_are_named_with_file_repository_location_and_key(tmp_path):
-    found = {check.name: check for check in checks.check_weights(tmp_path)}
+    found = {check.name: check for check in weights.check_weights(tmp_path)}
     assert {check.state for check in found.values()} == {State.WARNING}
     assert set(found) == {"vgg19", "resnet50", "inception_v3"}  # other models are not missed
     remedy = found["resnet50"].remedy
@@ -269,32 +272,95 @@ def test_the_hubs_cache_takes_precedence_and_a_blob_with_a_wrong_hash_is_an_erro
 
 def test_local_files_of_all_models_are_listed_with_one_key_for_a_sweep(tmp_path, monkeypatch):
     names = {"one": TINY, "two": "test_efficientnet.r160_in1k"}
-    monkeypatch.setattr("pylorus.model.hub.list_hub_models", lambda: names)
+    monkeypatch.setattr(hub, "list_hub_models", lambda: {key: ModelConfig(name) for key, name in names.items()})
     for name in names.values():
         save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
-    *models, sweep = checks.check_weights(tmp_path)
+    *models, sweep = weights.check_weights(tmp_path)
     assert [check.state for check in models] == [State.GOOD, State.GOOD]
     assert f"'model.weights={tmp_path}/${{model.name}}.safetensors'" in sweep.found
 
 
 def test_weights_are_listed_with_licence_and_place(folder, capsys):
-    checks.print_weights([TINY, "vit_small_dinov3"], folder)
+    weights.print_weights([TINY, "vit_small_dinov3", "endovit", "gastronet_resnet50"], folder)
     printed = capsys.readouterr().out
-    assert re.search(rf"{TINY} +{TINY} +160 px +apache-2.0 +in {folder}", printed)
-    assert re.search(r"vit_small_dinov3 +vit_small_patch16_dinov3.lvd1689m +256 px +dinov3-license +no\n", printed)
+    assert re.search(rf"{TINY} +{TINY} +hf://timm +160 px +apache-2.0 +in {folder}", printed)
+    assert re.search(r"vit_small_dinov3 +vit_small_patch16_dinov3.lvd1689m .* 256 px +dinov3-license +no\n", printed)
+    assert re.search(r"endovit +EndoViT +hf://egeozsoy/EndoViT +224 px +cc-by-nc-4.0 +no\n", printed)
+    assert re.search(
+        r"gastronet_resnet50 +RN50_GastroNet-5M_DINOv1 +https://\S+ +224 px +cc-by-nc-nd-4.0 +no\n", printed
+    )
+    assert "  dinov3-license allows passing on under the same licence only" in printed
+    assert "cc-by-nc-nd-4.0 forbids commercial use and forbids passing on changed versions" in printed
 
 
 def test_a_check_of_weights_verifies_those_here_and_says_how_to_fetch_the_others(folder, capsys):
-    assert checks.print_weight_checks([TINY], folder)
+    assert weights.print_weight_checks([TINY], folder)
     assert "all keys match" in capsys.readouterr().out
-    assert not checks.print_weight_checks([TINY, "resnet50"], folder)
+    assert not weights.print_weight_checks([TINY, "resnet50"], folder)
     printed = capsys.readouterr().out
     assert f"curl --fail --location --create-dirs --output {folder}/resnet50.tv_in1k.safetensors https://" in printed
     assert "/timm/resnet50.tv_in1k/resolve/main/model.safetensors" in printed
     (folder / f"{TINY}.safetensors").write_bytes(b"damaged")
-    assert not checks.print_weight_checks([TINY], folder)
+    assert not weights.print_weight_checks([TINY], folder)
     with pytest.raises(PylorusError, match='has no "resnet5".*Did you mean'):
-        checks.print_weight_checks(["resnet5"], folder)
+        weights.print_weight_checks(["resnet5"], folder)
+    assert not weights.print_weight_checks(["gastronet_vit_small"], folder)
+    assert f"download VITS_GastroNet-5M_DINOv1.pth, and save it as {folder}/VITS" in capsys.readouterr().out
+
+
+@pytest.fixture
+def stored_hub(monkeypatch, tmp_path):
+    """A hub that answers, with one network in it; counts its downloads."""
+    file, downloads = tmp_path / "hub.safetensors", []
+    save_file(timm.create_model(TINY).state_dict(), file)
+
+    def download(repository, name):
+        downloads.append((repository, name))
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return file, downloads
+
+
+def test_weights_are_fetched_into_a_folder_once_and_verified(stored_hub, tmp_path, capsys):
+    file, downloads = stored_hub
+    target = tmp_path / "new" / "weights"
+    assert weights.print_fetched_weights([TINY], target)
+    printed = capsys.readouterr().out
+    assert (target / f"{TINY}.safetensors").read_bytes() == file.read_bytes()
+    assert [path.name for path in target.iterdir()] == [f"{TINY}.safetensors"]
+    assert f"SHA-256 {compute_sha256(file)}, all keys match" in printed
+    assert "licence: apache-2.0\n" in printed
+    assert f"model=timm model.name={TINY} model.weights={target}/{TINY}.safetensors" in printed
+    assert weights.print_fetched_weights([TINY], target)
+    assert len(downloads) == 1
+
+
+def test_without_a_network_fetch_prints_the_commands_for_another_machine(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def refuse(*_, **__):
+        asked.append(1)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    assert not weights.print_fetched_weights(["resnet50", "endovit", "gastronet_resnet50"], tmp_path / "w")
+    printed = capsys.readouterr().out
+    assert len(asked) == 1  # the second is not waited for
+    assert f"--output {tmp_path}/w/resnet50.tv_in1k.safetensors https://" in printed
+    assert re.search(
+        rf"--output {tmp_path}/w/EndoViT.bin https://\S+/egeozsoy/EndoViT/resolve/main/pytorch_model.bin", printed
+    )
+    assert "in a browser, open https://cortex.thetavision.nl/" in printed
+    assert "Name or service not known" in printed
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_fetched_file_of_another_network_is_reported(stored_hub, tmp_path, capsys):
+    save_file(timm.create_model("test_vit").state_dict(), stored_hub[0])
+    assert not weights.print_fetched_weights([TINY], tmp_path / "w")
+    assert "does not match ResNet" in capsys.readouterr().out
 
 
 def test_classes_are_counted_and_a_sample_is_read(synthetic_root):

@@ -1,10 +1,13 @@
 """Model, report and dashboard contain nothing that names a patient: planted names are searched for."""
 
 import base64
+import getpass
 import io
 import os
+import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -64,29 +67,57 @@ def clinic(tmp_path):
     return root
 
 
-@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
-def test_model_report_and_dashboard_contain_no_names(compose_config, clinic, tmp_path, logger, monkeypatch):
+@pytest.fixture
+def train_in_clinic(compose_config, clinic, tmp_path, monkeypatch):
+    """Train in the clinic's folder; return the finished run."""
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.chdir(clinic)  # a relative path shows no slash that would give it away
-    words = [
-        "data=manifest", "data.manifest=Mustermann.csv", "data.on_error=quarantine", "data.accept_leaks=true",
-        "data.image_size=32", "model=timm", f"model.name={TINY}", "model.weights=none", "stage=pretrain",
-        "stages.pretrain.epochs=1", f"logger={logger}", "trainer=cpu",
-    ]  # fmt: skip
-    folder = RunFolder(tmp_path / "run")
-    config = compose_config(*words)
-    with folder.set_starting(words):
-        write_text(folder.config, OmegaConf.to_yaml(config))
-    run(folder)
+
+    def train(*more):
+        words = [
+            "data=manifest", "data.manifest=Mustermann.csv", "data.on_error=quarantine", "data.accept_leaks=true",
+            "data.image_size=32", "model=timm", f"model.name={TINY}", "model.weights=none", "stage=pretrain",
+            "stages.pretrain.epochs=1", "trainer=cpu", *more,
+        ]  # fmt: skip
+        folder = RunFolder(tmp_path / "run")
+        config = compose_config(*words)
+        with folder.set_starting(words):
+            write_text(folder.config, OmegaConf.to_yaml(config))
+        run(folder)
+        return folder
+
+    return train
+
+
+def list_dashboard_files(folder, logger):
+    found = [path for path in folder.path.rglob("*") if logger in path.relative_to(folder.path).as_posix()]
+    files = [path for path in found if path.is_file()]
+    assert files
+    return files
+
+
+def test_model_report_and_dashboard_contain_no_names(train_in_clinic, clinic):
+    folder = train_in_clinic("logger=wandb")
     assert b"erika_defekt.jpg" in (folder.path / "quarantine.csv").read_bytes()  # here it may be named
     left_out = (folder.path / "report" / "tables" / "subgroup-columns-left-out.csv").read_text()
     for column in ("patient_name", "family", "doctor", "case", "born", "mail"):
         assert column in left_out  # refused, and said so
     assert "1 file" in (folder.path / "report" / "report.html").read_text()
-    leaving = [*(folder.path / "model").rglob("*"), *(folder.path / "report").rglob("*")]
-    shown = [path for path in folder.path.rglob("*") if logger in path.relative_to(folder.path).as_posix()]
-    files = [path for path in (*leaving, *shown) if path.is_file()]
-    assert len(files) > len([path for path in leaving if path.is_file()]) > 3
+    leaving = [path for part in ("model", "report") for path in (folder.path / part).rglob("*") if path.is_file()]
+    assert len(leaving) > 3
+    assert_no_names(folder, [*leaving, *list_dashboard_files(folder, "wandb")], clinic)
+
+
+def test_tensorboard_names_neither_patients_nor_the_machine(train_in_clinic, clinic, monkeypatch):
+    for module, name in ((socket, "gethostname"), (socket, "getfqdn"), (platform, "node"), (getpass, "getuser")):
+        monkeypatch.setattr(module, name, lambda *_: MACHINE)
+    folder = train_in_clinic("logger=tensorboard", "report=false")
+    files = list_dashboard_files(folder, "tensorboard")
+    assert_no_names(folder, files, clinic)
+    assert find_marks(folder.path, files, [MACHINE]) == []
+
+
+def assert_no_names(folder, files, clinic):
     found = [
         f"{path.relative_to(folder.path)}: {mark!r} in {content[max(0, at - 80) : at + 40]!r}"
         for path in files
@@ -170,8 +201,7 @@ def find_marks(folder, paths, marks):
     ]
 
 
-@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
-def test_what_leaves_names_neither_machine_nor_user_nor_folders_nor_patients(tmp_path, logger):
+def test_what_leaves_names_neither_machine_nor_user_nor_folders_nor_patients(tmp_path):
     root, folder = tmp_path / f"root-{MACHINE}", tmp_path / f"sweep-{MACHINE}" / f"run-{MACHINE}"
     for number, label in enumerate(name for name in CLASSES for _ in range(20)):
         path = root / label / f"{PATIENT}P{number}_a.png"
@@ -181,7 +211,7 @@ def test_what_leaves_names_neither_machine_nor_user_nor_folders_nor_patients(tmp
         [
             "train", "data=folders", f"data.root={root}", r"data.group=[a-z]+P\d+", "data.image_size=32",
             f"data.classes=[{','.join(CLASSES)}]", "model=timm", f"model.name={TINY}", "model.weights=none",
-            "stage=pretrain", "stages.pretrain.epochs=1", f"logger={logger}", "trainer=cpu", "data.accept_leaks=true",
+            "stage=pretrain", "stages.pretrain.epochs=1", "logger=wandb", "trainer=cpu", "data.accept_leaks=true",
             f"hydra.run.dir={folder}",
         ],
         tmp_path,
@@ -189,7 +219,7 @@ def test_what_leaves_names_neither_machine_nor_user_nor_folders_nor_patients(tmp
     output = tmp_path / "predictions.csv"
     start_elsewhere(["predict", str(folder / "model"), ".", "--output", str(output)], tmp_path, at=root)
     leaving = [*(folder / "model").rglob("*"), *(folder / "report").rglob("*")]
-    shown = [*(folder / "tensorboard").rglob("*"), *folder.glob("wandb/offline-run-*/**/*")]
+    shown = folder.glob("wandb/offline-run-*/**/*")
     shown = [path for path in shown if path.is_file() and "logs" not in path.relative_to(folder).parts]
     assert shown
     found = find_marks(folder, [*leaving, *shown], (MACHINE, PATIENT))

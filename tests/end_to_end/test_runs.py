@@ -13,16 +13,21 @@ from pylorus.core.io import LOCK
 from tests.conftest import TINY
 from tests.forking import TRAIN
 
+from .conftest import AirGap
+
 PLAIN = ("experiment=debug", "model=timm", f"model.name={TINY}", "trainer=cpu", "data.image_size=32")
 QUICK = (*PLAIN, "report=false")
 
 
-def test_a_run_of_both_stages_from_any_folder(train_for_real, tmp_path):
+def test_a_run_of_both_stages_from_any_folder_needs_no_network(tmp_path, fork_server):
+    gap = AirGap(tmp_path, fork_server)
     start = time.monotonic()
-    found = train_for_real(*PLAIN, "model.weights=none")
+    found = gap.python(str(TRAIN), *PLAIN, "model.weights=none", "data.workers=1", "logger=tensorboard")
     seconds = time.monotonic() - start
     assert found.returncode == 0, found.stderr
-    folder = next(tmp_path.glob("outputs/20*/*"))
+    assert any("train.py" in process for process in gap.watched())
+    assert gap.attempts() == []
+    folder = next(gap.work.glob("outputs/20*/*"))
     results, report, model, test, following, last = found.stdout.rstrip().splitlines()[-6:]
     assert results == f"results: {folder}"
     assert report == f"report: {folder / 'report' / 'report.html'}"
@@ -91,11 +96,10 @@ def test_a_run_of_two_devices_that_divide_the_weights(train_for_real, tmp_path):
     assert (folder / "model" / "model.safetensors").is_file()
 
 
-def test_an_interrupted_run_leaves_no_partial_files(tmp_path):
-    # A suite that a shell started in the background ignores Ctrl-C, and so would all that it starts.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def test_an_interrupted_run_leaves_no_partial_files(tmp_path, fork_server):
     words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500", "data.drawn.images=40"]
-    run = subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    pipe = subprocess.PIPE
+    run = fork_server.start([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("outputs/20*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -108,11 +112,12 @@ def test_an_interrupted_run_leaves_no_partial_files(tmp_path):
     assert not [path for path in folder.rglob(".*") if path.is_file() and path.name != LOCK]
 
 
-def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path):
+def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path, fork_server):
     from pylorus.runs.folder import RunFolder
 
     words = [*QUICK, "model.weights=none", "stages.pretrain.epochs=500"]
-    run = subprocess.Popen([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    nowhere = subprocess.DEVNULL
+    run = fork_server.start([sys.executable, str(TRAIN), *words], cwd=tmp_path, stdout=nowhere, stderr=nowhere)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("outputs/20*/*/pretrain/metrics.csv")) and time.monotonic() < deadline:
         time.sleep(0.2)

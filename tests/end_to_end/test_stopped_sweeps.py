@@ -235,11 +235,11 @@ def test_a_job_that_reaches_its_time_limit_is_saved_and_the_sweep_goes_on(fork_s
     sweep = tmp_path / "sweep"
     command = [sys.executable, str(TRAIN), *WORDS, "model.weights=none", f"hydra.sweep.dir={sweep}"]
     found = fork_server.run(
-        [*command, "seed=0,1", "stages.pretrain.epochs=3000", "trainer.time_limit=0.1"], cwd=tmp_path, timeout=280
+        [*command, "seed=0,1", "stages.pretrain.epochs=3000", "trainer.time_limit=0.05"], cwd=tmp_path, timeout=280
     )
     assert found.returncode == 1, found.stderr
     assert read_states(sweep) == {"0": "interrupted", "1": "interrupted"}
-    assert "jobs 0 and 1 interrupted: time limit: trainer.time_limit=0.1 minutes are over" in found.stdout
+    assert "jobs 0 and 1 interrupted: time limit: trainer.time_limit=0.05 minutes are over" in found.stdout
 
 
 def test_a_run_that_reached_its_time_limit_continues_with_another_limit(train, tmp_path):

@@ -21,12 +21,9 @@ HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
 
 
-def start(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Run train.py in a folder, with the package on Python's path and its configuration on Hydra's."""
-    path = os.pathsep.join([str(PROJECT / "src"), str(HERE)])
-    command = [sys.executable, str(PROJECT / "train.py"), "--config-dir", str(HERE / "conf"), *words]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+COMMAND = (sys.executable, str(PROJECT / "train.py"), "--config-dir", str(HERE / "conf"))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), str(HERE)]), "OMP_NUM_THREADS": "1"}
+"""With the package on Python's path and its configuration on Hydra's."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,8 @@ def experiment_folder(tmp_path_factory: pytest.TempPathFactory, synthetic_root: 
     """A folder in which the experiment has run, with its report."""
     folder = tmp_path_factory.mktemp("outside")
     (folder / "images").symlink_to(synthetic_root)
-    done = start(folder, "experiment=hospital", "hydra.run.dir=run", f"cache.folder={folder / 'cache'}")
+    command = [*COMMAND, "experiment=hospital", "hydra.run.dir=run", f"cache.folder={folder / 'cache'}"]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -69,7 +67,9 @@ NETWORK = "my_hospital.parts.create_network"
 HERE_AS_PACKAGE = f"tests.extension.{NETWORK}"
 
 
-def test_prediction_with_an_own_network_says_what_to_type_and_imports_nothing_by_itself(experiment_folder, tmp_path):
+def test_prediction_with_an_own_network_says_what_to_type_and_imports_nothing_by_itself(
+    experiment_folder, tmp_path, fork_server
+):
     words = [
         "predict",
         str(experiment_folder / "run" / "model"),
@@ -82,9 +82,7 @@ def test_prediction_with_an_own_network_says_what_to_type_and_imports_nothing_by
     assert f"the network hospital_net was built by {NETWORK}, which is not part of Pylorus" in str(refused.value)
     assert f"add --network {NETWORK}, or in Python: load_model(…, network=create_network)" in str(refused.value)
     assert "my_hospital" not in sys.modules
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), str(HERE)])}
-    command = [sys.executable, "-m", "pylorus", *words, "--network", NETWORK]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = fork_server.run(["pylorus", *words, "--network", NETWORK], cwd=tmp_path, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
     expected = pylorus.load_model(experiment_folder / "run", network=create_network).predict(
@@ -166,28 +164,28 @@ def test_own_metric_has_an_interval_in_the_table_of_all_metrics_and_in_the_card(
     assert "youden: defined by the user, with the interval of a grouped jackknife" in page
 
 
-def test_report_names_the_loss_without_running_it(experiment_folder):
+def test_report_names_the_loss_without_running_it(experiment_folder, fork_server):
     page = (experiment_folder / "run" / "report" / "report.html").read_text()
     assert "the loss my_hospital.parts.PolyLoss" in page
     assert "cross_entropy" not in page
     assert "cross_entropy" not in (experiment_folder / "run" / "config.yaml").read_text()
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
-    command = [sys.executable, "-m", "pylorus", "report", str(experiment_folder / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = fork_server.run(["pylorus", "report", str(experiment_folder / "run")], timeout=300)
     assert done.returncode == 0, done.stderr
 
 
-def test_typo_in_a_target_names_key_and_remedy(tmp_path, synthetic_root):
+def test_typo_in_a_target_names_key_and_remedy(tmp_path, synthetic_root, fork_server):
     (tmp_path / "images").symlink_to(synthetic_root)
-    done = start(tmp_path, "experiment=hospital", "loss._target_=my_hospital.parts.PolyLos")
+    words = ["experiment=hospital", "loss._target_=my_hospital.parts.PolyLos"]
+    done = fork_server.run([*COMMAND, *words], cwd=tmp_path, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 1
     assert "loss: my_hospital.parts.PolyLos can't be imported" in done.stderr
     assert 'my_hospital.parts has no PolyLos. Did you mean "PolyLoss"?' in " ".join(done.stderr.split())
     assert "HYDRA" not in done.stdout + done.stderr
 
 
-def test_unknown_monitor_suggests_a_known_one(tmp_path, synthetic_root):
+def test_unknown_monitor_suggests_a_known_one(tmp_path, synthetic_root, fork_server):
     (tmp_path / "images").symlink_to(synthetic_root)
-    done = start(tmp_path, "experiment=hospital", "stages.finetune.monitor=youdem")
+    words = ["experiment=hospital", "stages.finetune.monitor=youdem"]
+    done = fork_server.run([*COMMAND, *words], cwd=tmp_path, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 1
     assert 'there is no metric "youdem". Did you mean "youden"' in " ".join(done.stderr.split())

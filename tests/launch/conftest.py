@@ -1,9 +1,11 @@
 """Small runs that may have several processes."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,13 +16,16 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 
 from pylorus.core.io import write_text
 from pylorus.runs.folder import RunFolder
+from pylorus.training import batch_size
 from tests.conftest import TINY
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forked_processes(fork_server):
     """The processes of a run, as forks; tests/end_to_end/test_runs.py has them started as a run does."""
+    forking = SimpleNamespace(**{**vars(subprocess), "Popen": fork_server.start})
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(batch_size, "subprocess", forking)
         patched.setattr(subprocess_handler, "Popen", lambda args, **more: fork_server.start(list(args), **more))
         yield
 

@@ -209,6 +209,10 @@ def test_a_comma_in_a_run_that_is_no_sweep_names_what_may_be_meant(words, lines,
         ("stages.pretrain.epochs=three", "expected a whole number of at least 1."),
         ("data.fold=5", "data.fold: found 5, expected 0 to 4"),
         ("data.short_names=[A,B]", "data.short_names: needs data.classes as well"),
+        ("ema=true", "averaging=ema"),
+        ("averaging=swa", "averaging=mean"),
+        ("averaging.name=polyak", "averaging.name: found polyak, expected ema, mean or none"),
+        ("averaging.decay=1", "averaging.decay: found 1"),
         ("mixup=0.2", "Pylorus has nothing of the kind: leave it out."),
         ("num_classes=3", "The number of classes follows from the class folders: leave it out."),
         ("val_dir=v", "data.root names the folder above"),
@@ -300,6 +304,8 @@ UNUSED = [
     (["data.validation=test", "data.val_fraction=0.2"], "data.val_fraction: found 0.2, but the validation images"),
     (["stages.pretrain.lr=1", "stages.finetune.lr=1", "optimizer.lr=0.1"], "optimizer.lr: found 0.1, but every stage"),
     (["trainer.strategy=fsdp"], "trainer.strategy: found fsdp, but there is a single device"),
+    (["averaging.every=3"], "averaging.every: found 3, but averaging=none, the default, averages nothing"),
+    (["averaging=mean", "averaging.decay=0.99"], "averaging.decay: found 0.99, but averaging=mean gives all weights"),
     (["data.folds=3"], "data.folds: found 3 without data.fold"),
     (["data=folders", "data.root=D", "data.drawn.images=7"], "data.drawn.images: found 7, but only data=synthetic"),
 ]
@@ -320,6 +326,7 @@ def test_a_key_that_a_run_would_not_use_is_refused(words, message, tmp_path):
         ["logger=wandb", "logger.project=x", "logger.images=true"],
         ["logger.offline=true", "optimizer.momentum=0.9"],  # the defaults
         ["stage=pretrain", "augment=none"],
+        ["averaging=ema", "averaging.decay=0.99", "averaging.every=2", "averaging.start=0.2"],
         ["stages.pretrain.augment=light", "stages.pretrain.views=3"],
     ],
 )

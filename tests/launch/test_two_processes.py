@@ -33,9 +33,15 @@ def test_two_processes_give_the_weights_curves_and_predictions_of_one(prepare_ru
     assert not torch.allclose(weights(moved)["fc.weight"], weights(one)["fc.weight"], atol=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_that_accumulate_gradients_give_the_weights_of_one(prepare_run, strategy):
-    words = ("trainer.batch_size=4", "trainer.accumulate=2", "stages.pretrain.epochs=1", "stages.finetune.epochs=2")
+@pytest.mark.parametrize(("strategy", "averaging"), [("ddp", "mean"), ("fsdp", "none")])
+def test_two_processes_that_accumulate_gradients_give_the_weights_of_one(prepare_run, strategy, averaging):
+    words = (
+        f"averaging={averaging}",
+        "trainer.batch_size=4",
+        "trainer.accumulate=2",
+        "stages.pretrain.epochs=1",
+        "stages.finetune.epochs=2",
+    )
     one, two = prepare_run(*words), prepare_run("trainer.devices=2", f"trainer.strategy={strategy}", *words)
     run(one)
     run(two)

@@ -17,6 +17,7 @@ from pylorus.model.finetuning import (
     compute_peak_lr,
     list_blocks,
     resolve_depth,
+    resolve_learn,
 )
 from tests.conftest import TINY
 
@@ -131,7 +132,34 @@ def test_an_unknown_block_is_refused_with_a_list_of_blocks():
     network = timm.create_model(TINY, num_classes=3)
     with pytest.raises(PylorusError, match=r'has no block "layer5"\..*Did you mean "layer\d"') as caught:
         resolve_depth(network, "layer5")
-    assert "Available: head, all, conv1" in str(caught.value)
+    assert "Available: head, all, last:1, last:50%, conv1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "half"),
+    [
+        ("resnet50.tv_in1k", "layer4.2", "layer3.0"),
+        ("vgg19.tv_in1k", "pre_logits", "features.19"),
+        ("inception_v3.tv_in1k", "Mixed_7c", "Mixed_6a"),
+        ("vit_small_patch16_224", "blocks.11", "blocks.5"),
+        ("convnext_tiny", "stages.3", "stages.1"),
+        ("mobilenetv2_100", "conv_head", "blocks.3"),
+    ],
+)
+def test_the_last_blocks_of_any_network_are_found_by_number_and_share(name, last, half):
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=3)
+    assert resolve_depth(network, "last:1") == resolve_depth(network, last)
+    assert resolve_learn(network, "last:50%") == half
+    shares = [len(resolve_depth(network, learn).trainable) for learn in ("head", "last:1", "last:50%", "all")]
+    assert shares == sorted(set(shares))  # each stage of stage=gradual trains more than the one before
+
+
+@pytest.mark.parametrize("learn", ["last:0", "last:99", "last:0%", "last:101%", "last:", "last:two", "last:-1"])
+def test_a_number_of_blocks_that_a_network_does_not_have_is_refused(learn):
+    network = timm.create_model(TINY, num_classes=3)
+    with pytest.raises(PylorusError, match=rf'learn: found "{learn}", expected last:1 to last:\d+, as ResNet has'):
+        resolve_depth(network, learn)
 
 
 @pytest.fixture

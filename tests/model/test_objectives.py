@@ -53,6 +53,51 @@ def test_focal_loss_with_gamma_0_is_cross_entropy_and_has_a_finite_gradient():
     assert torch.isfinite(sure.grad).all()
 
 
+def test_logit_adjusted_loss_is_balanced_softmax_with_tau_1_and_cross_entropy_with_tau_0():
+    counts = torch.tensor([5.0, 30.0, 65.0])
+    balanced_softmax = counts * LOGITS.exp() / (counts * LOGITS.exp()).sum(1, keepdim=True)
+    expected = -balanced_softmax.gather(1, LABELS[:, None])[:, 0].log()
+    built = [
+        build_loss(LossConfig(name="logit_adjusted", args=args), classes=3, images_of_class=[5, 30, 65])
+        for args in ({}, {"tau": 1}, {"tau": 0}, {"tau": 0.5})
+    ]
+    values = [loss(LOGITS, LABELS) for loss in built]
+    assert torch.allclose(values[0], expected, atol=1e-6)
+    assert torch.equal(values[0], values[1])
+    assert torch.allclose(values[2], functional.cross_entropy(LOGITS, LABELS, reduction="none"), atol=1e-6)
+    half = functional.cross_entropy(LOGITS + 0.5 * counts.log(), LABELS, reduction="none")
+    assert torch.allclose(values[3], half, atol=1e-6)
+    assert built[0].compute_weights(LABELS).tolist() == [1, 1, 1]
+
+
+def test_logit_adjusted_loss_of_equally_frequent_classes_is_cross_entropy():
+    plain = functional.cross_entropy(LOGITS, LABELS, reduction="none")
+    for counts in ([7, 7, 7], None):  # None: not known yet
+        loss = build_loss(LossConfig(name="logit_adjusted"), classes=3, images_of_class=counts)
+        assert torch.allclose(loss(LOGITS, LABELS), plain, atol=1e-6)
+
+
+def test_the_logits_of_a_logit_adjusted_loss_do_not_contain_the_frequencies():
+    """Of images without information the best logits are equal, where cross-entropy learns the frequencies."""
+    labels = torch.tensor([0] * 2 + [1] * 6 + [2] * 12)
+    learnt = {}
+    for name in ("cross_entropy", "logit_adjusted"):
+        loss = build_loss(LossConfig(name=name), classes=3, images_of_class=[2, 6, 12])
+        logits = torch.zeros(3, requires_grad=True)
+        optimizer = torch.optim.LBFGS([logits], max_iter=100)
+
+        def step(loss=loss, logits=logits, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = loss(logits.expand(20, 3), labels).mean()
+            value.backward()
+            return value
+
+        optimizer.step(step)
+        learnt[name] = logits.detach().softmax(0)
+    assert torch.allclose(learnt["logit_adjusted"], torch.full((3,), 1 / 3), atol=1e-3)
+    assert torch.allclose(learnt["cross_entropy"], torch.tensor([0.1, 0.3, 0.6]), atol=1e-3)
+
+
 def test_a_custom_mean_loss_is_weighted_by_images():
     loss = build_loss(own("average_cross_entropy"), classes=3)
     total = loss(LOGITS, LABELS).sum() / loss.compute_weights(LABELS).sum()
@@ -73,6 +118,10 @@ def test_a_custom_loss_class_receives_class_weights():
         (LossConfig(name="focl"), 'no loss "focl".*Did you mean "focal"'),
         (LossConfig(name="focal", args={"gamma": -1}), "loss.args.gamma: found -1, expected 0 or more"),
         (LossConfig(name="focal", args={"gama": 1}), 'loss.args.gama: focal loss has no such.*Did you mean "gamma"'),
+        (LossConfig(name="logit_adjusted", args={"tau": -1}), "loss.args.tau: found -1, expected 0 or more"),
+        (LossConfig(name="logit_adjusted", args={"tau": math.inf}), "loss.args.tau: found inf, expected 0 or more"),
+        (LossConfig(name="focal", args={"gamma": "two"}), "loss.args.gamma: found two, expected 0 or more"),
+        (LossConfig(name="logit_adjusted", args={"beta": 1}), "loss.args.beta: logit-adjusted loss has no such"),
         (own("double"), "gave .*expected a tensor of shape"),
     ],
 )
@@ -85,8 +134,17 @@ def test_every_loss_has_a_label_and_a_file():
     assert {name: kind.label for name, kind in LOSSES.items()} == {
         "cross_entropy": "cross-entropy",
         "focal": "focal loss",
+        "logit_adjusted": "logit-adjusted loss",
     }
     assert list_loss_details({"_target_": "a.B", "args": {"k": 1}}) == ["the loss a.B", "k 1"]
+
+
+def test_class_weights_and_logit_adjustment_together_are_refused():
+    config = LossConfig(name="logit_adjusted", class_weights="balanced")
+    with pytest.raises(
+        PylorusError, match=r"class_weights: found balanced, but the logit-adjusted.*class_weights=none"
+    ):
+        build_loss(config, classes=3, images_of_class=[1, 2, 3])
 
 
 NAMES = ("A", "B", "C")

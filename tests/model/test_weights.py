@@ -6,6 +6,7 @@ import logging
 import pathlib
 import pickle
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from pylorus import Classifier
 from pylorus.config.schema import ModelConfig
 from pylorus.core.errors import PylorusError
 from pylorus.model.backbone import build_backbone
+from pylorus.model.hub import list_hub_models
+from pylorus.model.weights import match_tensors
 from tests.conftest import TINY
 
 HEADS = ("fc.", "head.")
@@ -255,3 +258,48 @@ def test_only_volos_own_training_uses_its_second_head():
         file = {**state, "head.weight": torch.zeros(1000, 384), "aux_head.weight": torch.zeros(1000, 384)}
         patch.setattr("pylorus.model.weights._read_tensors", lambda _: file)
         assert set(match_tensors(network, pathlib.Path("volo.pth"))) == set(state)
+
+
+ENDOSCOPY = {
+    # As users of the files load them: the tensors themselves, by torchvision's names, without a head.
+    "gastronet_resnet50": lambda backbone: backbone,
+    # A whole checkpoint of DINO, whose teacher is loaded.
+    "gastronet_vit_small": lambda backbone: {
+        "teacher": {
+            **{f"backbone.{name}": tensor for name, tensor in backbone.items()},
+            "head.last_layer.weight_g": torch.zeros(4, 1),
+        },
+        "student": {f"module.backbone.{name}": torch.rand(tensor.shape) for name, tensor in backbone.items()},
+        "epoch": 100,
+    },
+    # A masked autoencoder, with its decoder.
+    "endovit": lambda backbone: {
+        "model": {**backbone, "mask_token": torch.zeros(1, 1, 512), "decoder_embed.weight": torch.zeros(512, 768)},
+        "epoch": 14,
+    },
+}
+
+
+@pytest.mark.parametrize("model", ENDOSCOPY)
+def test_weights_of_endoscopy_load_in_the_layout_that_is_documented(tmp_path, model):
+    config = list_hub_models()[model]
+    torch.manual_seed(1)
+    state = backbone_of(timm.create_model(config.name, num_classes=0).state_dict(), "")
+    file = tmp_path / "file.pth"
+    torch.save(ENDOSCOPY[model](state), file)
+    built = build_backbone(replace(config, weights=str(file)), classes=3)
+    loaded = built.network.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert built.image_size == 224
+    assert built.licence == config.licence
+    assert list(built.mean) == config.mean
+
+
+def test_weights_of_endoscopy_in_another_layout_are_refused_with_the_keys_that_differ(tmp_path):
+    config = list_hub_models()["gastronet_resnet50"]
+    with torch.device("meta"):
+        network = timm.create_model(config.name, num_classes=3)
+    state = {name: torch.empty(tensor.shape) for name, tensor in network.state_dict().items() if name != "conv1.weight"}
+    torch.save({**state, "adapter.weight": torch.zeros(1)}, tmp_path / "file.pth")
+    with pytest.raises(PylorusError, match=r"1 key missing in the file:\n  conv1.weight\n1 key unknown .*:\n  adapter"):
+        match_tensors(network, tmp_path / "file.pth")

@@ -14,10 +14,9 @@ from omegaconf import OmegaConf
 
 from pylorus.config.schema import Config, StageConfig
 from pylorus.core.io import write_json, write_text
-from pylorus.report import page
 from pylorus.report.page import write_report
 from pylorus.report.results import ReportOptions
-from pylorus.runs.folder import score_stage, select_stage
+from pylorus.runs.folder import StageFolder, score_stage, select_stage
 from pylorus.runs.predictions import build_prediction_table, read_predictions, write_predictions
 
 CLASSES = {"GC": "gastric_cancer", "GU": "gastric_ulcer", "CG": "chronic_gastritis"}
@@ -49,6 +48,8 @@ class Story:
     error: str | None = None
     curves: bool = True
     network: bool = True
+    averaged: int = 0
+    """Weights of which those of the third epoch are the average."""
 
 
 Maker = Callable[..., Path]
@@ -81,13 +82,6 @@ def run_with_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_story(folder, Story(images_per_group=2))
     write_report([folder], options=ReportOptions(resamples=100))
     return folder
-
-
-@pytest.fixture
-def skip_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build figures without rendering them, where a test is not about them: rendering takes most of a report's time."""
-    for name in ("render_svg", "render_png"):
-        monkeypatch.setattr(page, name, lambda drawing: drawing.alt.encode())
 
 
 def write_story(folder: Path, story: Story) -> None:
@@ -185,6 +179,8 @@ def _write_stage(folder: Path, stage: str, number: int, rows: pd.DataFrame, stor
         write_predictions(table, folder / stage / f"predictions-{kind}.parquet")
     if story.curves:
         write_text(folder / stage / "metrics.csv", _curves(stage, number, names).to_csv(index=False))
+    if story.averaged:
+        StageFolder(folder / stage).write_record(epochs=4, best_epoch=3, averaged_weights=story.averaged)
 
 
 def _answers(labels: np.ndarray, confusion: np.ndarray) -> np.ndarray:

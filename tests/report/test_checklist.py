@@ -351,6 +351,13 @@ def base_evidence(make_shared_run):
         (answers.report_training, {}, change_json("environment.json", batch_size=64), "batch size 16", "batch size 64"),
         (
             answers.report_training,
+            {"averaged": 2, "config": {"averaging.name": "mean"}},
+            None,
+            "augmentation none. adamw",
+            "weights used: mean of the weights of 2 epochs",
+        ),
+        (
+            answers.report_training,
             {"config": {"trainer.accumulate": 4}},
             None,
             "batch size 16",

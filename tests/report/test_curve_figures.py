@@ -25,6 +25,19 @@ def test_the_chosen_epoch_is_the_first_of_the_best_by_what_the_stage_monitors(ma
     assert each.best == 2
 
 
+def test_the_ring_and_the_note_follow_what_the_stage_recorded_of_its_average(make_run):
+    config = {"averaging.name": "mean"}
+    curves = collect_curves([read_run(make_run(stages=("s",), averaged=2, config=config))])
+    assert [each.best for each in curves] == [2]
+    notes = " ".join(map(str, plot_training_curves(curves).notes))
+    assert (
+        "Validation curves are those of the average once it has begun, at the ring the mean of the weights of 2 epochs;"
+        in notes
+    )
+    other = collect_curves([read_run(make_run("other", stages=("s",), config=config))])  # nothing is recorded
+    assert "average" not in " ".join(map(str, plot_training_curves(other).notes))
+
+
 def test_a_metric_missing_from_the_file_is_undefined(curves):
     assert np.isnan(curves[0].get_metric("val/nothing")).all()
     assert curves[0].best is not None

@@ -19,6 +19,11 @@ def test_runs_of_one_model_are_labelled_by_what_differs(make_run):
     assert labels(*paths) == (["resnet50 (lr=0.01)", "resnet50 (lr=0.001)"], ["resnet50-lr-0-01", "resnet50-lr-0-001"])
 
 
+def test_runs_with_and_without_averaged_weights_are_labelled_by_their_group(make_run):
+    paths = [make_run("a", config={"averaging.name": "ema"}), make_run("b")]
+    assert labels(*paths)[0] == ["resnet50 (averaging=ema)", "resnet50 (averaging=none)"]
+
+
 def test_runs_of_other_stages_are_labelled_by_stage(make_run):
     paths = [make_run("a", stages=("pretrain",)), make_run("b")]
     assert labels(*paths)[0] == ["resnet50 (pretrain only)", "resnet50 (pretrain + finetune)"]

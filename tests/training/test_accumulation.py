@@ -14,7 +14,7 @@ from pylorus.core.distributed import SINGLE_PROCESS
 from pylorus.core.errors import PylorusError
 from pylorus.hardware import Engine, list_choices, resolve_engine, resolve_precision
 from pylorus.launch.train import run
-from pylorus.model.objectives import StepLoss
+from pylorus.model.finetuning import StepLoss
 from pylorus.runs.folder import RunFolder
 from pylorus.training import callbacks, trainer
 from tests.conftest import TINY
@@ -105,7 +105,13 @@ def test_accumulation_is_not_the_small_batch(prepare_run, large_batch_run):
 def test_a_run_killed_within_an_epoch_resumes_between_two_steps_to_the_same_weights(
     prepare_run, monkeypatch, last_checkpoints
 ):
-    words = ("trainer.batch_size=3", "trainer.accumulate=2", "++model.args={drop_rate: 0.2}")
+    words = (
+        "trainer.batch_size=3",
+        "trainer.accumulate=2",
+        "averaging=ema",
+        "averaging.every=2",
+        "++model.args={drop_rate: 0.2}",
+    )
     whole, folder = prepare_run(*words), prepare_run(*words)
     run(whole)
     reached = [checkpoint["reached"] for checkpoint in last_checkpoints]

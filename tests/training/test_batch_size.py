@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,7 +122,13 @@ def train_run(compose_config, synthetic_root, tmp_path_factory):
     return of
 
 
-def test_a_run_with_auto_equals_the_run_with_the_chosen_size(train_run, monkeypatch):
+@pytest.fixture
+def forked_trials(fork_server, monkeypatch):
+    """Processes that try steps, as forks; `test_real_steps_report_their_memory_and_out_of_memory` starts one as a run does."""
+    monkeypatch.setattr(batch_size, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": fork_server.start}))
+
+
+def test_a_run_with_auto_equals_the_run_with_the_chosen_size(train_run, forked_trials, monkeypatch):
     monkeypatch.setattr(batch_size, "MAX_BATCH_SIZE", {"cpu": 8})
     auto, given = train_run("trainer.batch_size=auto"), train_run("trainer.batch_size=8")
     first, second = (load_file(folder.path / "model" / "model.safetensors") for folder in (auto, given))
@@ -149,13 +157,13 @@ def test_real_steps_report_their_memory_and_out_of_memory(build_request):
         assert trial.measure_step(2**38) is None
 
 
-def test_a_process_killed_by_the_system_counts_as_out_of_memory(build_request):
+def test_a_process_killed_by_the_system_counts_as_out_of_memory(build_request, forked_trials):
     with TrialProcess(build_request) as trial:
         os.kill(trial._process.pid, signal.SIGKILL)
         assert trial.measure_step(4) is None
 
 
-def test_other_failures_of_a_step_are_an_error_with_the_reason(build_request):
+def test_other_failures_of_a_step_are_an_error_with_the_reason(build_request, forked_trials):
     wrong = TrialProcess({**build_request, "model": {"name": "no_such_model", "weights": "none"}})
     with pytest.raises(PylorusError, match=r"(?s)batch_size: found auto.*such as 16.*has no .no_such_model"), wrong:
         pass
@@ -164,7 +172,7 @@ def test_other_failures_of_a_step_are_an_error_with_the_reason(build_request):
 @pytest.mark.parametrize(
     "loss", [{"name": "focal", "class_weights": "balanced"}, {"_target_": "torch.nn.CrossEntropyLoss"}]
 )
-def test_the_steps_minimize_the_loss_of_the_run(build_request, loss):
+def test_the_steps_minimize_the_loss_of_the_run(build_request, forked_trials, loss):
     with TrialProcess({**build_request, "loss": loss}) as trial:
         assert trial.measure_step(2) is not None
     one_class = {"_target_": "torch.nn.functional.binary_cross_entropy", "args": {}}

@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import struct
-import subprocess
 import sys
 import time
 import types
@@ -277,7 +275,7 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb_and_a_failed_one_says_so
 
 
 @pytest.mark.slow
-def test_the_agent_of_a_wandb_sweep_starts_runs_with_the_sweeps_settings(tmp_path):
+def test_the_agent_of_a_wandb_sweep_starts_runs_with_the_sweeps_settings(tmp_path, fork_server):
     """What `wandb agent` does with a setting of the sweep that the server chose, without the server."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -304,8 +302,8 @@ def test_the_agent_of_a_wandb_sweep_starts_runs_with_the_sweeps_settings(tmp_pat
     ]  # fmt: skip
     environment = {**os.environ, "WANDB_SWEEP_ID": "abcd1234", "WANDB_RUN_ID": "ab12cd34"}
     environment |= {"WANDB_SWEEP_PARAM_PATH": str(parameters), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    shutil.copy(Path(__file__).parents[2] / "train.py", tmp_path)
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert command[:3] == ["/usr/bin/env", sys.executable, sweep["program"]]
+    done = fork_server.run(command[1:], cwd=tmp_path, env=environment, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     (records,) = read_offline_runs(RunFolder(tmp_path / "run"))
     (run,) = records["run"]

@@ -112,14 +112,13 @@ SHUT = OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call"),
+    ("owner", "name", "call", "error", "said"),
     [
-        ("pytorch_lightning:Trainer", "save_checkpoint", 4),
-        ("pandas:DataFrame", "to_csv", 6),
-        ("pandas:DataFrame", "to_parquet", 4),
+        ("pytorch_lightning:Trainer", "save_checkpoint", 4, FULL, "the disk is full"),
+        ("pandas:DataFrame", "to_csv", 6, SHUT, "can't be written to: Read-only file"),
+        ("pandas:DataFrame", "to_parquet", 4, FULL, "the disk is full"),
     ],
 )
-@pytest.mark.parametrize(("error", "said"), [(FULL, "the disk is full"), (SHUT, "can't be written to: Read-only file")])
 def test_a_full_disk_is_named_with_a_remedy_and_the_run_resumes(
     prepare_run, train_uninterrupted, monkeypatch, owner, name, call, error, said
 ):
@@ -191,8 +190,7 @@ def test_a_deleted_run_folder_is_reported_and_not_created_again(prepare_run, tra
     goes_on_to(expected, RunFolder(away))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("harm", ["deleted", "damaged"])
+@pytest.mark.parametrize(("workers", "harm"), [(0, "deleted"), (2, "damaged")])
 def test_an_image_that_disappears_during_an_epoch_is_named(
     prepare_run, train_uninterrupted, synthetic_root, tmp_path, monkeypatch, workers, harm
 ):

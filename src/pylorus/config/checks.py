@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.config.instantiation import TARGET
+from pylorus.config.keys import get_averaging_start
 from pylorus.config.schema import (
     EXTENSIBLE,
     FUSED_OPTIMIZERS,
@@ -173,6 +174,7 @@ def check_config(config: Config) -> None:
     _check_test_set(config)
     _check_classes(config)
     _check_trainer(config)
+    _check_averaging(config)
     if config.model._target_ is not None:
         return
     if config.model.args.get("in_chans", 3) != 3:
@@ -271,6 +273,24 @@ def _check_trainer(config: Config) -> None:
             f"optimizer.name: found {config.optimizer.name}, expected an optimiser of torch itself with "
             f"trainer.strategy=fsdp, because the weights are sharded: {', '.join(FUSED_OPTIMIZERS)}."
         )
+
+
+def _check_averaging(config: Config) -> None:
+    name, start = config.averaging.name, get_averaging_start(config.averaging)
+    if name == "none":
+        return
+    if config.trainer.strategy == "fsdp":
+        raise PylorusError(
+            f"averaging: found {name}, expected none with trainer.strategy=fsdp, where no device has all weights. "
+            "Leave one of the two out."
+        )
+    for stage in config.run:
+        patience = config.stages[stage].patience
+        if patience is not None and start > 0:
+            raise PylorusError(
+                f"stages.{stage}.patience: found {patience}, expected null with averaging={name}, whose average begins "
+                f"after {start:g} of the epochs: the stage could end before. Leave it out, or add averaging.start=0."
+            )
 
 
 def _check_deciding_class(config: Config) -> None:

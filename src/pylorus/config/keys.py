@@ -1,4 +1,4 @@
-"""What the schema says of a key, in words: its kind and range, why a run ignores it, and what a loss is called.
+"""What the schema says of a key, in words: its kind and range, why a run ignores it, what loss and average are called.
 
 A key that a new run would ignore is refused: it was typed for a reason, and a run without it answers another question.
 A configuration file may set keys that some runs do not use, so most rules hold for the words of the command line only.
@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from pylorus.config.schema import Config, DataConfig, LossConfig
+from pylorus.config.schema import AveragingConfig, Config, DataConfig, LossConfig
 from pylorus.core.errors import PylorusError, format_suggestion, suggest_path
 from pylorus.core.formatting import format_command
 from pylorus.core.io import iter_fields
@@ -128,7 +128,7 @@ def _format_wrong_type(key: str, found: str, kind: str) -> str:
 DECISIVE_KEYS = (
     *("stage", "run", "data", "data.kind", "data.fold", "data.fold_column", "data.split_file", "data.test_column"),
     *("data.validation", "optimizer", "optimizer.name", "logger", "augment", "model", "experiment", "trainer"),
-    *("trainer.devices", "trainer.nodes"),
+    *("trainer.devices", "trainer.nodes", "averaging", "averaging.name"),
 )
 """Keys that decide whether another one is used, besides those of a stage."""
 
@@ -186,6 +186,16 @@ RULES = (
         "the stage does not augment its images. Add stages.{stage}.augment=light, or leave it out.",
     ),
     Rule(
+        r"model\.source",
+        lambda config, _: config.model.weights != "hub",
+        "model.weights names what the training starts from. Keep one of the two.",
+    ),
+    Rule(
+        r"model\.licence",
+        lambda config, _: config.model.weights == "none",
+        "random weights have no licence. Leave it out.",
+    ),
+    Rule(
         r"optimizer\.lr",
         _has_own_rates,
         "every stage of this run has a learning rate of its own, stages.<stage>.lr. Keep one of the two.",
@@ -194,6 +204,18 @@ RULES = (
         r"optimizer\.momentum",
         lambda config, _: re.match(r"([nr]?adam|lion|lamb|adafactor|adopt)", config.optimizer.name) is not None,
         "this optimizer does not use it. Add optimizer=sgd, or leave it out.",
+    ),
+    Rule(
+        r"averaging\.(?:decay|every|start)",
+        lambda config, _: config.averaging.name == "none",
+        "averaging=none, the default, averages nothing. Add averaging=ema or averaging=mean, or leave it out.",
+        if_default=True,
+    ),
+    Rule(
+        r"averaging\.decay",
+        lambda config, _: config.averaging.name == "mean",
+        "averaging=mean gives all weights the same share. Add averaging=ema, or leave it out.",
+        if_default=True,
     ),
     Rule(
         r"augment(\.\w.*)?",
@@ -363,3 +385,37 @@ def list_loss_details(settings: LossConfig | Mapping[str, Any]) -> list[str]:
         for key, value in dict(given.get("args") or {}).items()
     ]
     return [f"{weighted}{label}", *details, *([f"label smoothing {smoothing:g}"] if smoothing and not target else [])]
+
+
+def get_averaging_start(config: AveragingConfig) -> float:
+    """Return the fraction of a stage's epochs before its average begins."""
+    return config.start if config.start is not None else 0.5 if config.name == "mean" else 0.0
+
+
+def describe_averaging(settings: AveragingConfig | Mapping[str, Any], *, weights: int, norms: int) -> str:
+    """Describe a stage's weights for its checklist, card and manuscript: "" if they are no average.
+
+    Args:
+        settings: The section `averaging` of a configuration, also of an older or newer version.
+        weights: Number of weights of which they are the average; 0: they are no average.
+        norms: Number of batch-norm layers whose statistics were estimated anew.
+
+    Example:
+        >>> describe_averaging({"name": "ema", "decay": 0.999}, weights=420, norms=0)
+        'exponential moving average of the weights over 420 updates, one a step (decay 0.999)'
+        >>> describe_averaging({"name": "mean"}, weights=5, norms=52)
+        'mean of the weights of 5 epochs, with batch-norm statistics estimated anew over the training images'
+    """
+    given = asdict(settings) if isinstance(settings, AveragingConfig) else dict(settings)
+    if not weights:
+        return ""
+    every = given.get("every")
+    if given.get("name") == "ema":
+        pace = "one a step" if every in (None, 1) else f"one every {every} steps"
+        updates = f"{weights:,} updates, {pace}" if weights > 1 else "1 update"
+        text = f"exponential moving average of the weights over {updates} (decay {float(given.get('decay', 0)):g})"
+    else:
+        unit = "of {} epoch" if every is None else "at {} step"
+        text = f"mean of the weights {unit.format(f'{weights:,}')}{'s' * (weights > 1)}"
+        text += "" if every is None else f", one every {every} steps"
+    return f"{text}, with batch-norm statistics estimated anew over the training images" if norms else text

@@ -219,6 +219,14 @@ class ModelConfig:
         "as timm states it for the model",
     )
     std: list[float] | None = key(None, "standard deviation of red, green and blue of these images; null: as for mean")
+    source: str | None = key(
+        None,
+        "where the weights are, if timm does not have them: hf://OWNER/REPOSITORY/FILE, or https://PAGE#FILE for a "
+        "page from which a person downloads them; null: as timm says",
+    )
+    licence: str | None = key(
+        None, "licence of the weights, such as cc-by-nc-4.0, for card and export; null: as timm states it"
+    )
     _target_: str | None = key(
         None,
         "a network of your own: dotted path of a class or function that returns an nn.Module; model.name labels it",
@@ -231,8 +239,8 @@ class StageConfig:
 
     learn: str = key(
         "all",
-        "which layers are trained: head, all, or the name of a block (layer4), which trains that block and everything "
-        "after it",
+        "which layers are trained: head; all; the name of a block (layer4), which trains that block and everything "
+        "after it; or the last blocks of any network, by number (last:2) or share (last:50%)",
     )
     epochs: int = key(10, "number of epochs", low=1)
     lr: float | None = key(None, "peak learning rate; null: optimizer.lr × lr_factor", low=0)
@@ -317,6 +325,36 @@ class LossConfig:
         choices=("none", "balanced"),
     )
     label_smoothing: float = key(0.0, "fraction of each label that is spread evenly over all classes", low=0, high=0.5)
+
+
+@dataclass
+class AveragingConfig:
+    """Whether what is evaluated and shipped is an average of the weights over training, in place of the last ones."""
+
+    name: str = key(
+        "none",
+        "weights that are validated, tested and shipped; none: those after an epoch's last step; ema: an exponential "
+        "moving average over the steps; mean: the equal average of those after each of the last epochs",
+        choices=list_group_files("averaging"),
+    )
+    decay: float = key(
+        0.999,
+        "with ema, fraction of the average that an update retains; after n updates at most (1 + n) / (10 + n), so that "
+        "the first weights are forgotten soon",
+        low=0,
+        high=0.999999,
+    )
+    every: int | None = key(
+        None,
+        "optimizer steps between two updates of the average; null: 1 with ema, those of an epoch with mean",
+        low=1,
+    )
+    start: float | None = key(
+        None,
+        "fraction of a stage's epochs before the average begins, which are not chosen; null: 0 for ema, 0.5 for mean",
+        low=0,
+        high=0.99,
+    )
 
 
 @dataclass
@@ -466,6 +504,11 @@ class DeployConfig:
         False,
         "put salted fingerprints of the images into the bundle, to find copies elsewhere; see docs/fingerprints.md",
     )
+    accept_licence: str | None = key(
+        None,
+        "a licence of the weights that limits passing a model on, such as cc-by-nc-4.0, if you may pass this one on: "
+        "export and sign then accept it, and bundle and card say so",
+    )
     margin: float | None = key(
         None,
         "largest difference at which a model counts as no worse, such as 0.05; null: no such test",
@@ -494,6 +537,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     deploy: DeployConfig = field(default_factory=DeployConfig)
@@ -509,15 +553,7 @@ class Config:
 
 
 GROUPS = (
-    "data",
-    "model",
-    "stage",
-    "augment",
-    "optimizer",
-    "loss",
-    "trainer",
-    "logger",
-    "callbacks",
+    *("data", "model", "stage", "augment", "optimizer", "loss", "averaging", "trainer", "logger", "callbacks"),
     "experiment",
 )
 """The groups of conf/: `GROUP=FILE` on the command line."""

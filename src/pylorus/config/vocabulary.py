@@ -66,6 +66,11 @@ SYNONYMS: Mapping[str, str | Mapping[str, str]] = {
     },
     "gamma focal_gamma": "loss=focal loss.args.gamma={}",
     "focal focal_loss": "loss=focal",
+    "tau logit_adjustment_tau": "loss=logit_adjusted loss.args.tau={}",
+    "logit_adjust logit_adjusted logit_adjustment balanced_softmax": "loss=logit_adjusted",
+    "weighted_sampler balanced_sampler balanced_sampling class_balanced_sampling oversample oversampling": (
+        "loss=logit_adjusted # It balances rare and frequent classes in the loss; docs/imbalance.md compares both."
+    ),
     "accumulate_grad_batches gradient_accumulation_steps accum_iter accumulation_steps accumulation": (
         "trainer.accumulate={}"
     ),
@@ -85,9 +90,14 @@ SYNONYMS: Mapping[str, str | Mapping[str, str]] = {
         f"{_ON}|{_OFF}": "stages.*.monitor=loss",
         ".*": "stages.*.monitor={}",
     },
-    "mixup cutmix ema model_ema swa tta test_time_augmentation distillation teacher": (
-        "# Pylorus has nothing of the kind: leave it out."
-    ),
+    "ema model_ema use_ema ema_decay model_ema_decay": {
+        _OFF: "averaging=none",
+        r"0?\.\d+": "averaging=ema averaging.decay={}",
+        ".*": "averaging=ema",
+    },
+    "swa weight_averaging polyak": {_OFF: "averaging=none", ".*": "averaging=mean"},
+    "mixup cutmix distillation teacher": "# Pylorus has nothing of the kind: leave it out.",
+    "tta test_time_augmentation": "# It is an option of pylorus predict and pylorus validate: --tta flips.",
     # network
     "arch architecture backbone net network encoder model_name base_model model_type model_arch": {
         "({models})": "model={}",
@@ -234,6 +244,7 @@ GROUP_VALUES: Mapping[str, Mapping[str, str]] = {
         r"all|full|two|2|two.?stages?|pretrain.{1,3}fine.?tune": "stage=both",
         "head|frozen|freeze|linear|linear.?prob(e|ing)|pre.?train(ed|ing)?|first|1": "stage=pretrain",
         "fine.?tun(e|ed|ing)|unfrozen|tune|whole|second|train": "stage=finetune",
+        "gradual.*|progressive.*|ulmfit|step.?wise|unfreez(e|ing)|three|3|four|4": "stage=gradual",
     },
     "augment": {
         "strong|heavy|hard|full|medium|endoscop.*|gastroscop.*": "augment=endoscopy",
@@ -241,7 +252,16 @@ GROUP_VALUES: Mapping[str, Mapping[str, str]] = {
         "false|no|off|null|0": "augment=none",
     },
     "optimizer": {r"adam\s?w": "optimizer=adamw", "momentum|nesterov": "optimizer=sgd", ".*": "optimizer.name={}"},
-    "loss": {"ce|bce|nll|cross.?entropy.*|crossentropyloss|softmax": "loss=cross_entropy", "focal.*": "loss=focal"},
+    "loss": {
+        "ce|bce|nll|cross.?entropy.*|crossentropyloss|softmax": "loss=cross_entropy",
+        "focal.*": "loss=focal",
+        "logit.?adj.*|balanced.?softmax|la": "loss=logit_adjusted",
+    },
+    "averaging": {
+        "true|yes|on|exponential.*|model_?ema": "averaging=ema",
+        "swa|equal|average|polyak.*|avg": "averaging=mean",
+        "false|no|off|null|0": "averaging=none",
+    },
     "trainer": {
         r"cuda.*|gpus?|nvidia|true|\d": "trainer=gpu",
         "false|none|off": "trainer=cpu",

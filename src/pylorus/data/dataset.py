@@ -122,6 +122,11 @@ class EpochBatchSampler(Sampler[list[Draw]]):
         self.sampler, self.batch_size, self._processes = sampler, batch_size, processes
         self._first_batch, self._resumed_epoch = first_batch, sampler.epoch
 
+    def rewind(self, epoch: int) -> None:
+        """Begin the next iteration with the first batch of an epoch."""
+        self.sampler.set_epoch(epoch)
+        self._first_batch = 0
+
     def __len__(self) -> int:
         full_batches, remaining = divmod(len(self.sampler), self.batch_size)
         return max(1, full_batches + (remaining >= max(2 if self.batch_size > 1 else 1, self._processes.count)))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pylorus import __version__
-from pylorus.config.keys import list_loss_details
+from pylorus.config.keys import describe_averaging, list_loss_details
 from pylorus.config.schema import AugmentConfig, Config
 from pylorus.core.errors import format_path
 from pylorus.core.io import convert_to_plain, read_json, write_atomically, write_digest, write_json, write_text
@@ -60,7 +60,7 @@ from pylorus.deploy.verified_files import (
 )
 from pylorus.hardware import Engine, get_batch_size, resolve_workers
 from pylorus.model.backbone import Backbone
-from pylorus.model.finetuning import resolve_depth
+from pylorus.model.finetuning import resolve_depth, resolve_learn
 from pylorus.model.frozen_features import build_evaluator
 from pylorus.model.inference import (
     APPEARANCE_LENGTH,
@@ -294,8 +294,13 @@ def _build_description(
         classes=tuple(images.catalog.classes),
         short_names=tuple(names),
         input=input_settings,
-        weights=Weights(format_path(backbone.weights), backbone.weights_sha256, backbone.licence),
-        training=_build_training(folder, images, config, engine, shipped),
+        weights=Weights(
+            format_path(backbone.weights),
+            backbone.weights_sha256,
+            backbone.licence,
+            accepted_licence=None if config.deploy.accept_licence is None else backbone.licence,
+        ),
+        training=_build_training(folder, backbone, images, config, engine, shipped),
         shipped=shipped,
         calibration=convert_calibration(calibration),
         decision=decision,
@@ -310,13 +315,17 @@ def _build_description(
 
 
 def _build_training(
-    folder: RunFolder, images: RunImages, config: Config, engine: Engine, shipped: ShippedStage
+    folder: RunFolder, backbone: Backbone, images: RunImages, config: Config, engine: Engine, shipped: ShippedStage
 ) -> Training:
     stages = []
     for name, stage in list(config.stages.items())[: list(config.stages).index(shipped.name) + 1]:
         trained = folder.get_stage(name).training_result
         assert trained is not None
-        stages.append(StageSummary(name, stage.learn, trained.epochs, trained.best_epoch))
+        learn = resolve_learn(backbone.network, stage.learn)
+        averaging = describe_averaging(
+            config.averaging, weights=trained.averaged_weights, norms=trained.estimated_norms
+        )
+        stages.append(StageSummary(name, learn, trained.epochs, trained.best_epoch, averaging))
     return Training(
         stages=tuple(stages),
         seed=config.seed,

@@ -23,6 +23,7 @@ from pylorus.deploy.description import (
     PredictionSets,
     Weights,
 )
+from pylorus.deploy.licences import format_terms
 from pylorus.evaluation.confusion import CLASS_METRICS
 from pylorus.evaluation.wording import format_answered_shares, format_guarantee_sentence
 from pylorus.runs.folder import explain_choice
@@ -151,6 +152,7 @@ def _render_training(description: Description) -> str:
     stages = [
         f"- {format_markdown(stage.name)}: {_format_trained_layers(stage.learn)} trained for "
         f"{_format_epochs(stage.epochs)}, weights of epoch {stage.best_epoch} used"
+        f"{f': {format_markdown(stage.averaging)}' if stage.averaging else ''}"
         for stage in description.training.stages
     ]
     choice = format_markdown(explain_choice(description.shipped, validated_on=description.training.validated_on))
@@ -452,7 +454,8 @@ def _render_licence(description: Description) -> str:
         f"{format_markdown(name)} {format_markdown(version)}" for name, version in description.versions.items()
     )
     licence = "random weights, no licence" if description.weights.source == "none" else stated
-    return f"Licence of the weights that training started from: {licence}.\n\nCreated with {versions}."
+    terms = format_terms(description)
+    return f"Licence of the weights that training started from: {licence}.{terms}\n\nCreated with {versions}."
 
 
 def format_share(figure: IntervalEstimate) -> str:

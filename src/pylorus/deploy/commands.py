@@ -134,9 +134,19 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="P",
         help="also evaluate PPV and NPV where this proportion of the images is of the deciding class, such as 0.05",
     )
+    _add_tta_option(command, "average the probabilities of flipped and turned copies of each image")
     _add_inference_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_predict)
+
+
+TTA_KINDS = {"mirror": 2, "flips": 4, "turns": 8}
+"""Kinds of test-time augmentation, and how many passes of the network each takes for an image."""
+
+
+def _add_tta_option(command: argparse.ArgumentParser, purpose: str) -> None:
+    passes = ", ".join(f"{kind}: {count} passes" for kind, count in TTA_KINDS.items())
+    command.add_argument("--tta", choices=tuple(TTA_KINDS), help=f"{purpose} ({passes} of the network for each)")
 
 
 def _use_passive_waiting() -> None:
@@ -161,6 +171,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         prevalence=arguments.prevalence,
         batch=_validate_batch_size(arguments),
         device=arguments.device,
+        tta=arguments.tta,
         **_get_model_options(arguments),
     )
     sys.exit(predict(arguments.bundle, arguments.inputs, arguments.output, options))
@@ -361,6 +372,7 @@ def _add_validate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         action="store_true",
         help="show file names and groups, which may identify patients",
     )
+    _add_tta_option(command, "also measure what averaging flipped and turned copies of each image would gain")
     _add_computing_options(command, batch=32)
     _add_network_option(command)
     command.set_defaults(act=_run_validate)
@@ -381,6 +393,7 @@ def _run_validate(arguments: argparse.Namespace) -> None:
         class_name=arguments.class_name,
         prevalence=arguments.prevalence,
         show_names=arguments.show_names,
+        tta=arguments.tta,
         inference=PredictOptions(batch=batch, device=arguments.device, **_get_model_options(arguments)),
     )
     print(f"report: {validate_bundle(arguments.bundle, arguments.images, arguments.output, options)}")
@@ -469,6 +482,11 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--int8", action="store_true", help="quantize to 8-bit integers and measure the loss of accuracy"
     )
     command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
+    command.add_argument(
+        "--accept-licence",
+        metavar="LICENCE",
+        help="licence of the weights that limits passing on, such as cc-by-nc-4.0, if you may pass this model on",
+    )
     _add_network_option(command)
     command.set_defaults(act=_run_export)
 
@@ -482,6 +500,7 @@ def _run_export(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         int8=arguments.int8,
         speed=arguments.speed,
+        accept_licence=arguments.accept_licence,
         **_get_model_options(arguments),
     )
     export(arguments.bundle, options)
@@ -507,12 +526,18 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     command.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest file in MB (default: 20)")
     command.add_argument("--max-images", type=int, default=32, metavar="N", help="most files per request (default: 32)")
+    command.add_argument("--tta", help=argparse.SUPPRESS)
     _add_device_option(command)
     _add_network_option(command)
     command.set_defaults(act=_run_serve)
 
 
 def _run_serve(arguments: argparse.Namespace) -> None:
+    if arguments.tta is not None:
+        raise PylorusError(
+            f"--tta: found {arguments.tta}, but the page decides by thresholds that were measured without test-time "
+            "augmentation. Leave it out; pylorus predict has the option."
+        )
     try:
         from pylorus.deploy.app.server import serve
     except ModuleNotFoundError as error:

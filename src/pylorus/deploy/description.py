@@ -76,11 +76,14 @@ class Weights:
         source: hub, none (random weights) or the name of a file.
         sha256: SHA-256 of the weights file; null for random weights.
         licence: Licence of these weights; null if unknown.
+        accepted_licence: The same licence, if it limits passing on and whoever made or exported the model accepted it;
+            otherwise null.
     """
 
     source: str = field(metadata={"alias": "from"})
     sha256: str | None
     licence: str | None
+    accepted_licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,14 @@ class StageSummary:
         learn: Which layers were trained.
         epochs: Number of epochs that were run.
         best_epoch: The epoch whose weights were used, counted from 1.
+        averaging: Of what these weights are the average; "": they are those of its last step.
     """
 
     name: str
     learn: str
     epochs: Count
     best_epoch: Count
+    averaging: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pylorus.core.formatting import format_command, format_number, format_p_valu
 from pylorus.core.io import check_new_folder, convert_to_plain, write_atomically, write_json, write_text
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import INTENDED_USE, Description, IntervalEstimate
+from pylorus.deploy.licences import ACCEPT_OPTION, accept_licence, check_passing_on
 from pylorus.deploy.model import Bundle, ModelPredictions, load_bundle
 from pylorus.deploy.onnx import (
     IMAGE,
@@ -128,6 +129,7 @@ def build_export_record(
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": bundle,
         "intended_use": INTENDED_USE,
+        "weights": convert_to_plain(description.weights),
         "input": {IMAGE: format_input_description(description)},
         "outputs": {"names": list(OUTPUTS), "meaning": format_outputs_description(description)},
         "classes": list(description.classes),
@@ -266,6 +268,7 @@ class ExportOptions:
         speed: Whether to measure the speed compared with PyTorch.
         network: Class or function that builds a network of the user's own; None for a model of timm.
         trust: Files with public keys of which one must have signed the bundle; empty to accept any.
+        accept_licence: Licence of the bundle's weights, if it limits passing on and the user accepts it; None: no.
     """
 
     output: Path | None = None
@@ -275,6 +278,7 @@ class ExportOptions:
     speed: bool = False
     network: Callable[..., Any] | None = None
     trust: tuple[Path, ...] = ()
+    accept_licence: str | None = None
 
 
 def export(folder: Path, options: ExportOptions) -> Path:
@@ -303,6 +307,13 @@ def export(folder: Path, options: ExportOptions) -> Path:
             "--int8: an ensemble is exported in fp32 only. Leave the option out, or export a member: pylorus export "
             "RUN/model --int8"
         )
+    description, contents = accept_licence(bundle.description, bundle.contents, options.accept_licence)
+    bundle = replace(bundle, description=description, contents=contents)
+    warnings = check_passing_on(
+        [each.weights for each in bundle.description.list_networks()],
+        what="the export",
+        how=f"type {ACCEPT_OPTION} {{licence}}",
+    )
     images = _collect_trial_images(folder, bundle, options)
     with _create_folder_atomically(output) as staging:
         write_onnx(bundle, staging / MODEL)
@@ -314,6 +325,8 @@ def export(folder: Path, options: ExportOptions) -> Path:
         _write_other_files(bundle, staging, parity, loss, speed)
         load_export(staging)
     print(format_export_summary(bundle.description, parity, loss, speed))
+    for warning in warnings:
+        print(f"warning: {warning}")
     command = f"pylorus predict {shlex.quote(str(output))} IMAGES --output predictions.csv"
     print(f"\nexport: {output}\nTo predict with it:\n  {command}")
     return output

@@ -33,6 +33,7 @@ from pylorus.data.catalog import Catalog, ReadOptions, build_catalog, extract_gr
 from pylorus.data.files import check_names
 from pylorus.data.manifest import explain_missing_files, read_manifest_rows
 from pylorus.data.walk import IgnoredFiles, list_class_images, log_ignored
+from pylorus.deploy.augmented import format_gain, measure_gain
 from pylorus.deploy.description import Description
 from pylorus.deploy.fingerprints import find_development_images, format_comparison
 from pylorus.deploy.inputs import RECORD_SUFFIX, RESUME_HINT, Item, ResumableTable
@@ -56,9 +57,12 @@ from pylorus.runs.predictions import SavedPredictions
 from pylorus.runs.process import handle_signals
 from pylorus.runs.reading import HASH_DIGITS, SavedSplit, compute_image_set_hash
 
-RECORD, TABLE = "validation.json", "predictions.csv"
-EXACT_TABLE = "predictions.parquet"
-"""The same rows with all digits: a repeated validation gives the same figures to the last digit."""
+RECORD, TABLE, AUGMENTED_TABLE = "validation.json", "predictions.csv", "predictions-tta.csv"
+"""Names of the files of a validation; the last has the predictions with test-time augmentation, if it is measured.
+
+Beside each table is one with the suffix .parquet and all digits: a repeated validation gives the same figures to the
+last digit.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class ValidateOptions:
         class_name: Short name of the class of interest; None: the bundle's own.
         prevalence: Proportion of this class, in (0, 1), for which PPV and NPV are computed too.
         show_names: Whether the report shows file names and groups, which may identify patients.
+        tta: Kind of test-time augmentation whose gain is measured too, a key of `COPIES`; None for none.
         inference: How the network computes.
     """
 
@@ -81,6 +86,7 @@ class ValidateOptions:
     class_name: str | None = None
     prevalence: float | None = None
     show_names: bool = False
+    tta: str | None = None
     inference: PredictOptions = PredictOptions()
 
 
@@ -153,7 +159,10 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     check_new_folder(
         output,
         hint="A folder with an earlier validation is accepted, too.",
-        own=(RECORD, f".{TABLE}.parts", f"{TABLE}{RECORD_SUFFIX}", STRESS_FOLDER),
+        own=(
+            *(RECORD, STRESS_FOLDER),
+            *(name for table in (TABLE, AUGMENTED_TABLE) for name in (f".{table}.parts", f"{table}{RECORD_SUFFIX}")),
+        ),
         outside=(folder, images),
     )
     labelled = read_labelled_images(images, description, options)
@@ -163,6 +172,8 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     copies = _find_copies(model, labelled)
     external = _build_external_set(labelled, table, description, options, copies)
     external = replace(external, stress=_read_stress_records(output, folder, str(model.identity)))
+    gain = _measure_gain(model, labelled, table, output, options, deciding)
+    external = replace(external, augmentation=() if gain is None else tuple(format_gain(gain)))
     record = evaluate_known_images(
         external.test.predictions,
         external.why,
@@ -190,6 +201,7 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
         "splits": dict(labelled.splits),
         "development_images": copies,
         "evaluation": record,
+        **({} if gain is None else {"tta": gain}),
     }
     write_json(output / RECORD, complete)
     stored = _describe_model(description, deciding, folder)
@@ -200,7 +212,11 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
     estimated = textwrap.fill(format_estimated_prevalence(shift["estimated"]), width=110)
     print(
         "\n".join(
-            [*format_evaluation(complete, description), "", estimated, "", *lines, "", *format_comparison(copies), ""]
+            [
+                *format_evaluation({name: value for name, value in complete.items() if name != "tta"}, description),
+                *("", estimated, "", *lines, "", *format_comparison(copies), ""),
+                *((*external.augmentation, "") if gain is not None else ()),
+            ]
         )
     )
     return write_external_report(stored, external, record, looks, output, names=options.show_names)
@@ -335,7 +351,7 @@ def _match_classes(
 
 
 def _predict_images(
-    model: InferenceModel, labelled: LabelledImages, output: Path, options: ValidateOptions
+    model: InferenceModel, labelled: LabelledImages, output: Path, options: ValidateOptions, *, tta: str | None = None
 ) -> pd.DataFrame:
     """Predict the images and write both tables; return the rows with all digits, in the order of the catalog."""
     request: dict[str, object] = {
@@ -344,7 +360,9 @@ def _predict_images(
         "labels": hashlib.sha256(labelled.labels.tobytes()).hexdigest()[:HASH_DIGITS],
         "class": _resolve_deciding_class(model.description, options),
     }
-    path, exact = output / TABLE, output / EXACT_TABLE
+    request |= {} if tta is None else {"tta": tta}
+    path = output / (TABLE if tta is None else AUGMENTED_TABLE)
+    exact = path.with_suffix(".parquet")
     parts = ResumableTable(path, request, also={})
     paths = list(map(format_path, labelled.catalog.table["path"]))
     with suppress(PylorusError):
@@ -353,7 +371,7 @@ def _predict_images(
     # Of other images or another model, which this validation replaces: if it is interrupted, no page of those remains.
     for earlier in (path, exact, output / RECORD, output / PAGE):
         earlier.unlink(missing_ok=True)
-    inference = replace(options.inference, class_name=options.class_name and str(request["class"]))
+    inference = replace(options.inference, class_name=options.class_name and str(request["class"]), tta=tta)
     with parts.lock_parts(), explain_interrupt(RESUME_HINT), handle_signals() as stop:
         predict_remaining(model, labelled.iter_items(), parts, inference, stop)
         table = pd.concat(list(parts.iter_tables()), ignore_index=True)
@@ -362,6 +380,45 @@ def _predict_images(
         columns = [name for name in table.columns if name != "second"]
         parts.merge_parts({"images": len(table)}, columns=columns)
     return _sort_as(table, paths)
+
+
+def _measure_gain(
+    model: InferenceModel,
+    labelled: LabelledImages,
+    table: pd.DataFrame,
+    output: Path,
+    options: ValidateOptions,
+    deciding: str,
+) -> dict[str, Any] | None:
+    """Predict the images with test-time augmentation too, and measure what it gains; None if that was not asked for."""
+    if options.tta is None:
+        for name in (AUGMENTED_TABLE, Path(AUGMENTED_TABLE).with_suffix(".parquet").name):
+            (output / name).unlink(missing_ok=True)
+        (output / f"{AUGMENTED_TABLE}{RECORD_SUFFIX}").unlink(missing_ok=True)
+        return None
+    augmented = _predict_images(model, labelled, output, options, tta=options.tta)
+    is_predicted = ((table["error"] == "") & (augmented["error"] == "")).to_numpy()
+    if not is_predicted.any():
+        return None
+    plain, averaged = (
+        _build_predictions(labelled, each, is_predicted, model.description) for each in (table, augmented)
+    )
+    return measure_gain(plain, averaged, model.description, kind=options.tta, class_name=deciding)
+
+
+def _build_predictions(
+    labelled: LabelledImages, table: pd.DataFrame, chosen: np.ndarray, description: Description
+) -> Predictions:
+    """Return the predictions of the chosen rows, which are in the order of the catalog."""
+    rows = labelled.catalog.table[chosen]
+    columns = [f"probability/{name}" for name in description.short_names]
+    return Predictions(
+        sample=rows["sample_id"].to_numpy(dtype=str),
+        group=rows["group"].to_numpy(dtype=str),
+        true=labelled.labels[chosen].astype(np.int64),
+        probabilities=table.loc[chosen, columns].to_numpy(dtype=np.float64),
+        class_names=description.short_names,
+    )
 
 
 def _sort_as(table: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
@@ -394,15 +451,8 @@ def _build_external_set(
     is_predicted = (table["error"] == "").to_numpy()
     if not is_predicted.any():
         raise PylorusError(f"No image could be predicted. {table['path'].iloc[0]}: {table['error'].iloc[0]}")
+    predictions = _build_predictions(labelled, table, is_predicted, description)
     table, rows, labels = table[is_predicted], rows[is_predicted].reset_index(drop=True), labels[is_predicted]
-    probabilities = table[[f"probability/{name}" for name in description.short_names]].to_numpy(dtype=np.float64)
-    predictions = Predictions(
-        sample=rows["sample_id"].to_numpy(dtype=str),
-        group=rows["group"].to_numpy(dtype=str),
-        true=labels.astype(np.int64),
-        probabilities=probabilities,
-        class_names=description.short_names,
-    )
     split = rows[["sample_id", "path", "group", "sha256"]].assign(
         split="test", **{"class": np.array(description.classes, dtype=object)[labels]}
     )
@@ -413,7 +463,7 @@ def _build_external_set(
     }
     calibration = description.calibration
     with np.errstate(divide="ignore"):
-        scores = np.maximum(np.log(probabilities), -700.0) - np.asarray(calibration.bias or 0.0)
+        scores = np.maximum(np.log(predictions.probabilities), -700.0) - np.asarray(calibration.bias or 0.0)
     logits = scores * calibration.temperature
     return ExternalSet(
         test=SavedPredictions(predictions, logits, about),

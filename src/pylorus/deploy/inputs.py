@@ -476,7 +476,8 @@ class ResumableTable:
     def _check_same_request(self, request: object, expected: dict[str, object], path: Path) -> None:
         if request != expected:
             existing = request if isinstance(request, dict) else {}
-            names = [name.removesuffix(" are") for name in expected if existing.get(name) != expected[name]]
+            every = dict.fromkeys((*expected, *existing))
+            names = [name.removesuffix(" are") for name in every if existing.get(name) != expected.get(name)]
             differing = dict.fromkeys(names)  # "inputs" and "inputs are" differ together
             raise PylorusError(
                 f"{path}: already exists, from another request (different: {', '.join(differing)}). "

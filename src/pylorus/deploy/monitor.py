@@ -233,6 +233,11 @@ def _read_predictions(files: Sequence[Path], description: Description, identity:
                 f"given one with {identity[:12]}). A new version of a model has a history of its own: predict again "
                 "with this bundle, or monitor with the bundle that made the predictions."
             )
+        if record.get("request", {}).get("tta") is not None:
+            raise PylorusError(
+                f"{path}: these predictions were made with --tta, but what they are compared with was measured without "
+                "it. Predict again without --tta."
+            )
         tables.append(_read_table(path, description).assign(file=number, file_name=path.name))
     return pd.concat(tables, ignore_index=True)
 

@@ -31,6 +31,7 @@ from pylorus.data.catalog import extract_groups
 from pylorus.data.dicom import read_acquisition_date
 from pylorus.data.files import RGB
 from pylorus.data.input_format import QUALITY, InputFormat, measure_quality
+from pylorus.deploy.augmented import augment_model, describe_augmentation, format_augmentation
 from pylorus.deploy.card import format_prediction_set
 from pylorus.deploy.description import INTENDED_USE, Description
 from pylorus.deploy.fingerprints import compare_files, format_comparison
@@ -75,6 +76,7 @@ class PredictOptions:
         device: auto, cpu, cuda or mps.
         network: See `load_model`.
         trust: See `load_model`.
+        tta: Kind of test-time augmentation, a key of `COPIES`; None for none.
     """
 
     class_name: str | None = None
@@ -86,6 +88,7 @@ class PredictOptions:
     device: str = "auto"
     network: Callable[..., Any] | None = None
     trust: tuple[Path, ...] = ()
+    tta: str | None = None
 
 
 def predict(folder: Path, inputs: list[str], output: Path, options: PredictOptions) -> int:
@@ -152,9 +155,10 @@ def iter_predicted_rows(
     model: InferenceModel, items: Iterable[Item], options: PredictOptions
 ) -> Generator[pd.DataFrame]:
     """Predict images and yield their rows, a batch of `options.batch` at a time."""
+    averaged = augment_model(model, options.tta)
     with closing(read_ahead(items, model.input, options.batch)) as batches:
         for batch, images in batches:
-            yield _predict_rows(model, batch, images, options.class_name)
+            yield _predict_rows(averaged, batch, images, options.class_name)
 
 
 def _build_sources(description: Description, inputs: Sequence[str | RGB], options: PredictOptions) -> Sources:
@@ -244,6 +248,7 @@ def _finalize_output(
         raise PylorusError(NO_IMAGES)
     _check_evaluation(bundle.description, options, labelled=labelled)
     record: dict[str, object] = {"images": images, "unreadable": unreadable}
+    record |= {} if options.tta is None else {"tta": describe_augmentation(options.tta)}
     if evaluable or (labelled and options.evaluate):
         record["evaluation"] = evaluate_predictions(
             parts.iter_tables(),
@@ -261,7 +266,8 @@ def _finalize_output(
     elif images > unreadable:  # with labels, the evaluation tests it, by patient
         tested = assess_unlike_images(np.concatenate(unlike), None, bundle.description.abstention)
         record["unlike_images"] = tested
-        if images - unreadable >= MIN_PREVALENCE_IMAGES and not tested["foreign"]:
+        # The estimate compares the probabilities with those of the test images, which were computed without tta.
+        if images - unreadable >= MIN_PREVALENCE_IMAGES and not tested["foreign"] and options.tta is None:
             record["prevalence"] = _estimate_prevalence(parts, bundle.description, options, images - unreadable)
     table = next(parts.iter_tables())
     columns = _select_columns(table, options, is_labelled=bool(labelled), has_dates=bool(dated))
@@ -305,6 +311,7 @@ def _build_request(bundle: InferenceModel, inputs: list[str], options: PredictOp
         },
         "class": options.class_name or description.decision.class_name,
         "frames every": options.frames_every,
+        **({} if options.tta is None else {"tta": options.tta}),
     }
 
 
@@ -458,6 +465,7 @@ def format_prediction_summary(record: Mapping[str, Any], description: Descriptio
     """
     reasons = " (the column `error` gives the reasons)" if record["unreadable"] else ""
     lines = [f"images: {record['images']:,}, unreadable: {record['unreadable']:,}{reasons}"]
+    lines += format_augmentation(record["tta"]["kind"]) if "tta" in record else []
     evaluation = record.get("evaluation")
     tested = (record if evaluation is None else evaluation).get("unlike_images")
     lines += [] if tested is None else [format_unlike_images(tested)]

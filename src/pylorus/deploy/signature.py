@@ -117,7 +117,15 @@ def sign_bundle(folder: Path, key_path: Path) -> Path:
         PylorusError: If a file is missing, changed or not listed, or the key can't be used.
     """
     from pylorus.core.io import write_atomically
-    from pylorus.deploy.verified_files import EXPORT_FILES, FILES, SIGNATURE, SUMS, is_export, open_verified_folder
+    from pylorus.deploy.verified_files import (
+        DESCRIPTION,
+        EXPORT_FILES,
+        FILES,
+        SIGNATURE,
+        SUMS,
+        is_export,
+        open_verified_folder,
+    )
 
     key = load_private_key(key_path)
     with open_verified_folder(folder, EXPORT_FILES if is_export(folder) else FILES) as files:
@@ -125,9 +133,25 @@ def sign_bundle(folder: Path, key_path: Path) -> Path:
             tensor_file.verify()
     manifest = files.contents[SUMS]
     check_unlisted_files(folder, manifest)
+    _check_licences(folder, files.contents[DESCRIPTION])
     with write_atomically(folder / SIGNATURE) as temporary:
         temporary.write_bytes(key.sign(manifest))
     return folder / SIGNATURE
+
+
+def _check_licences(folder: Path, content: bytes) -> None:
+    """Check that the licence of the weights allows passing the model on, or was accepted; print what is not known.
+
+    Raises:
+        PylorusError: If it limits passing on and was not accepted.
+    """
+    from pylorus.deploy.bundle_files import read_description
+    from pylorus.deploy.licences import ACCEPT_OPTION, check_passing_on
+
+    weights = [each.weights for each in read_description(content, where=str(folder)).list_networks()]
+    how = f"type pylorus export {shlex.quote(str(folder))} {ACCEPT_OPTION} {{licence}}, and sign the export"
+    for warning in check_passing_on(weights, what="the signature", how=how):
+        print(f"warning: {warning}")
 
 
 def create_key_pair(path: Path) -> Path:

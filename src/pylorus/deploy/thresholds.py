@@ -1,6 +1,7 @@
 """Fix a bundle's thresholds and limits on validation images, and measure them on the untouched test images."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -443,6 +444,10 @@ def find_calibrated_prevalence(description: Description) -> tuple[NDArray[np.flo
         counts, source = np.array(record.images, dtype=np.float64), f"of the recalibration's images ({record.date})"
     elif training.loss.startswith("class-weighted"):
         counts, source = np.ones(len(description.classes)), "equal ones, as training weighted all classes equally"
+    elif adjusted := re.match(r"logit-adjusted loss(?:, tau ([\d.e+-]+))?", training.loss):
+        # Training leaves counts ** tau to the offset of the loss; the logits learn the rest.
+        counts = np.array(training.images["train"], dtype=np.float64) ** (1 - float(adjusted[1] or 1))
+        source = "those that the logit-adjusted loss aims at: equal ones with tau 1"
     else:
         counts, source = np.array(training.images["train"], dtype=np.float64), "of the training images"
     return counts / counts.sum(), source

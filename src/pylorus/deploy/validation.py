@@ -289,10 +289,12 @@ def format_evaluation(record: Mapping[str, Any], description: Description) -> li
                 text = "PPV and NPV are unknown: they need both sensitivity and specificity on these images"
             prevalence = format_percent(values["prevalence"], digits=1 if note else None)
             lines.append(f"    where {prevalence} % of the images are {decision['class']}{note}: {text}")
-        lines += [
-            f"    {line}"
-            for line in textwrap.wrap(format_threshold_guarantee(description, decision["class"]), width=110)
-        ]
+        guarantee = format_threshold_guarantee(description, decision["class"])
+        if "tta" in record:
+            guarantee = (
+                "What the threshold guarantees was measured without test-time augmentation, and does not hold here."
+            )
+        lines += [f"    {line}" for line in textwrap.wrap(guarantee, width=110)]
     sets = evaluation.get("prediction_sets")
     if sets is not None:
         lines.append(

@@ -27,7 +27,6 @@ from pylorus.doctor.checks import (
     check_fonts,
     check_images,
     check_space,
-    check_weights,
     list_class_names,
 )
 from pylorus.doctor.packages import EXTRAS as EXTRAS
@@ -43,6 +42,7 @@ from pylorus.doctor.packages import (
     get_worst_state,
     run_guarded,
 )
+from pylorus.doctor.weights import check_weights
 
 COLOURS = {State.OPTIONAL: "2", State.GOOD: "32", State.WARNING: "33", State.WRONG: "31"}
 """ANSI color codes: faint, green, yellow, red."""

@@ -385,6 +385,51 @@ def difference_of_paired(
     return Difference(estimate.value, estimate.low, estimate.high, math.sqrt(variance), sign_flip_test(changes))
 
 
+def paired_loss_difference(
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    groups: NDArray[np.generic] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> Difference:
+    """Compute the difference of two mean losses of the same images, first minus second: Brier scores or log losses.
+
+    Interval and p-value are those of Student's t for the mean of the images' differences, with the variance of
+    `estimate_mean_variance`, which keeps the images of a group together.
+
+    Args:
+        first: Loss of each image under one condition, of shape (n,), finite.
+        second: The same under the other condition.
+        groups: Group (patient) of each image, of shape (n,), or None if each image is its own group.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Returns:
+        The difference; without an interval if there is one group only.
+
+    Raises:
+        ValueError: If the shapes differ, or a loss is not finite.
+
+    Example:
+        >>> difference = paired_loss_difference(np.array([0.2, 0.1, 0.3, 0.2]), np.array([0.3, 0.3, 0.3, 0.3]))
+        >>> round(difference.value, 2), round(difference.low, 3), round(difference.high, 3)
+        (-0.1, -0.23, 0.03)
+    """
+    check_confidence(confidence)
+    if first.shape != second.shape or not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("expected finite losses of the same images")
+    change = np.asarray(first - second, dtype=np.float64)
+    spread = estimate_mean_variance(change, encode_groups(groups, length=len(change)))
+    value, error = float(change.mean()), math.sqrt(spread.variance)
+    reach = compute_quantile(confidence, freedom=spread.freedom) * error
+    if math.isnan(error):
+        p_value = math.nan
+    elif error == 0:
+        p_value = 1.0 if value == 0 else 0.0
+    else:
+        p_value = compute_two_sided_p(value / error, freedom=spread.freedom)
+    return Difference(value, value - reach, value + reach, error, p_value)
+
+
 def _merge_intervals(
     first: Estimate, second: Estimate, covariance: NDArray[np.float64], *, confidence: float
 ) -> tuple[float, float]:

@@ -240,7 +240,7 @@ def _check_distinct(names: Sequence[str], configs: Sequence[Config]) -> None:
             )
         cfg: Any = get_pretrained_cfg(model.name, allow_unregistered=True)
         full = model.name if cfg is None else format_timm_name(cfg.to_dict())
-        key = f"{full} {model.args} {model.mean} {model.std} {model.weights}"
+        key = f"{full} {model.args} {model.mean} {model.std} {model.weights} {model.source}"
         if key in seen:
             twice = "named twice" if seen[key] == name else f"the same network as {seen[key]}"
             raise PylorusError(f"--models: {name} is {twice}. Leave one out.")

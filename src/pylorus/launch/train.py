@@ -48,6 +48,8 @@ from pylorus.data.input_format import InputFormat, describe_image_rules, resolve
 from pylorus.data.prepare import prepare_images
 from pylorus.data.split import RunImages
 from pylorus.deploy.bundle import save_candidate, write_bundle
+from pylorus.deploy.description import Weights
+from pylorus.deploy.licences import ACCEPT_KEY, check_acceptance, check_passing_on
 from pylorus.deploy.thresholds import resolve_deciding_class
 from pylorus.hardware import (
     Engine,
@@ -58,6 +60,7 @@ from pylorus.hardware import (
     resolve_engine,
     resolve_workers,
 )
+from pylorus.model.averaging import AVERAGE_BYTES
 from pylorus.model.backbone import Backbone, build_backbone, build_trial_network, check_normalization
 from pylorus.model.classifier import StagePlan
 from pylorus.model.finetuning import (
@@ -372,6 +375,7 @@ def train(
         images, config = processes.run_on_first(lambda: prepare_images(config, folder.path, form))
     resolve_deciding_class(config.deploy, classes=images.catalog.classes, short_names=images.catalog.short_names)
     backbone = processes.run_first_then_others(lambda: _build_run_backbone(config))
+    _check_licence(config, backbone)
     _check_stage_networks(config, backbone.network, image_size=backbone.image_size)
     check_stages(config, backbone, images, processes)
     config, reason = processes.run_on_first(
@@ -436,7 +440,7 @@ def check_network(config: Config) -> InputFormat | None:
     check_model_name(model.name, where="model.name")
     pretrained_cfg = get_pretrained_cfg(model.name, allow_unregistered=True)
     if pretrained_cfg is not None and (model.weights != "hub" or config.data.kind != "synthetic"):
-        resolve_weights_file(model.weights, pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
+        resolve_weights_file(model, pretrained_cfg.to_dict())  # type: ignore[no-untyped-call]
     check_normalization(model)
     size, fit, crop = config.data.image_size, config.data.fit, config.data.crop
     form = resolve_input_format(model.name, image_size=size, fit=fit, crop=crop, mask=config.data.mask)
@@ -461,6 +465,22 @@ def _check_stage_networks(config: Config, network: nn.Module, *, image_size: int
             )
 
 
+def _check_licence(config: Config, backbone: Backbone) -> None:
+    """Check that an accepted licence is that of the weights, and that a model that is sent away may be passed on.
+
+    Raises:
+        PylorusError: If not.
+    """
+    accepted = config.deploy.accept_licence
+    if accepted is not None:
+        check_acceptance(backbone.licence, accepted, option=ACCEPT_KEY)
+    if config.logger.artifact and not config.logger.offline:
+        weights = Weights(backbone.weights, backbone.weights_sha256, backbone.licence, accepted_licence=accepted)
+        what = "logger.artifact=true with logger.offline=false, which sends the model away,"
+        for warning in check_passing_on([weights], what=what, how=f"add {ACCEPT_KEY}={{licence}}"):
+            log.warning("%s", warning)
+
+
 def _build_run_backbone(config: Config) -> Backbone:
     torch.manual_seed(compute_seed(config.seed, "head"))
     return build_backbone(
@@ -479,8 +499,12 @@ def _set_batch_size(
     devices = processes.count if engine.accelerator == "cuda" else 1
     training_images = sum(images.count_by_class("train"))
     image_bytes = count_device_bytes(config.cache, engine, images=len(images.table), image_size=backbone.image_size)
+    average_bytes = 0
+    if config.averaging.name != "none":  # beside which validation holds the last weights
+        average_bytes = 2 * AVERAGE_BYTES * sum(parameter.numel() for parameter in backbone.network.parameters())
+    reserved = image_bytes + average_bytes
     size, reason = resolve_batch_size(
-        initial, config, backbone, engine, images=training_images, devices=devices, reserved=image_bytes
+        initial, config, backbone, engine, images=training_images, devices=devices, reserved=reserved
     )
     check_batch_divides(size, processes.count)
     return replace(config, trainer=replace(config.trainer, batch_size=size)), reason

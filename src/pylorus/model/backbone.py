@@ -23,7 +23,7 @@ from pylorus.config.schema import ModelConfig
 from pylorus.core.arguments import describe_value
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import join_names
-from pylorus.model.hub import HubUnreachableError, format_timm_name, resolve_weights_file
+from pylorus.model.hub import HubUnreachableError, format_timm_name, resolve_hub_file, resolve_weights_file
 from pylorus.model.weights import compute_sha256, init_head, load_weights
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ class Backbone:
         interpolation: Interpolation used to resize images to that size.
         mean: Per-channel mean of the images on which the weights were trained, in [0, 1].
         std: Per-channel standard deviation of the same images.
-        weights: Source of the weights: "hub", "none", or a file's name.
+        weights: Source of the weights: "hub" (timm's), "none", or a file's name.
         weights_sha256: SHA-256 of the weights file; None for random weights.
-        licence: Licence of the weights as timm states it: of those from the hub, and of a file with their name; None if
-            not stated, of other files, and of random weights.
+        licence: Licence of the weights as `model.licence` states it, or else timm: of those from the hub, and of a file
+            with their name. None if not stated, and for random weights.
     """
 
     network: nn.Module
@@ -100,7 +100,7 @@ def build_backbone(
     if node is not None and weights == "hub":
         weights = FACTORY_WEIGHTS
     try:
-        file = None if weights == FACTORY_WEIGHTS else resolve_weights_file(config.weights, pretrained_cfg)
+        file = None if weights == FACTORY_WEIGHTS else resolve_weights_file(config, pretrained_cfg)
     except HubUnreachableError as error:
         if not random_if_unreachable:
             raise
@@ -114,7 +114,8 @@ def build_backbone(
     elif isinstance(network, InceptionV3):
         init_inception(network)
     init_head(network)
-    is_published = weights == "hub" or Path(weights).stem == format_timm_name(pretrained_cfg)
+    is_timms = config.source is None and (weights == "hub" or Path(weights).stem == format_timm_name(pretrained_cfg))
+    stated = pretrained_cfg.get("license") if is_timms else None
     return Backbone(
         network=network,
         name=config.name if node is not None else format_timm_name(pretrained_cfg),
@@ -122,10 +123,17 @@ def build_backbone(
         interpolation=data_config["interpolation"],
         mean=tuple(config.mean or data_config["mean"]),
         std=tuple(config.std or data_config["std"]),
-        weights=weights if weights in ("hub", "none", FACTORY_WEIGHTS) else Path(weights).name,
+        weights=_name_weights(weights, config, pretrained_cfg),
         weights_sha256=compute_sha256(file) if file is not None else None,
-        licence=pretrained_cfg.get("license") if is_published else None,
+        licence=None if weights == "none" else config.licence or stated,
     )
+
+
+def _name_weights(weights: str, config: ModelConfig, pretrained_cfg: Mapping[str, Any]) -> str:
+    """Return what card and report call the weights: hub (timm's), none, factory, or the name of a file."""
+    if weights == "hub" and config.source is not None:
+        return resolve_hub_file(config, pretrained_cfg).local_name
+    return weights if weights in ("hub", "none", FACTORY_WEIGHTS) else Path(weights).name
 
 
 def check_normalization(config: ModelConfig) -> None:

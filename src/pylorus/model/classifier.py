@@ -1,7 +1,6 @@
 """The LightningModule: a backbone with a new head, its loss, its metrics and its optimizer.
 
-`Classifier` is built from plain values and works with any `pl.Trainer`; `StageClassifier` adds what a stage of a run
-needs.
+`Classifier` is built from plain values, for any `pl.Trainer`; `StageClassifier` adds what a stage of a run needs.
 """
 
 import inspect
@@ -28,6 +27,7 @@ from pylorus.core.io import validate
 from pylorus.data.dataset import Batch
 from pylorus.evaluation.confusion import ClassMetric, get_monitor_column
 from pylorus.hardware import FullBatchForward
+from pylorus.model.averaging import load_average, save_average
 from pylorus.model.backbone import (
     Backbone,
     build_backbone,
@@ -35,7 +35,7 @@ from pylorus.model.backbone import (
     convert_to_pixel_scale,
     normalize_images,
 )
-from pylorus.model.finetuning import build_optimizer, build_schedule, check_optimizer_name
+from pylorus.model.finetuning import StepLoss, build_optimizer, build_schedule, check_optimizer_name
 from pylorus.model.frozen_features import FeatureBatch
 from pylorus.model.frozen_prefix import CutNetwork
 from pylorus.model.objectives import (
@@ -44,7 +44,6 @@ from pylorus.model.objectives import (
     EpochMetrics,
     FirstNonFiniteLoss,
     LossFunction,
-    StepLoss,
     build_loss,
     check_class_names,
     check_data,
@@ -113,8 +112,8 @@ class Classifier(pl.LightningModule):
                 None: as timm states it for the model.
             std: Standard deviation of these images; None: as timm states it.
             image_size: Side of the input in pixels, at least 32; None: the size that the backbone was designed for.
-            loss: cross_entropy, focal, or your own: an `nn.Module` or function of logits (batch, classes) and labels
-                (batch,).
+            loss: cross_entropy, logit_adjusted, focal, or your own: an `nn.Module` or function of logits (batch,
+                classes) and labels (batch,).
             class_weights: Weight of each class in the loss, in label order or by name; balanced: inversely to its
                 frequency among the data module's training images; None: 1.
             label_smoothing: Fraction of each label that is spread evenly over all classes.
@@ -162,7 +161,8 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=classes)
-        self._needs_balance = class_weights == "balanced"
+        kind = f"loss: found the {self.loss.label}" if self.loss.corrects_frequency else ""
+        self._counts_for = "class_weights: found 'balanced'" if class_weights == "balanced" else kind
         self.step_loss, self.processes = StepLoss(), SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
@@ -222,19 +222,21 @@ class Classifier(pl.LightningModule):
         """Check the data module, and take this process's place among the Trainer's, if a run has not set it.
 
         Raises:
-            PylorusError: If the classes of the data module are others, or balanced class weights lack a data module.
+            PylorusError: If the data module has other classes, or the loss needs one that counts the training images.
         """
         data = getattr(self.trainer, "datamodule", None)
         check_data(data, self.names, image_size=self.image_size)
-        if self._needs_balance and stage != "predict":
+        if self._counts_for and stage != "predict":
             if data is None or not hasattr(data, "get_labels"):
                 raise PylorusError(
-                    "class_weights: found 'balanced', which needs a pylorus.ImageDataModule to count its training "
-                    "images. Pass it to the Trainer, or pass numbers, as in class_weights=[1.0, 2.5]."
+                    f"{self._counts_for}, which needs a pylorus.ImageDataModule to count its training images. Pass it "
+                    "to the Trainer, or weight cross_entropy by numbers, as in class_weights=[1.0, 2.5]."
                 )
             counts = np.bincount(data.get_labels("train"), minlength=len(self.names)).tolist()
-            self.loss.class_weights.copy_(compute_class_weights("balanced", len(self.names), counts))
-            self._needs_balance = False
+            if not self.loss.corrects_frequency:
+                self.loss.class_weights.copy_(compute_class_weights("balanced", len(self.names), counts))
+            self.loss.set_class_counts(counts)
+            self._counts_for = ""
         self.step_loss.batches = self.trainer.accumulate_grad_batches
         if self.trainer.world_size > 1 and not self.processes.is_distributed:
             self.processes = Processes(self.trainer.global_rank, self.trainer.world_size, self.trainer.local_rank)
@@ -300,6 +302,14 @@ class Classifier(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
         self._log_metrics("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save averaged weights in place of the last ones, if there are any; see `pylorus.AverageWeights`."""
+        save_average(self.trainer, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the last weights, if the checkpoint of a training has averages as well."""
+        load_average(self.trainer, checkpoint)
 
     def _log_metrics(self, split: str) -> None:
         metrics = self._get_metrics(f"{split}_part").compute_and_reset(split, self.names)
@@ -489,11 +499,13 @@ class StageClassifier(Classifier):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Omit frozen weights: they have not changed since the stage began, and take hundreds of MB per epoch."""
+        super().on_save_checkpoint(checkpoint)
         for name in self._list_frozen_names():
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check a checkpoint of this stage before Lightning loads it: it must lack only the frozen weights."""
+        super().on_load_checkpoint(checkpoint)
         self._check_weights(checkpoint["state_dict"])
 
     def load_stage_weights(self, weights: Mapping[str, Tensor]) -> None:

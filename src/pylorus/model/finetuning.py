@@ -1,13 +1,15 @@
 """Fine-tuning: what a stage trains and what it freezes, with which optimizer and learning-rate schedule.
 
 A frozen part is frozen altogether: weights, batch-norm statistics and dropout alike. A depth is given as `head` (timm's
-classifier, the layer that produces the logits), `all`, or a block's name: that block and everything that the network
-registers after it. The frozen part is a pure function of the image: it neither draws random numbers nor changes.
+classifier, the layer that produces the logits), `all`, a block's name (that block and everything that the network
+registers after it), or as a number or share of the last blocks (`last:2`, `last:50%`). The frozen part is a pure
+function of the image: it neither draws random numbers nor changes.
 Dropout directly before the classifier belongs to the head. `extract_network_structure` describes the outcome as plain
 values: a run writes it once, so that a report can draw the network without torch.
 """
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, cast
@@ -16,16 +18,21 @@ import pytorch_lightning as pl
 import torch
 from annotated_types import Ge
 from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.hooks import RemovableHandle
 
 from pylorus.config.schema import FUSED_OPTIMIZERS, OptimizerConfig, StageConfig
 from pylorus.core.arguments import check_arguments
+from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
+from pylorus.core.formatting import format_count
 from pylorus.model.backbone import restore_modes, run_on_black_images
 from pylorus.model.weights import list_classifier_names
+
+LAST = "last:"
+"""How a depth begins that counts blocks from the end."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,10 @@ def resolve_depth(network: nn.Module, learn: str) -> Depth:
     """Return which parameters and modules of a timm model are trainable at the depth that `learn` names.
 
     Raises:
-        PylorusError: If the network has no block of that name.
+        PylorusError: If the network has no block of that name, or not as many blocks.
     """
     parameter_names = [name for name, _ in network.named_parameters()]
+    learn = resolve_learn(network, learn)
     if learn == "all":
         return Depth(trainable=tuple(parameter_names), frozen=(), eval_modules=())
     if learn == "head":
@@ -84,6 +92,44 @@ def list_blocks(network: nn.Module) -> list[str]:
         if any(True for _ in module.parameters()):
             names |= dict.fromkeys([name.rpartition(".")[0] or name, name])
     return list(names)
+
+
+def list_counted_blocks(network: nn.Module) -> list[str]:
+    """List the blocks that `last:2` counts, from input to output: those with a convolution or a linear layer, without
+    the block that holds the classifier.
+    """
+    heads = list_classifier_names(network)
+    return [
+        name
+        for name, module in iter_blocks(network)
+        if _count_layers(module) and not any(head == name or head.startswith(f"{name}.") for head in heads)
+    ]
+
+
+def resolve_learn(network: nn.Module, learn: str) -> str:
+    """Return `learn` with a number or share of the last blocks replaced by the name of the first of them.
+
+    Args:
+        network: A timm model.
+        learn: head, all, a block's name; or last:N for the last N blocks, last:P% for the last P percent of them,
+            rounded up to whole blocks.
+
+    Raises:
+        PylorusError: If N or P is not a number, or the network has not as many blocks.
+    """
+    if not learn.startswith(LAST):
+        return learn
+    blocks = list_counted_blocks(network)
+    asked = re.fullmatch(r"(\d{1,4})(%?)", learn.removeprefix(LAST))
+    number = int(asked[1]) if asked is not None else 0
+    most = 100 if asked is not None and asked[2] else len(blocks)
+    if not 1 <= number <= most:
+        raise PylorusError(
+            f'learn: found "{learn}", expected {LAST}1 to {LAST}{len(blocks)}, as {type(network).__name__} has '
+            f"{format_count(len(blocks), 'block')} before the head ({', '.join(blocks)}), or a share of them from "
+            f"{LAST}1% to {LAST}100%."
+        )
+    return blocks[-(math.ceil(number * len(blocks) / 100) if asked is not None and asked[2] else number)]
 
 
 def apply_depth(network: nn.Module, learn: str) -> Depth:
@@ -127,7 +173,8 @@ class FreezeBackbone(pl.Callback):
     are the same in a checkpoint.
 
     Args:
-        learn: head, all, or the name of a block, which trains that block and everything after it.
+        learn: head, all, or the name of a block, which trains that block and everything after it; last:N or last:P% for
+            the last blocks.
         unfreeze_at_epoch: The epoch, from 0, from which on the whole network is trained; None: never.
         attribute: The LightningModule's attribute that holds the timm model.
 
@@ -217,7 +264,7 @@ def _find_eval_modules(network: nn.Module, learning: list[str], frozen: list[str
 
 
 def _format_unknown_block(network: nn.Module, learn: str) -> str:
-    known = ["head", "all", *list_blocks(network)]
+    known = ["head", "all", f"{LAST}1", f"{LAST}50%", *list_blocks(network)]
     candidates = [
         *known,
         *(name for name, module in network.named_modules() if name and list(module.parameters())),
@@ -433,3 +480,48 @@ def build_schedule(optimizer: torch.optim.Optimizer, stage: StageConfig, *, step
         return {"scheduler": scheduler, "interval": "epoch", "monitor": "monitor"}
     lr_factor = WarmupCosine(steps=steps, warmup=round(stage.warmup * steps), falls=stage.schedule == "cosine")
     return {"scheduler": LambdaLR(optimizer, lr_factor), "interval": "step"}
+
+
+NOMINAL_WEIGHT = 32.0
+"""What the loss of a batch is divided by until the weights of all batches of its step are known."""
+
+
+class StepLoss:
+    """The loss of an optimizer step: over all its images, in all processes and batches, losses divided by weights.
+
+    Where several batches make a step, the weights of the later ones are unknown when the first one's gradients are
+    computed. So gradients are those of the sum, scaled by a constant, until `normalize_gradients`.
+
+    Attributes:
+        batches: Number of batches for each step; Lightning divides the loss of each by it.
+    """
+
+    def __init__(self) -> None:
+        self.batches = 1
+        self._weight: Tensor | None = None
+
+    def scale_batch(self, losses: Tensor, weight: Tensor, processes: Processes) -> Tensor:
+        """Return what a process differentiates for its part of a batch.
+
+        Args:
+            losses: Loss of each image, of shape (batch,).
+            weight: Sum of the images' weights, of shape ().
+            processes: The processes, over which gradients are averaged.
+        """
+        if self.batches > 1:
+            self._weight = weight if self._weight is None else self._weight + weight
+            return losses.sum() * (processes.count * self.batches / NOMINAL_WEIGHT)
+        total_weight = weight.clone()
+        distributed.all_reduce(total_weight)
+        return losses.sum() * processes.count / total_weight
+
+    def normalize_gradients(self, parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+        """Divide the gradients of a step by the weight of its images, if it has several batches."""
+        if self._weight is None:
+            return
+        if processes.is_distributed:
+            distributed.all_reduce(self._weight)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        shards = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in gradients]
+        torch._foreach_mul_(shards, NOMINAL_WEIGHT / self._weight)
+        self._weight = None

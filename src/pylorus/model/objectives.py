@@ -1,13 +1,13 @@
 """What training minimizes and measures: the losses in one registry, and epoch metrics, summed on the device.
 
-To add a loss: one class here, with an entry in `LOSSES`, and conf/loss/NAME.yaml. A loss from outside Pylorus is named
-by `loss._target_` in the user's own configuration. A loss gives one value per image; the loss of a batch is their sum
-divided by the sum of the images' weights, over all devices together. The names of classes
-and a data module are checked here too.
+To add a loss: one class here, with an entry in `LOSSES`, and conf/loss/NAME.yaml. A loss from outside is named by
+`loss._target_` in the user's configuration. A loss gives one value per image; that of a batch is their sum divided by
+the sum of the images' weights, over all devices together. Class names and data modules are checked here.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 from annotated_types import Gt
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import Metric, SumMetric
 
@@ -54,12 +54,17 @@ class ImageLoss(nn.Module):
 
     label = ""
     """What texts about a run call it."""
+    corrects_frequency = False
+    """Whether it corrects for the frequencies of the classes itself, so that class weights would do so twice."""
 
     class_weights: Tensor
 
     def __init__(self, class_weights: Tensor) -> None:
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def set_class_counts(self, images_of_class: Sequence[int]) -> None:
+        """Take the number of training images of each class, for a loss that depends on it."""
 
     def compute_weights(self, label: Tensor) -> Tensor:
         """Return the weight of each image, of shape (batch,)."""
@@ -91,22 +96,26 @@ class CrossEntropy(ImageLoss):
         )
 
 
+def _check_factor(name: str, value: float) -> float:
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}: found {value}, expected 0 or more")
+    return value
+
+
 class FocalLoss(CrossEntropy):
     """Focal loss (Lin et al. 2017): cross-entropy times (1 - p)^gamma, so that easy images count less.
 
     p is the probability of the true class; gamma = 0 is cross-entropy.
 
     Raises:
-        ValueError: If gamma is negative.
+        ValueError: If gamma is no number, infinite or negative.
     """
 
     label = format_loss_name("focal")
 
     def __init__(self, class_weights: Tensor, *, gamma: float = 2.0, label_smoothing: float = 0.0) -> None:
         super().__init__(class_weights, label_smoothing=label_smoothing)
-        if not gamma >= 0:
-            raise ValueError(f"gamma: found {gamma}, expected 0 or more")
-        self.gamma = gamma
+        self.gamma = _check_factor("gamma", gamma)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Return the weighted focal loss of each image."""
@@ -114,6 +123,35 @@ class FocalLoss(CrossEntropy):
         # The gradient of a power below 1 is infinite at 0, that is, where an image is fitted perfectly.
         error = (-torch.expm1(log_probability)).clamp_min(1e-12)
         return error**self.gamma * super().forward(logits, label)
+
+
+class LogitAdjustedLoss(CrossEntropy):
+    """Cross-entropy of logits + tau · log(frequency of the class in training) (Menon et al. 2021).
+
+    So the largest logit decides as for equally frequent classes. tau = 1 is balanced softmax (Ren et al. 2020), tau = 0
+    cross-entropy. Until `set_class_counts`, all classes count as equally frequent.
+
+    Raises:
+        ValueError: If tau is no number, infinite or negative.
+    """
+
+    label = format_loss_name("logit_adjusted")
+    corrects_frequency = True
+    offset: Tensor
+
+    def __init__(self, class_weights: Tensor, *, tau: float = 1.0, label_smoothing: float = 0.0) -> None:
+        super().__init__(class_weights, label_smoothing=label_smoothing)
+        self.tau = _check_factor("tau", tau)
+        self.register_buffer("offset", torch.zeros_like(class_weights), persistent=False)
+
+    def set_class_counts(self, images_of_class: Sequence[int]) -> None:
+        """Take the number of training images of each class, at least 1, as the prior."""
+        counts = torch.tensor(images_of_class, dtype=torch.float32)
+        self.offset.copy_(self.tau * (counts / counts.sum()).log())
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the loss of each image."""
+        return super().forward(logits + self.offset, label)
 
 
 class ExternalLoss(ImageLoss):
@@ -149,52 +187,11 @@ class ExternalLoss(ImageLoss):
         return losses.expand(len(label))
 
 
-NOMINAL_WEIGHT = 32.0
-"""What the loss of a batch is divided by until the weights of all batches of its step are known."""
-
-
-class StepLoss:
-    """The loss of an optimizer step: over all its images, in all processes and batches, losses divided by weights.
-
-    Where several batches make a step, the weights of the later ones are unknown when the first one's gradients are
-    computed. So gradients are those of the sum, scaled by a constant, until `normalize_gradients`.
-
-    Attributes:
-        batches: Number of batches for each step; Lightning divides the loss of each by it.
-    """
-
-    def __init__(self) -> None:
-        self.batches = 1
-        self._weight: Tensor | None = None
-
-    def scale_batch(self, losses: Tensor, weight: Tensor, processes: Processes) -> Tensor:
-        """Return what a process differentiates for its part of a batch.
-
-        Args:
-            losses: Loss of each image, of shape (batch,).
-            weight: Sum of the images' weights, of shape ().
-            processes: The processes, over which gradients are averaged.
-        """
-        if self.batches > 1:
-            self._weight = weight if self._weight is None else self._weight + weight
-            return losses.sum() * (processes.count * self.batches / NOMINAL_WEIGHT)
-        total_weight = weight.clone()
-        distributed.all_reduce(total_weight)
-        return losses.sum() * processes.count / total_weight
-
-    def normalize_gradients(self, parameters: Iterable[nn.Parameter], processes: Processes) -> None:
-        """Divide the gradients of a step by the weight of its images, if it has several batches."""
-        if self._weight is None:
-            return
-        if processes.is_distributed:
-            distributed.all_reduce(self._weight)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        shards = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in gradients]
-        torch._foreach_mul_(shards, NOMINAL_WEIGHT / self._weight)
-        self._weight = None
-
-
-LOSSES: dict[str, type[ImageLoss]] = {"cross_entropy": CrossEntropy, "focal": FocalLoss}
+LOSSES: dict[str, type[ImageLoss]] = {
+    "cross_entropy": CrossEntropy,
+    "focal": FocalLoss,
+    "logit_adjusted": LogitAdjustedLoss,
+}
 """The losses by `loss.name`. Keys of `loss` that are parameters of the class are passed to it."""
 
 
@@ -204,15 +201,14 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
     Args:
         config: The section `loss` of the configuration.
         classes: Number of classes.
-        images_of_class: Number of training images of each class; balanced class weights need it.
+        images_of_class: Number of training images of each class, for balanced class weights and logit adjustment.
 
     Raises:
-        PylorusError: If there is no such loss, or it refuses its arguments.
+        PylorusError: If there is no such loss, it refuses its arguments, or class weights would correct twice.
         ValueError: If balanced class weights lack `images_of_class`.
     """
     weights = compute_class_weights(config.class_weights, classes, images_of_class)
-    node = get_target(config)
-    if node is not None:
+    if (node := get_target(config)) is not None:
         function = build_callable(node, key="loss", class_weights=weights, classes=classes)
         if config.class_weights != "none" and "class_weights" not in list_parameters(get_object(node, key="loss")):
             raise PylorusError(
@@ -220,17 +216,35 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
                 "Leave it out, or add the parameter."
             )
         return ExternalLoss(function, weights, name=str(node[TARGET]))
-    kind = _get_loss(str(config.name))
+    if config.name not in LOSSES:
+        raise PylorusError(
+            f'loss.name: there is no loss "{config.name}".{format_suggestion(str(config.name), LOSSES)} Available: '
+            f"{', '.join(LOSSES)}; your own: loss._target_ in a configuration file of yours."
+        )
+    kind = LOSSES[config.name]
     for name in config.args:
         if name not in _list_arguments(kind):
             raise PylorusError(
                 f"loss.args.{name}: {kind.label} has no such argument.{format_suggestion(name, _list_arguments(kind))}"
             )
+    if config.class_weights != "none":
+        _check_class_weights(kind, f"loss.class_weights: found {config.class_weights}", "loss.class_weights=none")
     settings = {**asdict(config), **config.args}
     try:
-        return kind(weights, **{name: settings[name] for name in _list_arguments(kind) & settings.keys()})
+        loss = kind(weights, **{name: settings[name] for name in _list_arguments(kind) & settings.keys()})
     except (TypeError, ValueError) as error:
         raise PylorusError(f"loss.args.{error}") from error
+    if images_of_class is not None:
+        loss.set_class_counts(images_of_class)
+    return loss
+
+
+def _check_class_weights(kind: type[ImageLoss], found: str, expected: str) -> None:
+    if kind.corrects_frequency:
+        raise PylorusError(
+            f"{found}, but the {kind.label} corrects for the frequencies of the classes itself: both together would do "
+            f"so twice. Type {expected}, or another loss."
+        )
 
 
 def resolve_loss(
@@ -255,6 +269,8 @@ def resolve_loss(
                 f"loss: found {loss!r}, expected one of {', '.join(LOSSES)}, or your own nn.Module or function of "
                 f"logits and labels.{format_suggestion(loss, LOSSES)}"
             )
+        if class_weights is not None:
+            _check_class_weights(LOSSES[loss], f"class_weights: found {class_weights}", "class_weights=None")
         settings = validate(LossConfig, {"name": loss, "label_smoothing": label_smoothing})
         built = build_loss(settings, classes=len(classes))
         built.class_weights = weights
@@ -309,15 +325,6 @@ def compute_class_weights(mode: str, classes: int, images_of_class: Sequence[int
         raise ValueError("balanced class weights need images_of_class")
     counts = torch.tensor(images_of_class, dtype=torch.float32)
     return counts.sum() / (classes * counts)
-
-
-def _get_loss(name: str) -> type[ImageLoss]:
-    if name not in LOSSES:
-        raise PylorusError(
-            f'loss.name: there is no loss "{name}".{format_suggestion(name, LOSSES)} Available: {", ".join(LOSSES)}; '
-            "your own: loss._target_ in a configuration file of yours."
-        )
-    return LOSSES[name]
 
 
 def _list_arguments(kind: type[ImageLoss]) -> set[str]:

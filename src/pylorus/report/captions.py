@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pylorus.config.keys import describe_averaging
 from pylorus.core.errors import PylorusError, resolve_short_name
 from pylorus.core.privacy import collect_config_values, redact_value
 from pylorus.report.results import IMAGES, ONLY_STAGE, PATIENTS, Result, group_by_test_set
@@ -110,6 +111,15 @@ def format_external_test(run: SavedRun, *, names: bool = False) -> str:
     if "test" in (run.given_parts or ()) and run.get_setting("data.fold") is None:
         return f"The test images are {origin}. Whether they come from another hospital is for the author to state"
     return f"No external test: the test images come from the same data set as the training images ({origin})"
+
+
+def format_averaging(run: SavedRun, stage: SavedStage) -> str:
+    """Describe the weights of a stage if they are an average; else ""."""
+    training = stage.training
+    if training is None:
+        return ""
+    settings = run.get_setting("averaging", {})
+    return describe_averaging(settings, weights=training.averaged_weights, norms=training.estimated_norms)
 
 
 def get_peak_learning_rate(run: SavedRun, stage: SavedStage) -> float | None:
@@ -488,7 +498,8 @@ def _collect_differing_settings(run: SavedRun, others: Sequence[SavedRun], left_
             continue
         if any(other.get(key) != value for other in other_settings):
             value_text = run.fold if key == "data.fold" else redact_value(key, value)
-            differences.append(f"{key.rpartition('.')[2]}={value_text}")
+            name = "averaging" if key == "averaging.name" else key.rpartition(".")[2]
+            differences.append(f"{name}={value_text}")
     return differences[:MAX_SETTINGS]
 
 

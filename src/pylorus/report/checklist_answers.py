@@ -10,6 +10,7 @@ from pylorus.report.captions import (
     count_accepted_leaks,
     count_epochs_run,
     count_excluded_files,
+    format_averaging,
     format_evaluation_counts,
     format_external_test,
     format_test_images_origin,
@@ -406,6 +407,8 @@ def _format_class_balance(run: SavedRun) -> str:
         if own_loss
         else "the loss weights each class inversely to its frequency (loss.class_weights=balanced)"
         if run.get_setting("loss.class_weights") == "balanced"
+        else "the loss corrects for the frequencies of the classes (loss=logit_adjusted)"
+        if run.get_setting("loss.name") == "logit_adjusted"
         else "the loss does not weight the classes (loss.class_weights=none)"
     )
     return f"Training images: {', '.join(counts)}; {weights}. Probabilities are not adjusted to another prevalence"
@@ -483,6 +486,8 @@ def _format_stage(run: SavedRun, stage: SavedStage) -> str:
     details += (
         [f"{get_stage_setting('views')} variants of each image"] if get_stage_setting("views") is not None else []
     )
+    averaging = format_averaging(run, stage)
+    details += [f"weights used: {averaging}"] if averaging else []
     return f"{stage.name}: {', '.join(details)}"
 
 

@@ -15,7 +15,13 @@ from pylorus.core.formatting import format_percent, format_percent_with_unit, jo
 from pylorus.evaluation.confusion import get_monitor_column
 from pylorus.evaluation.decisions import NetBenefit, RiskCoverage, net_benefit, risk_coverage
 from pylorus.report.candidate import Candidate
-from pylorus.report.captions import format_test_basis, format_training_basis, format_validation_images, make_file_stems
+from pylorus.report.captions import (
+    format_averaging,
+    format_test_basis,
+    format_training_basis,
+    format_validation_images,
+    make_file_stems,
+)
 from pylorus.report.evidence import Evidence
 from pylorus.report.figure_style import (
     FAINT,
@@ -74,7 +80,9 @@ class StageCurves:
 
     @property
     def best(self) -> int | None:
-        """Index of the best epoch by the monitored validation metric (the first of equals); None if it is undefined."""
+        """Index of the epoch whose weights the stage chose; while it is trained, that of the best one so far."""
+        if self.stage.training is not None and self.stage.training.best_epoch <= len(self.table):
+            return self.stage.training.best_epoch - 1
         monitor = self.stage.monitor
         values = self.get_metric(get_monitor_column(monitor))
         if np.isnan(values).all():
@@ -164,6 +172,7 @@ def plot_training_curves(curves: Sequence[StageCurves], *, labels: Mapping[Saved
         figure=figure,
         notes=(
             _format_ring_note(curves),
+            *_format_averaging_notes(curves),
             *_format_precision_notes(curves),
             *_format_curve_replicate_notes(list(groups.values())),
         ),
@@ -178,6 +187,19 @@ def _format_precision_notes(curves: Sequence[StageCurves]) -> tuple[str, ...]:
     return (
         f"Curves were measured during training, in {' and '.join(sorted(precisions))} precision; tables were measured "
         "in 32-bit precision, as used by the shipped model, and may differ.",
+    )
+
+
+def _format_averaging_notes(curves: Sequence[StageCurves]) -> tuple[str, ...]:
+    """State which curves are of averaged weights, for stages that have some."""
+    averages = list(dict.fromkeys(filter(None, (format_averaging(each.run, each.stage) for each in curves))))
+    if not averages:
+        return ()
+    which = "" if all(format_averaging(each.run, each.stage) for each in curves) else " where weights are averaged"
+    return (
+        f"Validation curves{which} are those of the average once it has begun, at the ring the "
+        f"{join_names(averages, last='or')}; "
+        "training curves are those of the weights in each step.",
     )
 
 
@@ -273,6 +295,8 @@ def _format_epoch_axes(axes: Axes, title: str, *, loss: bool, values: NDArray[np
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         title += " (log scale)"
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_title(title)
     axes.set_xlabel("epoch of the stage")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))

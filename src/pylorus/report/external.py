@@ -99,6 +99,7 @@ class ExternalSet:
             `summary` in words.
         splits: Number of images in each split that their folders or their manifest state; empty if they state none.
         stress: What `pylorus stress` found with the model, by where its page is.
+        augmentation: What test-time augmentation gains on these images, line by line; empty if it was not measured.
     """
 
     test: SavedPredictions
@@ -113,6 +114,7 @@ class ExternalSet:
     copies: Mapping[str, Any]
     splits: Mapping[str, int]
     stress: Mapping[str, Mapping[str, Any]]
+    augmentation: tuple[str, ...] = ()
 
 
 def write_external_report(
@@ -153,6 +155,11 @@ def write_external_report(
         build_decision_section(evidence),
         _build_prevalence_section(evaluation, external),
         present_stress_records(external.stress),
+        *(
+            [Section("augmentation", "Test-time augmentation", (Sentences(external.augmentation),))]
+            if external.augmentation
+            else []
+        ),
         build_test_figure_section(evidence),
         _build_mistake_section(evidence),
         build_method_section(evidence),

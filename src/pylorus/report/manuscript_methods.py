@@ -12,6 +12,7 @@ from pylorus.core.formatting import format_percent, join_names
 from pylorus.report import checklist_answers
 from pylorus.report.captions import (
     count_epochs_run,
+    format_averaging,
     format_test_images_origin,
     format_validation_images,
     format_validation_images_origin,
@@ -95,6 +96,16 @@ CITED_METHODS = {
         r"temperature scaling|[Tt]emperature",
         "Guo C, Pleiss G, Sun Y, Weinberger KQ. On calibration of "
         "modern neural networks. Proc Mach Learn Res 2017;70:1321-1330.",
+    ),
+    "ema": (
+        r"exponential moving average of the weights",
+        "Polyak BT, Juditsky AB. Acceleration of stochastic approximation by averaging. "
+        "SIAM J Control Optim 1992;30:838-855.",
+    ),
+    "swa": (
+        r"mean of the weights",
+        "Izmailov P, Podoprikhin D, Garipov T, Vetrov D, Wilson AG. Averaging weights leads to wider "
+        "optima and better generalization. UAI 2018:876-885.",
     ),
     "kappa": (
         r"\bkappa\b|κ",
@@ -408,7 +419,7 @@ def _describe_stage(run: SavedRun, stage: SavedStage, finder: CellFinder, repeat
 
     learn = str(run.get_setting(f"stages.{stage.name}.learn", ""))
     layers = {"head": "the classification head was", "all": "all layers were", "": "layers were"}.get(
-        learn, f"the layers from {learn} on were"
+        learn, f"{_name_layers(learn)} were"
     )
     schedule = run.get_setting(f"stages.{stage.name}.schedule")
     clauses = join_clauses(
@@ -435,7 +446,22 @@ def _describe_stage(run: SavedRun, stage: SavedStage, finder: CellFinder, repeat
         find("planned", "epochs"),
         f" planned epochs{early}",
     )
-    return (*spans, *((" with ", *clauses) if clauses else ()), ". ") if spans else ()
+    spans = (*spans, *((" with ", *clauses) if clauses else ()), ". ") if spans else ()
+    averaging = format_averaging(run, stage)
+    if not averaging:
+        return spans
+    citation = Citation(tuple(find_method_citations(averaging)))
+    return (*spans, f"The weights that the stage {stage.name} kept are the {averaging}", citation, ". ")
+
+
+def _name_layers(learn: str) -> str:
+    """Return which layers a stage trained besides the head, by a block's name or by their number from the end."""
+    if not learn.startswith("last:"):
+        return f"the layers from {learn} on"
+    number = learn.removeprefix("last:")
+    if number.endswith("%"):
+        return f"the last {number[:-1]} % of the blocks and the head"
+    return f"the last {'block' if number == '1' else f'{number} blocks'} and the head"
 
 
 def _describe_selection(evidence: Evidence) -> Spans:

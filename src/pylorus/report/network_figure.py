@@ -212,8 +212,17 @@ def plot_network_structure(run: SavedRun) -> Drawing:
             "Box width increases with the number of output channels (logarithmic scale). Squares: filled if all "
             "parameters of a block were trained in that stage, half filled if some were, empty if the block was "
             "frozen.",
+            *(
+                (f"Stages: {', '.join(f'{number} {stage}' for number, stage in enumerate(stages, start=1))}.",)
+                if len(stages) > MAX_NAMED_STAGES
+                else ()
+            ),
         ),
     )
+
+
+MAX_NAMED_STAGES = 2
+"""More stages are numbered, as their names would cover each other."""
 
 
 def _draw_column_heads(axes: Axes, stages: Sequence[str]) -> None:
@@ -225,8 +234,9 @@ def _draw_column_heads(axes: Axes, stages: Sequence[str]) -> None:
         (PARAMETERS, "parameters", "right"),
     ):
         _draw_text(axes, x, -0.9, text, ha=align, weight="bold")
-    for number, stage in enumerate(stages):
-        _draw_text(axes, _calculate_stage_position(number, len(stages)), -0.9, stage, ha="center", weight="bold")
+    heads = stages if len(stages) <= MAX_NAMED_STAGES else [str(number + 1) for number in range(len(stages))]
+    for number, head in enumerate(heads):
+        _draw_text(axes, _calculate_stage_position(number, len(stages)), -0.9, head, ha="center", weight="bold")
     axes.plot([0, 1], [-0.55, -0.55], color=FAINT, linewidth=0.8)
 
 

@@ -8,6 +8,7 @@ from pylorus.core.privacy import redact_overrides
 from pylorus.data.stratification import explain_split, get_requested_fractions
 from pylorus.report.captions import (
     count_epochs_run,
+    format_averaging,
     format_caveats,
     format_training_basis,
     get_augmentation_name,
@@ -35,7 +36,8 @@ def build_run_table(runs: Sequence[SavedRun]) -> Table:
 
 def build_setting_table(runs: Sequence[SavedRun]) -> Table | None:
     """Build the table of how each stage was trained, one row per run and stage; None if no stage is known."""
-    rows = [_build_setting_row(run, stage) for run in runs for stage in run.stages]
+    has_averages = any(format_averaging(run, stage) for run in runs for stage in run.stages)
+    rows = [_build_setting_row(run, stage, averaging=has_averages) for run in runs for stage in run.stages]
     if not rows:
         return None
     return Table(
@@ -50,13 +52,16 @@ def build_setting_table(runs: Sequence[SavedRun]) -> Table | None:
             *create_text_columns("schedule", "augmentation", "optimizer"),
             Column("weight decay"),
             Column("batch size"),
+            *create_text_columns(*(["weights used"] if has_averages else [])),
             Column("seed"),
         ),
         rows=tuple(rows),
     )
 
 
-def _build_setting_row(run: SavedRun, stage: SavedStage) -> Row:
+def _build_setting_row(run: SavedRun, stage: SavedStage, *, averaging: bool) -> Row:
+    """Build the row of a stage, with a cell for the average of its weights if some stage has one."""
+
     def get_setting(key: str, default: object = "–") -> str:
         return str(run.get_setting(f"stages.{stage.name}.{key}", default))
 
@@ -77,6 +82,7 @@ def _build_setting_row(run: SavedRun, stage: SavedStage) -> Row:
             str(run.get_setting("optimizer.name", "–")),
             "–" if decay is None else Number(float(decay), words=f"{float(decay):g}"),
             batch,
+            *([format_averaging(run, stage) or "those of the epoch's last step"] if averaging else []),
             str(run.get_setting("seed", "–")),
         )
     )

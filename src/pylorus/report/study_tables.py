@@ -172,23 +172,38 @@ STUDY = PublishedStudy(
 """The study that this project makes reproducible. Its images were never published; these numbers were."""
 
 
+MAX_STAGES_ABREAST = 2
+"""Stages whose metrics are side by side in a table."""
+
+
 def build_study_metric_table(results: Sequence[Result]) -> Table:
     """Build table 1, 2 or 3: the metrics of each class and their average, in %, for all stages of one run.
+
+    One or two stages are side by side, as in the study; more are below each other, since they would be too wide.
 
     Args:
         results: At least one, all of one run and of the same classes.
     """
     run = results[0].run
     metrics = get_metric_labels(run)
+    by_stage = [_compute_study_metrics(result, metrics) for result in results]
+    names = results[0].images.predictions.class_names
+    if len(results) > MAX_STAGES_ABREAST:
+        columns = (*create_text_columns("stage", "class"), *(Column(title) for title in metrics.values()))
+        rows = tuple(
+            Row((result.stage.name, *row.cells), strong=row.strong)
+            for result, values in zip(results, by_stage, strict=True)
+            for row in _build_study_rows(names, [values])
+        )
+    else:
+        columns = _build_study_columns([result.stage.name for result in results], metrics.values())
+        rows = _build_study_rows(names, by_stage)
     return Table(
         key=f"study-{run.stem}",
         title=f"{run.label}: {join_names(list(metrics.values()))} of each class, in %",
         basis=format_test_basis(results),
-        columns=_build_study_columns([result.stage.name for result in results], metrics.values()),
-        rows=_build_study_rows(
-            results[0].images.predictions.class_names,
-            [_compute_study_metrics(result, metrics) for result in results],
-        ),
+        columns=columns,
+        rows=rows,
         notes=("Average: unweighted mean over the classes. The extended tables give confidence intervals.",),
     )
 

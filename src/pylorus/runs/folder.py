@@ -168,11 +168,15 @@ class TrainingResult:
         epochs: Number of epochs trained.
         best_epoch: Epoch whose weights were chosen, from 1.
         curves_sha256: SHA-256 of metrics.csv; empty if an earlier version trained the stage.
+        averaged_weights: Number of weights of which the chosen ones are the average; 0: they are no average.
+        estimated_norms: Number of batch-norm layers whose statistics were estimated anew for the average.
     """
 
     epochs: int
     best_epoch: int
     curves_sha256: str = ""
+    averaged_weights: int = 0
+    estimated_norms: int = 0
 
 
 class StageProgress(NamedTuple):
@@ -282,9 +286,9 @@ class StageFolder:
             path.unlink(missing_ok=True)
             path.with_name(path.name + SUFFIX).unlink(missing_ok=True)
 
-    def write_record(self, *, epochs: int, best_epoch: int) -> None:
-        """Mark the stage as trained."""
-        result = TrainingResult(epochs, best_epoch, compute_digest(self.metrics_path))
+    def write_record(self, **values: Any) -> None:
+        """Mark the stage as trained: the values of `TrainingResult`, to which the digest of the curves is added."""
+        result = TrainingResult(**values, curves_sha256=compute_digest(self.metrics_path))
         write_json(self.record_path, asdict(result), sealed=True)
 
     def discard_damaged_files(self) -> list[str]:

@@ -21,7 +21,16 @@ from pylorus.core.io import PARQUET_OPTIONS, read_json
 from pylorus.core.privacy import HIDDEN_VALUE
 from pylorus.evaluation.confusion import CLASS_METRICS, select_class_metrics
 from pylorus.evaluation.intervals import Estimate
-from pylorus.runs.folder import LAST, STATUS, RunFolder, ShippedStage, read_shipped, score_stage, select_stage
+from pylorus.runs.folder import (
+    LAST,
+    STATUS,
+    RunFolder,
+    ShippedStage,
+    TrainingResult,
+    read_shipped,
+    score_stage,
+    select_stage,
+)
 from pylorus.runs.predictions import SavedPredictions, explain_stage_problems, read_predictions
 
 # As in pylorus.data.split, whose import would load OpenCV and take 0.2 s.
@@ -188,6 +197,7 @@ class SavedStage:
         test: Predictions for the test images, or None if the stage was not tested.
         own_metrics: Values of the user's own metrics on the test images, by metric and class.
         own_intervals: Lower and upper ends of their intervals; empty in a run of an older Pylorus.
+        training: Content of stage.json, or None if the stage is not trained.
     """
 
     name: str
@@ -197,6 +207,7 @@ class SavedStage:
     test: SavedPredictions | None
     own_metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     own_intervals: tuple[dict[str, dict[str, float | None]], ...] = ({}, {})
+    training: TrainingResult | None = None
 
     def get_own_estimate(self, metric: str, class_name: str) -> Estimate:
         """Return one of the user's own metrics on the test images; NaN where it, or its interval, is undefined."""
@@ -398,6 +409,7 @@ def read_run(folder: Path, config: DictConfig | None = None, *, order: Sequence[
             own_intervals=tuple(
                 run_folder.get_stage(str(name)).read_own_metrics().get(f"test/{end}", {}) for end in ("low", "high")
             ),
+            training=run_folder.get_stage(str(name)).training_result,
         )
         for name in planned
     )

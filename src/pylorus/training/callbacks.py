@@ -32,6 +32,7 @@ from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
 from pylorus.core.formatting import format_count, format_number, format_percent, open_progress_bar
 from pylorus.core.io import SUFFIX, compute_digest, write_atomically, write_json, write_text
+from pylorus.model.averaging import AverageWeights
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.runs.folder import RunFolder, StageFolder, StageProgress
 from pylorus.runs.process import StopRequest
@@ -332,12 +333,21 @@ class Checkpoints(pl.Callback):
         mode: Whether the best monitored value is the `min` or the `max`.
         processes: The run's processes; the first one writes.
         stop: Stop request: the current step is finished and its state saved.
+        averaging: Averages the weights; epochs before its first one are not chosen. None: weights are not averaged.
     """
 
-    def __init__(self, saved: StageFolder, *, mode: str, processes: Processes, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        saved: StageFolder,
+        *,
+        mode: str,
+        processes: Processes,
+        stop: StopRequest,
+        averaging: AverageWeights | None = None,
+    ) -> None:
         self._saved, self._sign = saved, 1.0 if mode == "max" else -1.0
-        self._processes, self._stop = processes, stop
-        self._best_score, self._best_epoch = -math.inf, -1
+        self._processes, self._stop, self._averaging = processes, stop, averaging
+        self._best_score, self._best_epoch, self._best_average = -math.inf, -1, (0, 0)
         self._saved_at, self._cost = -math.inf, 0.0
         self._trained_since = 0.0
         self._reached = StageProgress(0, 0)
@@ -378,9 +388,12 @@ class Checkpoints(pl.Callback):
             KeyboardInterrupt: If the run was asked to stop since the epoch's last step; its state is saved.
         """
         score = self._sign * float(trainer.callback_metrics["monitor"])
-        if score > self._best_score or self._best_epoch < 0:  # NaN only beats having no score
+        first = self._averaging.start_epoch if self._averaging is not None else 0
+        if score > self._best_score or self._best_epoch < first:  # NaN only beats having no score
             self._best_score = score if math.isfinite(score) else -math.inf
             self._best_epoch = int(trainer.current_epoch)
+            if self._averaging is not None:
+                self._best_average = (self._averaging.updates, self._averaging.estimated_norms)
             self._save(trainer, self._saved.get_best_path(self._best_epoch), weights_only=True)
         done = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = time.monotonic() - self._saved_at >= self._cost / MAX_SAVING_FRACTION
@@ -395,7 +408,13 @@ class Checkpoints(pl.Callback):
         """Record that the stage is trained, and name its best checkpoint."""
         if self._processes.is_first:
             _create_link(self._saved.get_best_path(self._best_epoch), self._saved.best_checkpoint)
-            self._saved.write_record(epochs=int(trainer.current_epoch), best_epoch=self._best_epoch + 1)
+            weights, norms = self._best_average
+            self._saved.write_record(
+                epochs=int(trainer.current_epoch),
+                best_epoch=self._best_epoch + 1,
+                averaged_weights=weights,
+                estimated_norms=norms,
+            )
             self._saved.delete_training_state()
         self._processes.wait()
         self._stop.stop_waiting()
@@ -419,11 +438,17 @@ class Checkpoints(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values, so that a checkpoint loads with tensors only."""
-        return {"best_score": self._best_score, "best_epoch": self._best_epoch}
+        return {
+            "best_score": self._best_score,
+            "best_epoch": self._best_epoch,
+            "best_average": list(self._best_average),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and epoch."""
         self._best_score, self._best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        weights, norms = state_dict.get("best_average", (0, 0))  # an earlier version saved none
+        self._best_average = (int(weights), int(norms))
 
     def _save_last(self, trainer: pl.Trainer, reached: StageProgress) -> None:
         start = time.monotonic()

@@ -14,7 +14,7 @@ from pylorus.config.instantiation import check_node, get_target
 from pylorus.config.schema import EXTENSIBLE, CacheConfig, Config, LossConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError
-from pylorus.core.formatting import format_count, format_estimate, format_percent
+from pylorus.core.formatting import format_bytes, format_count, format_estimate, format_percent
 from pylorus.core.io import write_json
 from pylorus.data.augmentation import build_augmentation, resolve_augmentation
 from pylorus.data.datamodule import ImageDataModule
@@ -31,9 +31,10 @@ from pylorus.hardware import (
     resolve_cuda_graphs,
     resolve_workers,
 )
+from pylorus.model.averaging import AVERAGE_BYTES
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
-from pylorus.model.finetuning import apply_depth, build_optimizer, check_optimizer_name, resolve_depth
+from pylorus.model.finetuning import apply_depth, build_optimizer, check_optimizer_name, resolve_depth, resolve_learn
 from pylorus.model.frozen_features import FeatureDataModule, FrozenPrefix, build_evaluator
 from pylorus.model.frozen_prefix import CannotCutError
 from pylorus.model.inference import Evaluator, SplitOutputs, compute_split_outputs, prepare_network
@@ -161,7 +162,7 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
         processes=run.processes,
     )
     apply_depth(run.backbone.network, plan.config.learn)
-    log.info("\n%s", _format_headline(plan, run.backbone))
+    log.info("\n%s", _format_headline(plan, run.backbone, averaging=run.config.averaging.name))
     if stage_folder.is_finished:
         log.info("%s is already finished", plan.name)
         return _load_finished_stage(classifier, stage_folder)
@@ -323,17 +324,20 @@ def check_stages(config: Config, backbone: Backbone, images: RunImages, processe
         build_optimizer(backbone.network, stage, config.optimizer)
 
 
-def _format_headline(plan: StagePlan, backbone: Backbone) -> str:
+def _format_headline(plan: StagePlan, backbone: Backbone, *, averaging: str) -> str:
     stage_depth = resolve_depth(backbone.network, plan.config.learn)
     parameters = dict(backbone.network.named_parameters())
     trainable_count = sum(parameters[name].numel() for name in stage_depth.trainable)
     parameter_count = sum(parameter.numel() for parameter in parameters.values())
-    trained = f"{plan.config.learn} ({trainable_count:,} of {parameter_count:,} parameters)"
+    learn = resolve_learn(backbone.network, plan.config.learn)
+    named = plan.config.learn if learn == plan.config.learn else f"{plan.config.learn}, from {learn} on"
+    trained = f"{named} ({trainable_count:,} of {parameter_count:,} parameters)"
     if trainable_count == parameter_count:
         trained = f"all {parameter_count:,} parameters"
+    average = f", weights averaged ({averaging}: {format_bytes(AVERAGE_BYTES * trainable_count)})"
     return (
         f"{plan.name}: {backbone.name} at {backbone.image_size} px, training {trained}, "
-        f"{format_count(plan.config.epochs, 'epoch')}"
+        f"{format_count(plan.config.epochs, 'epoch')}{average if averaging != 'none' else ''}"
     )
 
 

@@ -7,21 +7,23 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch.amp.grad_scaler import GradScaler
 
 from pylorus.config.instantiation import instantiate
-from pylorus.config.schema import Config, StageConfig
+from pylorus.config.keys import get_averaging_start
+from pylorus.config.schema import AveragingConfig, Config, StageConfig
 from pylorus.core.distributed import Processes
 from pylorus.core.errors import PylorusError, format_suggestion
 from pylorus.data.dataset import LoadingProcesses
 from pylorus.data.split import RunImages
 from pylorus.hardware import Engine
+from pylorus.model.averaging import AverageWeights
 from pylorus.model.backbone import Backbone
 from pylorus.model.classifier import StageClassifier, StagePlan
 from pylorus.model.distributed import build_strategy_arguments, use_sharded_network, use_sync_batch_norm
@@ -158,8 +160,15 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
     following = {name: stages[name].epochs for name in names[names.index(plan.name) + 1 :]}
     progress = run.config.trainer.progress and run.processes.is_first
     progress_bar = [StageBar(plan)] if progress else []
+    check_trainer_arguments(run.config.trainer.args)
+    further = _resolve_limits(run.config.trainer.args)
+    averaging = build_averaging(run.config.averaging, epochs=further.get("max_epochs", plan.config.epochs))
     checkpoints = Checkpoints(
-        stage_folder, mode=get_monitor_mode(plan.config.monitor), processes=run.processes, stop=run.stop
+        stage_folder,
+        mode=get_monitor_mode(plan.config.monitor),
+        processes=run.processes,
+        stop=run.stop,
+        averaging=averaging,
     )
     # The dashboard first: after an interruption it is not sent again what the file already holds.
     loggers = [*run.dashboard.create_loggers(known_step=curves.known_step), curves]
@@ -171,6 +180,7 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         "max_epochs": plan.config.epochs,
         "callbacks": [
             FreezeBackbone(plan.config.learn),
+            *([] if averaging is None else [averaging]),
             *_build_early_stopping(plan.config),
             EpochLine(plan, following=following),
             speed,
@@ -187,12 +197,19 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
     }
-    check_trainer_arguments(run.config.trainer.args)
-    further = _resolve_limits(run.config.trainer.args)
     if set(LIMIT_ARGUMENTS) & set(further):
         log.warning("%s: trained and validated on some batches only (trainer.args)", plan.name)
     with _explain_refusal(further):
         return pl.Trainer(**arguments | further)
+
+
+def build_averaging(config: AveragingConfig, *, epochs: int) -> AverageWeights | None:
+    """Build the callback that averages the weights of a stage of so many epochs; None if they are not averaged."""
+    if config.name == "none":
+        return None
+    method = cast(Literal["ema", "mean"], config.name)
+    start_epoch = int(get_averaging_start(config) * epochs)
+    return AverageWeights(method, decay=config.decay, every=config.every, start_epoch=start_epoch)
 
 
 def build_precision_arguments(engine: Engine) -> dict[str, Any]:
@@ -223,6 +240,11 @@ def build_callbacks(configured: Mapping[str, Any]) -> list[pl.Callback]:
     """
     callbacks = {name: instantiate(node, key=f"callbacks.{name}") for name, node in configured.items()}
     for name, callback in callbacks.items():
+        if isinstance(callback, AverageWeights | WeightAveraging | StochasticWeightAveraging):
+            raise PylorusError(
+                f"callbacks.{name}: found {type(callback).__name__}, which Pylorus adds itself, so that a run resumes "
+                "exactly and its report says so. Leave it out, and add averaging=ema or averaging=mean."
+            )
         if not isinstance(callback, pl.Callback) or isinstance(callback, Checkpoint):
             raise PylorusError(
                 f"callbacks.{name}: found {type(callback).__name__}, expected a pytorch_lightning.Callback other than "

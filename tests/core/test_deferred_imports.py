@@ -1,0 +1,74 @@
+"""Modules whose import is deferred until something of them is used."""
+
+import importlib
+import importlib.util
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pylorus.core.deferred_imports import defer_import
+
+MADE_UP = "made_up_for_deferring"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package that writes a file when it is loaded; sys.modules is left as it was."""
+    folder = tmp_path / MADE_UP
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('loaded').touch()\nvalue = 3\n", encoding="utf-8"
+    )
+    (folder / "part.py").write_text("value = 4\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == MADE_UP]:
+        del sys.modules[name]
+
+
+def test_a_deferred_module_loads_when_it_is_used(package: Path) -> None:
+    defer_import(MADE_UP, known=1)
+    module = importlib.import_module(MADE_UP)
+    assert module.known == 1
+    assert importlib.util.find_spec(MADE_UP) is not None
+    inspect.getmodule(inspect.currentframe())  # it looks at all loaded modules
+    assert not (package / "loaded").exists()
+    assert module.value == 3
+    assert (package / "loaded").exists()
+    assert sys.modules[MADE_UP] is not module
+    assert importlib.import_module(MADE_UP).value == 3
+
+
+def test_a_part_of_a_deferred_module_can_be_imported(package: Path) -> None:
+    defer_import(MADE_UP)
+    assert importlib.import_module(f"{MADE_UP}.part").value == 4
+    assert (package / "loaded").exists()
+
+
+def test_a_module_that_fails_says_so_each_time(package: Path) -> None:
+    (package / "__init__.py").write_text("raise OSError('no library')", encoding="utf-8")
+    defer_import(MADE_UP)
+    module = importlib.import_module(MADE_UP)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no library"):
+            _ = module.value
+
+
+def test_neither_an_unknown_nor_a_loaded_module_is_deferred(package: Path) -> None:
+    defer_import("not_installed_anywhere")
+    assert "not_installed_anywhere" not in sys.modules
+    loaded = importlib.import_module(MADE_UP)
+    defer_import(MADE_UP)
+    assert sys.modules[MADE_UP] is loaded
+
+
+@pytest.mark.slow
+def test_a_run_imports_neither_wandb_nor_scipy_signal() -> None:
+    rarely_used = "{'wandb.sdk', 'scipy.stats', 'scipy.signal.windows'}"
+    words = f"import pylorus.launch.train, sys; print(*({rarely_used} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
