@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,7 @@ METRICS = {
 }
 
 
-# --- losses: each can be named by loss._target_ in a configuration ---
-
-
-class LogitAdjusted(ImageLoss):
-    """Cross-entropy of logits + tau · log(prior) (Menon et al. 2021); tau = 1 is balanced softmax (Ren et al. 2020).
-
-    The prior is that of balanced class weights, which are its inverse up to a factor; a factor of the priors changes
-    no softmax.
-    """
-
-    def __init__(self, class_weights: Tensor, *, tau: float = 1.0) -> None:
-        super().__init__(torch.ones_like(class_weights))
-        self.register_buffer("offset", -tau * class_weights.log(), persistent=False)
-
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        return functional.cross_entropy(logits + self.offset, label, reduction="none")
+# --- losses that Pylorus lacks ---
 
 
 class EffectiveNumber(CrossEntropy):
@@ -122,29 +108,20 @@ def build_named_loss(counts: Sequence[int], **config: Any) -> ImageLoss:
     return build_loss(LossConfig(**config), classes=len(counts), images_of_class=counts)
 
 
-def build_adjusted(counts: Sequence[int], tau: float) -> ImageLoss:
-    """Build the logit-adjusted loss from counts, by the extension point for losses."""
-    weights = build_named_loss(counts, class_weights="balanced").class_weights
-    return LogitAdjusted(weights, tau=tau)
-
-
 METHODS = (
     Method(CROSS_ENTROPY, build_named_loss),
-    Method(CLASS_WEIGHTS, lambda counts: build_named_loss(counts, class_weights="balanced")),
+    Method(CLASS_WEIGHTS, partial(build_named_loss, class_weights="balanced")),
     Method("effective number, beta 0.99", lambda counts: EffectiveNumber(counts, beta=0.99)),
     Method("effective number, beta 0.999", lambda counts: EffectiveNumber(counts, beta=0.999)),
-    Method("focal, gamma 2", lambda counts: build_named_loss(counts, name="focal")),
-    Method(
-        "focal, gamma 2, class weights", lambda counts: build_named_loss(counts, name="focal", class_weights="balanced")
-    ),
-    Method("logit-adjusted, tau 1", lambda counts: build_adjusted(counts, 1.0)),
-    Method("logit-adjusted, tau 0.5", lambda counts: build_adjusted(counts, 0.5)),
+    Method("focal, gamma 2", partial(build_named_loss, name="focal")),
+    Method("focal, gamma 2, class weights", partial(build_named_loss, name="focal", class_weights="balanced")),
+    Method("logit-adjusted, tau 1", partial(build_named_loss, name="logit_adjusted")),
+    Method("logit-adjusted, tau 0.5", partial(build_named_loss, name="logit_adjusted", args={"tau": 0.5})),
     Method("asymmetric", lambda counts: Asymmetric(torch.ones(len(counts)))),
     Method("balanced sampling", build_named_loss, is_sampled=True),
     Method("adjusted after training", build_named_loss, tau=1.0),
     Method("mixup", build_named_loss, mix="mixup"),
     Method("cutmix", build_named_loss, mix="cutmix"),
-    Method("mixup, class weights", lambda counts: build_named_loss(counts, class_weights="balanced"), mix="mixup"),
 )
 FINETUNED = (
     CROSS_ENTROPY,

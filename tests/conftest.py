@@ -69,7 +69,7 @@ SLOW_FILES = frozenset(
     )
 )
 """Files in which nearly every test trains, starts a process or simulates for seconds."""
-SLOW_FIXTURES = frozenset({"fork_server", "forked_processes", "trained_run"})
+SLOW_FIXTURES = frozenset({"fork_server", "forked_processes", "trained_run", "ensemble_runs"})
 """Fixtures that start processes or train for longer than a fast test may."""
 
 ASKED_OF_MACHINE = frozenset({"lscpu", "fc-list", "nvidia-smi"})

@@ -181,7 +181,8 @@ def mean_loss(logits, labels):
         ({"seed": "x"}, "seed: found 'x', expected a whole number"),
         ({"seed": 1.5}, "seed: found 1.5, expected a whole number"),
         ({"loss": None}, "loss: found None, expected text, or a function."),
-        ({"loss": "focall"}, "loss: found 'focall', expected one of cross_entropy, focal, or your own"),
+        ({"loss": "focall"}, "loss: found 'focall', expected one of cross_entropy, focal, logit_adjusted, or your own"),
+        ({"loss": "logit_adjusted", "class_weights": [1, 2, 3]}, "Type class_weights=None, or another loss."),
         ({"loss": torch.nn.CrossEntropyLoss}, "found the class CrossEntropyLoss, expected an object. Write"),
         ({"loss": lambda logits: logits.mean()}, "has the arguments (logits), expected two: logits"),
         ({"loss": mean_loss, "class_weights": [1, 2, 3]}, "your own loss applies them itself"),
@@ -241,6 +242,18 @@ def test_balanced_class_weights_follow_the_training_images(synthetic_root, tmp_p
     assert np.allclose(classifier.loss.class_weights, counts.sum() / (3 * counts))
     with pytest.raises(pylorus.PylorusError, match=r"class_weights: found 'balanced', which needs .*ImageDataModule"):
         pl.Trainer(max_epochs=1, **QUIET).fit(build_classifier(class_weights="balanced"), data.train_dataloader())
+
+
+def test_the_logit_adjusted_loss_follows_the_training_images(synthetic_root, tmp_path):
+    data, classifier = build_data(synthetic_root), build_classifier(loss="logit_adjusted")
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(classifier, data)
+    counts = np.bincount(data.get_labels("train"))
+    assert np.allclose(classifier.loss.offset, np.log(counts / counts.sum()))
+    with pytest.raises(pylorus.PylorusError, match=r"loss: found the logit-adjusted loss, which needs .*DataModule"):
+        pl.Trainer(max_epochs=1, **QUIET).fit(build_classifier(loss="logit_adjusted"), data.train_dataloader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert pylorus.Classifier.load_from_checkpoint(tmp_path / "last.ckpt").loss.label == "logit-adjusted loss"
 
 
 def test_class_weights_by_name_are_those_by_position():

@@ -11,7 +11,13 @@ from pylorus.config.schema import CONF
 from pylorus.data.decode import resize_image
 from pylorus.data.field_of_view import FINDER, crop_to_field, find_field
 from pylorus.data.first_field_finder import find_field_as_in_version_1
-from pylorus.data.input_format import InputFormat, guess_input_format, read_timm_format, resolve_input_format
+from pylorus.data.input_format import (
+    InputFormat,
+    guess_input_format,
+    read_timm_format,
+    resolve_input_format,
+    stack_formats,
+)
 from pylorus.data.overlays import cover_overlays, find_overlays
 from pylorus.data.synthetic import generate_frame
 from tests.data.device_frames import draw_frame
@@ -110,3 +116,19 @@ def test_the_field_is_found_in_the_frame_before_it_is_masked():
     masked = cover_overlays(frame.image, find_overlays(frame.image))
     expected = resize_image(crop_to_field(masked, field), size=256, how="pad", interpolation="bilinear")
     assert np.array_equal(InputFormat(256, "pad", "bilinear", "auto", "overlays").prepare_image(frame.image), expected)
+
+
+def test_several_formats_of_one_image_are_the_same_pixels_as_each_alone(tmp_path):
+    Image.fromarray(generate_frame("gastric_ulcer", seed=3, size=160).image).save(tmp_path / "frame.png")
+    forms = [
+        InputFormat(32, "pad", "bicubic", "auto", "overlays"),
+        InputFormat(64, "stretch", "bilinear"),
+        InputFormat(32, "crop", "bicubic", "auto", finder=1),
+    ]
+    stacked = stack_formats([*forms, forms[0]])
+    image = stacked.load_image(tmp_path / "frame.png")
+    assert image.shape == stacked.shape == (128, 64, 3)
+    for form in forms:
+        square = stacked.get_square(image, stacked.forms.index(form))
+        np.testing.assert_array_equal(square, form.load_image(tmp_path / "frame.png"))
+    assert not image[64:, 32:].any()

@@ -39,6 +39,29 @@ def bundle_folder(trained_run) -> Path:
     return trained_run.path / "model"
 
 
+ENSEMBLE_WORDS = [word for word in WORDS if not word.startswith(("stages.", "deploy.", "data.image_size"))]
+
+
+@pytest.fixture(scope="session")
+def ensemble_runs(compose_config, synthetic_root, tmp_path_factory) -> dict[str, Path]:
+    """Runs of one epoch: two seeds of a fold, one of them with larger images, and the other fold. Read them only."""
+    runs = {}
+    for name, words in (
+        ("first", ["data.fold=0", "data.image_size=64"]),
+        ("second", ["data.fold=0", "data.image_size=96", "seed=1"]),
+        ("fold", ["data.fold=1", "data.image_size=64"]),
+    ):
+        folder = RunFolder(tmp_path_factory.mktemp("member") / name)
+        folder.path.mkdir()
+        words = [*ENSEMBLE_WORDS, "data.folds=2", "stage=pretrain", "stages.pretrain.epochs=1", *words]
+        config = compose_config(f"data.root={synthetic_root}", *words)
+        with folder.set_starting(words):
+            write_text(folder.config, OmegaConf.to_yaml(config))
+        run(folder)
+        runs[name] = folder.path
+    return runs
+
+
 @pytest.fixture
 def bundle_copy(bundle_folder, tmp_path) -> Path:
     """A copy of the bundle that a test may change or damage."""

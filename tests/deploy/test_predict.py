@@ -20,9 +20,10 @@ from pylorus.cli import main
 from pylorus.core import distributed
 from pylorus.core.errors import PylorusError, UnreadableImageError
 from pylorus.core.io import convert_to_plain
-from pylorus.data.input_format import InputFormat
+from pylorus.data.input_format import InputFormat, stack_formats
 from pylorus.deploy import inputs as parts_module
 from pylorus.deploy import predict as predict_module
+from pylorus.deploy.augmented import turn_images
 from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.predict import PredictOptions, format_prediction_summary, predict, read_ahead
@@ -64,6 +65,15 @@ def test_test_time_augmentation_averages_calibrated_probabilities_of_copies(
         asked(bundle_folder, [tmp_path / "site"], tmp_path / "averaged.parquet")
     with pytest.raises(SystemExit, match="made with --tta"):
         main(["monitor", str(bundle_folder), str(tmp_path / "averaged.parquet"), "--output", str(tmp_path / "m")])
+
+
+def test_the_squares_of_an_ensembles_input_are_turned_each_for_itself():
+    form = stack_formats([InputFormat(4, "pad", "bicubic"), InputFormat(2, "pad", "bicubic")])
+    images = np.random.default_rng(0).integers(0, 256, (3, *form.shape), dtype=np.uint8)
+    turned = turn_images(images, form, 1, True)
+    for number in range(2):
+        expected = np.rot90(form.get_square(images, number)[:, :, ::-1], 1, (1, 2))
+        assert (form.get_square(turned, number) == expected).all()
 
 
 def test_the_web_page_refuses_test_time_augmentation_in_words(bundle_folder):

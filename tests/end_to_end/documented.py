@@ -62,6 +62,7 @@ NOT_RUN = {
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
     r"^pylorus sign |--trust ": "needs a key and the extra `sign`; tests/deploy/test_signature.py has both",
     r"^pylorus monitor ": "reads predictions of several periods; tests/deploy/test_monitor.py draws some",
+    r"^pylorus ensemble |ensemble/model": "needs several runs of one split; tests/deploy/test_ensemble.py has tiny ones",
     r"^pylorus recalibrate ": "needs labelled images of another clinic; tests/deploy/test_recalibrate.py has some",
     r"^pylorus validate BUNDLE site": "reads a table of the user's; tests/deploy/test_external.py has one",
     r"^pylorus bakeoff ": "compares networks whose weights are downloaded; tests/launch/test_bakeoff.py has tiny ones",

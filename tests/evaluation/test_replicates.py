@@ -9,10 +9,12 @@ from scipy import stats
 from pylorus.evaluation.comparison import mcnemar, sign_flip_test
 from pylorus.evaluation.predictions import Predictions
 from pylorus.evaluation.replicates import (
+    average_log_probabilities,
     compare_replicates,
     compute_replicate_balance,
     compute_replicate_indices,
     corrected_resampled_t,
+    estimate_averaging_gain,
     estimate_replicates,
     summarize_replicates,
 )
@@ -134,3 +136,56 @@ def test_equal_configurations_with_varying_seeds_rarely_differ_significantly():
         by_both.append(compare_replicates(values[:3], values[3:], found.covariance[0], degrees=degrees).p_value)
     assert np.mean(np.array(by_patients) < 0.05) > 0.15
     assert np.mean(np.array(by_both) < 0.05) < 0.09
+
+
+def draw_models(*, models=3, patients=40, images_each=3, seed=0):
+    """Probabilities of some models for images of patients, their true classes and patients."""
+    generator = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(patients), images_each)
+    true = generator.integers(3, size=len(groups))
+    logits = 1.2 * np.eye(3)[true] + generator.normal(size=(models, len(groups), 3))
+    return np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True), true, groups
+
+
+def test_the_average_of_votes_is_the_mean_probability_of_those_who_vote():
+    tables, _, _ = draw_models()
+    votes = np.random.default_rng(1).random(tables.shape[:2]) < 0.5
+    votes[0] |= ~votes.any(axis=0)
+    mean = (tables * votes[..., None]).sum(axis=0) / votes.sum(axis=0)[:, None]
+    np.testing.assert_allclose(np.exp(average_log_probabilities(np.log(tables), votes)), mean)
+    tiny = np.full((2, 1, 2), -2000.0)
+    assert np.isfinite(average_log_probabilities(tiny, np.ones((2, 1), dtype=bool))).all()
+    with pytest.raises(ValueError, match="no votes"):
+        average_log_probabilities(tiny, np.zeros((2, 1), dtype=bool))
+
+
+def test_the_gain_of_averaging_equals_numpys_and_its_interval_keeps_patients_together():
+    tables, true, groups = draw_models()
+    votes, average, rows = np.ones(tables.shape[:2], dtype=bool), tables.mean(axis=0), np.arange(len(true))
+    gain = estimate_averaging_gain(average, tables, votes, true, groups)
+    correct = tables.argmax(axis=2) == true
+    accuracies = (average.argmax(axis=1) == true) - correct.mean(axis=0)
+    assert gain.accuracy.value == pytest.approx(accuracies.mean())
+    by_class = [accuracies[true == label].mean() for label in range(3)]
+    assert gain.balanced_accuracy.value == pytest.approx(np.mean(by_class))
+    brier = [((table - np.eye(3)[true]) ** 2).sum(axis=1).mean() for table in (average, *tables)]
+    assert gain.brier.value == pytest.approx(brier[0] - np.mean(brier[1:]))
+    losses = [-np.log(table[rows, true]).mean() for table in (average, *tables)]
+    assert gain.log_loss.value == pytest.approx(losses[0] - np.mean(losses[1:]))
+    assert gain.brier.high < 0, "the mean of probabilities is never worse than the mean of its parts"
+    # The same images five times, as further images of the same patients, say nothing new.
+    copies = np.tile(np.arange(len(true)), 5)
+    repeated = estimate_averaging_gain(
+        average[copies], tables[:, copies], votes[:, copies], true[copies], groups[copies]
+    )
+    assert repeated.accuracy.low == pytest.approx(gain.accuracy.low)
+    alone = estimate_averaging_gain(average, tables[[1]], votes[[1]], true, groups)
+    assert alone.accuracy.value == pytest.approx((average.argmax(axis=1) == true).mean() - correct[1].mean())
+
+
+def test_a_gain_that_can_not_vary_has_no_interval():
+    tables, true, groups = draw_models(models=1)
+    nothing = estimate_averaging_gain(tables[0], tables, np.ones((1, len(true)), dtype=bool), true, groups)
+    assert nothing.accuracy.value == 0
+    assert not nothing.accuracy.has_interval
+    assert nothing.brier.reason == "the two do not differ on any image"

@@ -500,6 +500,13 @@ def base_evidence(make_shared_run):
             "the loss weights each class inversely to its frequency",
         ),
         (
+            answers.report_class_balance,
+            {"config": {"loss.name": "logit_adjusted"}},
+            None,
+            "the loss does not weight the classes",
+            "the loss corrects for the frequencies of the classes (loss=logit_adjusted)",
+        ),
+        (
             answers.report_availability,
             {"finished": 0},
             None,

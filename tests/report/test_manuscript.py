@@ -264,7 +264,7 @@ def test_word_without_python_docx_is_refused_before_anything_is_written(make_run
         (
             {"config": {"averaging.name": "ema", "averaging.decay": 0.99}, "averaged": 420},
             [
-                "The weights that the stage s kept are the exponential moving average of the weights over 420 updates, one a step (decay 0.99)"
+                "The weights that the stage s kept are the exponential moving average of the weights over 420 updates, one a step (decay at most 0.99)"
             ],
             ["Izmailov"],
         ),

@@ -14,7 +14,7 @@ from pylorus.core.io import write_text
 from pylorus.launch.main import check_overrides
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
-from pylorus.training.trainer import REFUSED_ARGUMENTS, check_trainer_arguments
+from pylorus.training.trainer import REFUSED_ARGUMENTS, build_callbacks, check_trainer_arguments
 from tests.conftest import TINY
 
 WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "model=timm",
@@ -108,3 +108,9 @@ def test_an_unknown_argument_or_limit_is_refused_by_name(arguments, message):
 def test_a_limit_that_leaves_no_batch_is_refused_by_its_key(train):
     with pytest.raises(PylorusError, match="trainer.args: found .*limit_val_batches.* which Lightning refuses"):
         train("trainer.args.limit_val_batches=0.01", "stage=pretrain", "stages.pretrain.epochs=1")
+
+
+@pytest.mark.parametrize("target", ["pytorch_lightning.callbacks.EMAWeightAveraging", "pylorus.AverageWeights"])
+def test_a_callback_that_averages_weights_is_refused_with_the_key_that_does(target):
+    with pytest.raises(PylorusError, match=r"callbacks\.mine: found \w+, which Pylorus adds itself.*averaging=ema"):
+        build_callbacks({"mine": {"_target_": target}})

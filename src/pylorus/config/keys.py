@@ -402,7 +402,7 @@ def describe_averaging(settings: AveragingConfig | Mapping[str, Any], *, weights
 
     Example:
         >>> describe_averaging({"name": "ema", "decay": 0.999}, weights=420, norms=0)
-        'exponential moving average of the weights over 420 updates, one a step (decay 0.999)'
+        'exponential moving average of the weights over 420 updates, one a step (decay at most 0.999)'
         >>> describe_averaging({"name": "mean"}, weights=5, norms=52)
         'mean of the weights of 5 epochs, with batch-norm statistics estimated anew over the training images'
     """
@@ -413,7 +413,8 @@ def describe_averaging(settings: AveragingConfig | Mapping[str, Any], *, weights
     if given.get("name") == "ema":
         pace = "one a step" if every in (None, 1) else f"one every {every} steps"
         updates = f"{weights:,} updates, {pace}" if weights > 1 else "1 update"
-        text = f"exponential moving average of the weights over {updates} (decay {float(given.get('decay', 0)):g})"
+        decay = float(given.get("decay", 0))
+        text = f"exponential moving average of the weights over {updates} (decay at most {decay:g})"
     else:
         unit = "of {} epoch" if every is None else "at {} step"
         text = f"mean of the weights {unit.format(f'{weights:,}')}{'s' * (weights > 1)}"

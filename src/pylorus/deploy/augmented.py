@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pylorus.core.formatting import format_count, format_number, format_percent, join_names
 from pylorus.core.io import convert_to_plain
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import Description
 from pylorus.deploy.model import InferenceModel
 from pylorus.deploy.thresholds import convert_estimate
@@ -56,9 +57,9 @@ class AugmentedModel(InferenceModel):
         """Return the logarithms of the mean probabilities as logits, and the unlikeness of the images as they are.
 
         Args:
-            images: uint8 RGB of shape (n, size, size, 3), as `input` reads them.
+            images: uint8 RGB of shape (n, *input.shape), as `input` reads them.
         """
-        outputs = [self.model.run_network(turn_images(images, *copy)) for copy in COPIES[self.kind]]
+        outputs = [self.model.run_network(turn_images(images, self.input, *copy)) for copy in COPIES[self.kind]]
         mean = np.mean([self.model.calibrate_logits(output.logits) for output in outputs], axis=0)
         return NetworkOutput(torch.from_numpy(np.log(np.maximum(mean, LEAST_PROBABILITY))), outputs[0].unlikeness)
 
@@ -75,15 +76,25 @@ def augment_model(model: InferenceModel, kind: str | None) -> InferenceModel:
     return AugmentedModel(model.folder, model.description, model.sha256, model.contents, model, kind)
 
 
-def turn_images(images: NDArray[np.uint8], turns: int, mirrored: bool) -> NDArray[np.uint8]:
-    """Turn square images (n, size, size, 3) by quarters of a circle, after mirroring them left to right.
+def turn_images(images: NDArray[np.uint8], form: InputFormat, turns: int, mirrored: bool) -> NDArray[np.uint8]:
+    """Turn prepared images by quarters of a circle, after mirroring them left to right; each square of one for itself.
+
+    Args:
+        images: uint8 RGB of shape (n, *form.shape).
+        form: How they were prepared; that of an ensemble may have several squares.
+        turns: Number of quarter turns.
+        mirrored: Whether they are mirrored first.
 
     Example:
-        >>> image = np.array([[[[1], [2]], [[3], [4]]]], dtype=np.uint8)
-        >>> turn_images(image, 2, False)[0, :, :, 0].tolist(), turn_images(image, 0, True)[0, :, :, 0].tolist()
-        ([[4, 3], [2, 1]], [[2, 1], [4, 3]])
+        >>> image = np.array([[[[1], [2]], [[3], [4]]]], dtype=np.uint8).repeat(3, axis=3)
+        >>> turn_images(image, InputFormat(2, "pad", "bicubic"), 2, True)[0, :, :, 0].tolist()
+        [[3, 4], [1, 2]]
     """
-    return np.ascontiguousarray(np.rot90(images[:, :, ::-1] if mirrored else images, turns, axes=(1, 2)))
+    turned = images.copy()
+    for number in range(len(form.forms)):
+        square = form.get_square(images, number)
+        form.get_square(turned, number)[:] = np.rot90(square[:, :, ::-1] if mirrored else square, turns, axes=(1, 2))
+    return turned
 
 
 def describe_augmentation(kind: str) -> dict[str, object]:

@@ -257,8 +257,21 @@ def format_threshold_guarantee(description: Description, name: str) -> str:
             f"{get_fitting_images(description)}; an older Pylorus wrote this bundle, and no sensitivity is "
             f"guaranteed for new patients."
         )
-    return format_guarantee_sentence(
+    sentence = format_guarantee_sentence(
         threshold, class_name=name, grouped=description.training.grouped, part=_get_fitting_split(description)
+    )
+    return f"{sentence}{_format_unmeasured_average(description)}"
+
+
+def _format_unmeasured_average(description: Description) -> str:
+    """Return a sentence on an ensemble whose networks were measured some at a time, "" for any other model."""
+    if description.ensemble is None or description.training.validated_on != OUT_OF_FOLD:
+        return ""
+    fewest, most = description.ensemble.voters
+    voters = str(fewest) if fewest == most else f"{fewest} to {most}"
+    return (
+        f" That holds where {voters} of its networks judge an image, as on these; of the average of all "
+        f"{len(description.ensemble.members)} it is not known."
     )
 
 

@@ -16,8 +16,7 @@ FORMAT_VERSION = 2
 and the shipped stage is the one with the best validation performance."""
 ENSEMBLE_VERSION = 3
 """The version of an ensemble, which an older Pylorus can't read; a bundle of one network still has `FORMAT_VERSION`."""
-MAX_MEMBERS = 64
-"""The most networks of an ensemble."""
+MAX_MEMBERS = 64  # networks of an ensemble
 OUT_OF_FOLD = "out-of-fold"
 """Value of `Training.validated_on` if thresholds were measured on images of which each was held out by some members."""
 LARGEST_SIZE = 2048
@@ -453,8 +452,8 @@ class EnsembleCost:
 
     Attributes:
         parameters: Of all networks.
-        bytes: Size of the file with their weights.
-        milliseconds: Time for one image in a batch, on the machine and the device that made the ensemble.
+        bytes: Of their weights and buffers.
+        milliseconds: Time for one image in a batch, on the device that made the ensemble.
         times_member: That time relative to the mean of its members.
         device: That device.
     """
@@ -468,7 +467,7 @@ class EnsembleCost:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The networks of an ensemble, and how it was measured.
+    """The networks of an ensemble, whose logits are those of the mean probability, and how it was measured.
 
     Attributes:
         members: The networks.
@@ -507,8 +506,7 @@ class Description:
         reference: What the model answers on the run's test images; null in an older bundle.
         recalibration: Null if the calibration is that of the run.
         fingerprints: Fingerprints of the training and validation images; null, or no such entry, if there are none.
-        ensemble: The networks whose probabilities are averaged; null, or no such entry, for a single network. The
-            logits of an ensemble are the logarithms of the mean of its members' calibrated probabilities.
+        ensemble: The networks whose probabilities are averaged; null, or no such entry, for a single network.
     """
 
     format_version: int

@@ -477,7 +477,8 @@ def _list_notes(members: Sequence[MemberRun], images: EnsembleImages) -> list[st
     if copies:
         notes.append(f"{format_count(copies, 'exact copy', 'exact copies')} of images in the runs' splits count once.")
     is_tested = (images.splits == "test").any(axis=0)
-    for number, row in enumerate(images.splits):
+    are_folds = all(member.run.fold is not None for member in members)  # then it is the rule that they do
+    for number, row in enumerate([] if are_folds else images.splits):
         seen = int((is_tested & np.isin(row, ["train", "val"])).sum())
         if seen:
             notes.append(

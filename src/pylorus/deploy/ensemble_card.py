@@ -106,7 +106,8 @@ def _format_measurement(description: Description, ensemble: Ensemble) -> str:
     count, (fewest, most) = len(ensemble.members), ensemble.voters
     voters = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     if description.training.validated_on != OUT_OF_FOLD:
-        who = f"all {count} networks" if fewest == count else f"{voters} of {count} networks"
+        everyone = "both networks" if count == 2 else f"all {count} networks"
+        who = everyone if fewest == count else f"{voters} of {count} networks"
         return (
             f"Temperature, thresholds and abstention were fixed on {description.calibration.images:,} validation "
             f"images; the figures are of {description.test.images:,} test images. Each is judged by {who}, of which "
@@ -124,10 +125,15 @@ def _format_measurement(description: Description, ensemble: Ensemble) -> str:
 
 def _format_gain(gain: Gain, images: int) -> str:
     """State what averaging gains on so many images, and of which scores it is shown."""
-    return format_gain_sentence(
+    sentence = format_gain_sentence(
         *map(_convert_estimate, (gain.accuracy, gain.balanced_accuracy, gain.brier, gain.log_loss)),
         against=_format_other(gain),
         images=images,
+    )
+    if gain.best is not None:
+        return sentence
+    return (
+        f"{sentence} A mean of probabilities always has a Brier score and a log loss as good as the mean of its parts'."
     )
 
 
@@ -194,7 +200,7 @@ def _build_gain_table(ensemble: Ensemble, basis: str) -> Table:
     return Table(
         key="gain",
         title="Scores of the ensemble minus those of single networks on the same images",
-        basis=basis if sum(1 for _ in rows) and ensemble.gain_images else "",
+        basis=basis,
         columns=(
             *create_text_columns("minus"),
             Column("accuracy", unit="points"),

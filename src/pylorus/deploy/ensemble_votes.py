@@ -21,6 +21,7 @@ from scipy.special import log_softmax
 from pylorus.config.schema import DeployConfig
 from pylorus.core.errors import PylorusError, format_path
 from pylorus.core.formatting import open_progress_bar
+from pylorus.core.io import compute_digest
 from pylorus.data.input_format import measure_quality, stack_formats
 from pylorus.deploy.description import (
     Abstention,
@@ -202,6 +203,7 @@ def compute_outputs(members: Sequence[MemberRun], images: EnsembleImages, *, bat
     logits, tables = np.full(shape, np.nan), np.full(shape, np.nan)
     unlikeness, quality = np.full(votes.shape, np.nan), np.full((votes.shape[1], 4), np.nan)
     sample: list[NDArray[np.uint8]] = []
+    _check_contents(images.table.iloc[rows])
     items = [Item(format_path(images.table["file"][row]), Path(images.table["file"][row])) for row in rows]
     bar = open_progress_bar("predicting images", len(rows))
     with bar, closing(read_ahead(items, form, batch_size)) as batches:
@@ -231,6 +233,20 @@ def compute_outputs(members: Sequence[MemberRun], images: EnsembleImages, *, bat
         scaled = logits[number, used] / calibration.temperature + np.asarray(calibration.bias or 0.0)
         tables[number, used] = log_softmax(scaled, axis=1)
     return MemberOutputs(logits, tables, unlikeness, quality, sample[0])
+
+
+def _check_contents(table: pd.DataFrame) -> None:
+    """Check that files are still those of their runs: a weak network gives nearly the same logits for other images."""
+    for file, digest in zip(table["file"], table["sha256"], strict=True):
+        if not file.is_file():
+            raise PylorusError(
+                f"{format_path(file)}: this image of a run no longer exists, but the ensemble is measured on it. "
+                "Restore it."
+            )
+        if compute_digest(file) != digest:
+            raise PylorusError(
+                f"{format_path(file)}: has changed since the run, so the ensemble can't be measured on it. Restore it."
+            )
 
 
 def check_saved_logits(members: Sequence[MemberRun], images: EnsembleImages, outputs: MemberOutputs) -> None:

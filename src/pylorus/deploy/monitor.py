@@ -127,9 +127,12 @@ def monitor(folder: Path, files: Sequence[Path], options: MonitorOptions) -> int
         readable = baseline[baseline["error"] == ""]
         reference = build_usage_reference(_collect(readable, description, options.group), split="baseline")
     if reference is None:
+        why = "is from before bundles recorded what they answer on test images"
+        if description.ensemble is not None:
+            why = "was measured by some of its networks at a time, so that it does not say what all of them answer"
         raise PylorusError(
-            f"{folder}: this bundle is from before bundles recorded what they answer on test images. Name predictions "
-            "of a period in which the model was accepted: --baseline PREDICTIONS.csv."
+            f"{folder}: this bundle {why}. Name predictions of a period in which the model was accepted: --baseline "
+            "PREDICTIONS.csv."
         )
     unreadable = int((table["error"] != "").sum())
     table = table[table["error"] == ""].reset_index(drop=True)

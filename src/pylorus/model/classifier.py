@@ -1,7 +1,6 @@
 """The LightningModule: a backbone with a new head, its loss, its metrics and its optimizer.
 
-`Classifier` is built from plain values and works with any `pl.Trainer`; `StageClassifier` adds what a stage of a run
-needs.
+`Classifier` is built from plain values, for any `pl.Trainer`; `StageClassifier` adds what a stage of a run needs.
 """
 
 import inspect
@@ -162,8 +161,8 @@ class Classifier(pl.LightningModule):
         self.network = backbone.network.to(memory_format=self.memory_format)
         self.names, self.image_size, self.seed = tuple(classes), backbone.image_size, seed
         self.loss = resolve_loss(loss, class_weights, label_smoothing=label_smoothing, classes=classes)
-        self._is_balanced = class_weights == "balanced"
-        self._needs_counts = self._is_balanced or self.loss.corrects_frequency
+        kind = f"loss: found the {self.loss.label}" if self.loss.corrects_frequency else ""
+        self._counts_for = "class_weights: found 'balanced'" if class_weights == "balanced" else kind
         self.step_loss, self.processes = StepLoss(), SINGLE_PROCESS
         """The distributed processes, each of which computes its part of a batch."""
         for name, tensor in zip(("mean", "std"), convert_to_pixel_scale(backbone.mean, backbone.std), strict=True):
@@ -223,23 +222,21 @@ class Classifier(pl.LightningModule):
         """Check the data module, and take this process's place among the Trainer's, if a run has not set it.
 
         Raises:
-            PylorusError: If the classes of the data module are others, or none counts the training images for balanced
-                class weights or the logit-adjusted loss.
+            PylorusError: If the data module has other classes, or the loss needs one that counts the training images.
         """
         data = getattr(self.trainer, "datamodule", None)
         check_data(data, self.names, image_size=self.image_size)
-        if self._needs_counts and stage != "predict":
+        if self._counts_for and stage != "predict":
             if data is None or not hasattr(data, "get_labels"):
-                found = "class_weights: found 'balanced'" if self._is_balanced else f"loss: found the {self.loss.label}"
                 raise PylorusError(
-                    f"{found}, which needs a pylorus.ImageDataModule to count its training images. Pass it to the "
-                    "Trainer, or pass numbers, as in class_weights=[1.0, 2.5]."
+                    f"{self._counts_for}, which needs a pylorus.ImageDataModule to count its training images. Pass it "
+                    "to the Trainer, or weight cross_entropy by numbers, as in class_weights=[1.0, 2.5]."
                 )
             counts = np.bincount(data.get_labels("train"), minlength=len(self.names)).tolist()
-            if self._is_balanced:
+            if not self.loss.corrects_frequency:
                 self.loss.class_weights.copy_(compute_class_weights("balanced", len(self.names), counts))
             self.loss.set_class_counts(counts)
-            self._needs_counts = False
+            self._counts_for = ""
         self.step_loss.batches = self.trainer.accumulate_grad_batches
         if self.trainer.world_size > 1 and not self.processes.is_distributed:
             self.processes = Processes(self.trainer.global_rank, self.trainer.world_size, self.trainer.local_rank)

@@ -1,11 +1,12 @@
 """What training minimizes and measures: the losses in one registry, and epoch metrics, summed on the device.
 
-To add a loss: one class here, with an entry in `LOSSES`, and conf/loss/NAME.yaml. A loss from outside Pylorus is named
-by `loss._target_` in the user's own configuration. A loss gives one value per image; the loss of a batch is their sum
-divided by the sum of the images' weights, over all devices together. Class names and data modules are checked here.
+To add a loss: one class here, with an entry in `LOSSES`, and conf/loss/NAME.yaml. A loss from outside is named by
+`loss._target_` in the user's configuration. A loss gives one value per image; that of a batch is their sum divided by
+the sum of the images' weights, over all devices together. Class names and data modules are checked here.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -95,22 +96,26 @@ class CrossEntropy(ImageLoss):
         )
 
 
+def _check_factor(name: str, value: float) -> float:
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}: found {value}, expected 0 or more")
+    return value
+
+
 class FocalLoss(CrossEntropy):
     """Focal loss (Lin et al. 2017): cross-entropy times (1 - p)^gamma, so that easy images count less.
 
     p is the probability of the true class; gamma = 0 is cross-entropy.
 
     Raises:
-        ValueError: If gamma is negative.
+        ValueError: If gamma is no number, infinite or negative.
     """
 
     label = format_loss_name("focal")
 
     def __init__(self, class_weights: Tensor, *, gamma: float = 2.0, label_smoothing: float = 0.0) -> None:
         super().__init__(class_weights, label_smoothing=label_smoothing)
-        if not gamma >= 0:
-            raise ValueError(f"gamma: found {gamma}, expected 0 or more")
-        self.gamma = gamma
+        self.gamma = _check_factor("gamma", gamma)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Return the weighted focal loss of each image."""
@@ -123,9 +128,11 @@ class FocalLoss(CrossEntropy):
 class LogitAdjustedLoss(CrossEntropy):
     """Cross-entropy of logits + tau · log(frequency of the class in training) (Menon et al. 2021).
 
-    So the largest logit is the decision for classes that are equally frequent. tau = 1 is balanced softmax (Ren et al.
-    2020), tau = 0 cross-entropy. Until `set_class_counts`, classes count as equally frequent. A negative tau is a
-    ValueError.
+    So the largest logit decides as for equally frequent classes. tau = 1 is balanced softmax (Ren et al. 2020), tau = 0
+    cross-entropy. Until `set_class_counts`, all classes count as equally frequent.
+
+    Raises:
+        ValueError: If tau is no number, infinite or negative.
     """
 
     label = format_loss_name("logit_adjusted")
@@ -134,9 +141,7 @@ class LogitAdjustedLoss(CrossEntropy):
 
     def __init__(self, class_weights: Tensor, *, tau: float = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__(class_weights, label_smoothing=label_smoothing)
-        if not tau >= 0:
-            raise ValueError(f"tau: found {tau}, expected 0 or more")
-        self.tau = tau
+        self.tau = _check_factor("tau", tau)
         self.register_buffer("offset", torch.zeros_like(class_weights), persistent=False)
 
     def set_class_counts(self, images_of_class: Sequence[int]) -> None:
@@ -203,8 +208,7 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
         ValueError: If balanced class weights lack `images_of_class`.
     """
     weights = compute_class_weights(config.class_weights, classes, images_of_class)
-    node = get_target(config)
-    if node is not None:
+    if (node := get_target(config)) is not None:
         function = build_callable(node, key="loss", class_weights=weights, classes=classes)
         if config.class_weights != "none" and "class_weights" not in list_parameters(get_object(node, key="loss")):
             raise PylorusError(
@@ -212,7 +216,12 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
                 "Leave it out, or add the parameter."
             )
         return ExternalLoss(function, weights, name=str(node[TARGET]))
-    kind = _get_loss(str(config.name))
+    if config.name not in LOSSES:
+        raise PylorusError(
+            f'loss.name: there is no loss "{config.name}".{format_suggestion(str(config.name), LOSSES)} Available: '
+            f"{', '.join(LOSSES)}; your own: loss._target_ in a configuration file of yours."
+        )
+    kind = LOSSES[config.name]
     for name in config.args:
         if name not in _list_arguments(kind):
             raise PylorusError(
@@ -316,15 +325,6 @@ def compute_class_weights(mode: str, classes: int, images_of_class: Sequence[int
         raise ValueError("balanced class weights need images_of_class")
     counts = torch.tensor(images_of_class, dtype=torch.float32)
     return counts.sum() / (classes * counts)
-
-
-def _get_loss(name: str) -> type[ImageLoss]:
-    if name not in LOSSES:
-        raise PylorusError(
-            f'loss.name: there is no loss "{name}".{format_suggestion(name, LOSSES)} Available: {", ".join(LOSSES)}; '
-            "your own: loss._target_ in a configuration file of yours."
-        )
-    return LOSSES[name]
 
 
 def _list_arguments(kind: type[ImageLoss]) -> set[str]:

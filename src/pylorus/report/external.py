@@ -6,7 +6,7 @@ Calibration and threshold are those that the bundle stores; nothing is fitted on
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def write_external_report(
         _build_prevalence_section(evaluation, external),
         present_stress_records(external.stress),
         *(
-            [Section("augmentation", "Test-time augmentation", (Sentences(external.augmentation),))]
+            [Section("augmentation", "Test-time augmentation", (Sentences(_capitalize(external.augmentation)),))]
             if external.augmentation
             else []
         ),
@@ -165,6 +165,11 @@ def write_external_report(
         build_method_section(evidence),
     )
     return write_page(output, _build_summary(model, external, evaluation, evidence, comparison, looks), sections)
+
+
+def _capitalize(lines: Iterable[str]) -> tuple[str, ...]:
+    """Return lines of the terminal as paragraphs: without indentation, each with a capital letter."""
+    return tuple(line.strip()[:1].upper() + line.strip()[1:] for line in lines)
 
 
 def _build_class_section(evidence: Evidence) -> Section:
