@@ -4,11 +4,13 @@ from dataclasses import replace
 import pytest
 
 from pylorus.core.formatting import format_p_value, format_threshold
+from pylorus.deploy.augmented import explain_gain
 from pylorus.evaluation.comparison import Difference, McNemar
 from pylorus.evaluation.decisions import SensitivityThreshold
-from pylorus.evaluation.intervals import Estimate
+from pylorus.evaluation.intervals import Estimate, decide_noninferiority
 from pylorus.evaluation.wording import (
     format_better_sentence,
+    format_gain_sentence,
     format_guarantee_sentence,
     format_paired_sentence,
     format_unpaired_sentence,
@@ -137,3 +139,16 @@ def test_a_sensitivity_of_100_percent_is_never_guaranteed():
 @pytest.mark.parametrize("threshold", [1.0, 0.99999, 0.5, 0.12345678, 1e-4, 3.0001e-7, 1e-300])
 def test_the_printed_threshold_gives_the_same_positives(threshold):
     assert 0.999 * threshold <= float(format_threshold(threshold)) <= threshold
+
+
+@pytest.mark.parametrize("rounding", [2e-18, -2e-18, 1e-13])
+def test_an_end_of_an_interval_that_is_zero_but_for_rounding_shows_no_gain(rounding):
+    unclear, better = Estimate(0.02, rounding, 0.04), Estimate(-0.02, -0.03, -0.01)
+    sentence = format_gain_sentence(unclear, unclear, better, better, against="one model", images=120)
+    assert sentence.endswith("Averaging is shown to improve the Brier score and the log loss.")
+    assert not decide_noninferiority(unclear, margin=0.05).superior
+    gain = {
+        name: {"difference": {"value": 0.02, "low": rounding, "high": 0.04}}
+        for name in ("accuracy", "brier", "log_loss")
+    }
+    assert explain_gain({"figures": gain}).startswith("No gain is shown")

@@ -6,6 +6,7 @@ sets were measured without augmentation, so what they guarantee does not hold fo
 `measure_gain` compares both on labelled images.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from pylorus.deploy.model import InferenceModel
 from pylorus.deploy.thresholds import convert_estimate
 from pylorus.evaluation.comparison import paired_differences, paired_loss_difference
 from pylorus.evaluation.decisions import operating_point
+from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.inference import NetworkOutput
 
@@ -244,11 +246,10 @@ def explain_gain(gain: Mapping[str, Any]) -> str:
     """
     better, worse, unclear = list[str](), list[str](), list[str]()
     for key, (name, _, _) in FIGURES.items():
-        difference = gain["figures"][key]["difference"]
-        low, high = difference["low"], difference["high"]
-        is_shown = low is not None and high is not None and (low > 0 or high < 0)
-        is_higher = is_shown and low > 0
-        (unclear if not is_shown else better if is_higher == (key == "accuracy") else worse).append(name)
+        ends = (gain["figures"][key]["difference"][end] for end in ("value", "low", "high"))
+        difference = Estimate(*(math.nan if end is None else end for end in ends))
+        higher, lower = (better, worse) if key == "accuracy" else (worse, better)
+        (higher if difference.is_above_zero else lower if difference.is_below_zero else unclear).append(name)
     if not better and not worse:
         return "No gain is shown: the interval of each difference contains zero or is unknown."
     parts = (("Better", better), ("Worse", worse), ("Not shown to differ", unclear))

@@ -30,6 +30,10 @@ LEAST_P = 1e-12
 """Smallest p-value that is told apart from 0 where it is found by inverting intervals."""
 
 
+ROUNDING = 1e-9
+"""An end of an interval that is this close to 0 is 0: differences of sums of shares are inexact by less."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with its confidence interval.
@@ -59,6 +63,21 @@ class Estimate:
     def has_interval(self) -> bool:
         """Whether both ends of the interval are known."""
         return not (math.isnan(self.low) or math.isnan(self.high))
+
+    @property
+    def is_above_zero(self) -> bool:
+        """Whether the whole interval is above 0, by more than sums of floating-point numbers are inexact.
+
+        Example:
+            >>> Estimate(0.02, 0.01, 0.04).is_above_zero, Estimate(0.02, 2e-18, 0.04).is_above_zero
+            (True, False)
+        """
+        return self.low > ROUNDING
+
+    @property
+    def is_below_zero(self) -> bool:
+        """Whether the whole interval is below 0, by more than sums of floating-point numbers are inexact."""
+        return self.high < -ROUNDING
 
 
 def create_undefined_estimate(reason: str) -> Estimate:
@@ -293,7 +312,7 @@ def decide_noninferiority(estimate: Estimate, *, margin: float, reference: float
     value, low, high = (end - reference for end in (estimate.value, estimate.low, estimate.high))
     difference = Estimate(value, low, high, reason=estimate.reason)
     noninferior = low > -margin
-    return MarginDecision(difference, margin, noninferior, low > 0, noninferior and high < margin)
+    return MarginDecision(difference, margin, noninferior, difference.is_above_zero, noninferior and high < margin)
 
 
 @dataclass(frozen=True)

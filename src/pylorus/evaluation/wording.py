@@ -144,8 +144,7 @@ def format_unpaired_sentence(
     where = f"in {index}, on {images[0]:,} and {images[1]:,} different images"
     if not difference.has_interval:
         return f"It can't be determined whether {first} and {second} differ {where}."
-    excludes_zero = difference.low > 0 or difference.high < 0
-    verdict = "differ" if excludes_zero else "are not shown to differ"
+    verdict = "differ" if difference.is_above_zero or difference.is_below_zero else "are not shown to differ"
     low, high = (_format_difference(end, in_points=in_points, unit="") for end in (difference.low, difference.high))
     ends = f"{format_percent(confidence, digits=None)} % interval {low} to {high}"
     amount = _format_difference(difference.value, in_points=in_points)
@@ -262,21 +261,22 @@ def format_gain_sentence(
         'Averaging is shown to improve the Brier score.'
     """
     scores = {
-        "accuracy": (accuracy, 1, True),
-        "balanced accuracy": (balanced_accuracy, 1, True),
-        "Brier score": (brier, -1, False),
-        "log loss": (log_loss, -1, False),
+        "accuracy": (accuracy, True),
+        "balanced accuracy": (balanced_accuracy, True),
+        "Brier score": (brier, False),
+        "log loss": (log_loss, False),
     }
-    better, worse, parts = [], [], []
-    for name, (estimate, sign, in_points) in scores.items():
+    better, worse, parts = list[str](), list[str](), list[str]()
+    for name, (estimate, in_points) in scores.items():  # those in points are better if higher
         value, low, high = (
             format_percent(end, signed=True) if in_points else format_number(end, 3, signed=True)
             for end in (estimate.value, estimate.low, estimate.high)
         )
         interval = f"{low} to {high}" if estimate.has_interval else "no interval"
         parts.append(f"{name} {value}{' points' if in_points else ''} ({interval})")
-        better += [f"the {name}"] if min(sign * estimate.low, sign * estimate.high) > 0 else []
-        worse += [f"the {name}"] if max(sign * estimate.low, sign * estimate.high) < 0 else []
+        higher, lower = (better, worse) if in_points else (worse, better)
+        higher += [f"the {name}"] if estimate.is_above_zero else []
+        lower += [f"the {name}"] if estimate.is_below_zero else []
     verdict = [f"shown to improve {join_names(better)}"] if better else []
     verdict += [f"shown to worsen {join_names(worse)}"] if worse else []
     return (
