@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,11 @@ from pylorus.cli import main
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import read_json, write_json
 from pylorus.deploy.card import format_threshold_guarantee
+from pylorus.deploy.description import Weights
 from pylorus.deploy.ensemble import EnsembleOptions, build_ensemble
 from pylorus.deploy.ensemble_votes import MemberRun, collect_images
 from pylorus.deploy.export import ExportOptions, export
+from pylorus.deploy.licences import accept_licences, check_passing_on
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.monitor import MonitorOptions, monitor
 from pylorus.deploy.onnx import load_export
@@ -114,9 +117,9 @@ def test_folds_are_judged_out_of_fold_and_what_that_leaves_unknown_is_said(
         main(["predict", str(tmp_path / "folds" / "model"), str(synthetic_root), "--output", str(tmp_path / "p.csv")])
     with pytest.raises(PylorusError, match="measured by some of its networks at a time.*--baseline"):
         monitor(tmp_path / "folds" / "model", [tmp_path / "p.csv"], MonitorOptions(output=tmp_path / "monitor"))
-    assert "of the average of all 2 it is not known" in format_threshold_guarantee(description, "GC")
+    assert "of the average of both it is not known" in format_threshold_guarantee(description, "GC")
     for text in (printed, " ".join((tmp_path / "folds" / "model" / "MODEL_CARD.md").read_text().split())):
-        assert "How the average of all 2 performs on new images is not known" in text
+        assert "How the average of both performs on new images is not known" in text
         assert "What averaging gains is not known" in text
 
 
@@ -188,6 +191,29 @@ def test_a_heat_map_is_the_mean_of_those_of_its_networks(ensemble_folder):
     torch.testing.assert_close(compute_coarse_maps(bundle, image, [1]), mean)
 
 
+def test_each_licence_of_its_networks_has_to_be_accepted_and_one_command_can_do_so(ensemble_folder):
+    bundle = load_bundle(ensemble_folder / "model")
+    parts = zip(bundle.description.ensemble.members, ("CC BY-NC 4.0", "dinov3-license"), strict=True)
+    members = tuple(replace(member, weights=Weights("w.pth", "0" * 64, licence)) for member, licence in parts)
+    description = replace(bundle.description, ensemble=replace(bundle.description.ensemble, members=members))
+
+    def accept(*names):
+        accepted, contents = accept_licences(description, bundle.contents, names)
+        weights = [network.weights for network in accepted.list_networks()]
+        return check_passing_on(weights, what="the export", how="type --accept-licence {licence}"), contents
+
+    with pytest.raises(PylorusError) as caught:
+        accept()
+    assert "type --accept-licence 'CC BY-NC 4.0' --accept-licence dinov3-license: the" in str(caught.value)
+    with pytest.raises(PylorusError, match="type --accept-licence dinov3-license: the"):
+        accept("cc-by-nc-4.0")
+    with pytest.raises(PylorusError, match="found mit, but"):
+        accept("cc-by-nc-4.0", "mit")
+    warnings, contents = accept("cc-by-nc-4.0", "dinov3-license")
+    assert warnings == []
+    assert contents["MODEL_CARD.md"].decode().count("made this model or its export accepted this licence") == 2
+
+
 def test_what_does_not_fit_together_is_refused_and_nothing_is_written(ensemble_runs, tmp_path):
     first, output = ensemble_runs["first"], tmp_path / "new"
 
@@ -221,6 +247,14 @@ def test_what_does_not_fit_together_is_refused_and_nothing_is_written(ensemble_r
     )
     refuse("is interrupted, expected a finished one. Continue it: pylorus train resume=", first, unfinished)
     refuse("no such folder", first, tmp_path / "missing")
+
+
+def test_an_ensemble_is_no_run_of_another(ensemble_runs, ensemble_folder, tmp_path):
+    for ensemble in (ensemble_folder, ensemble_folder / "model"):
+        with pytest.raises(PylorusError, match="is an ensemble, expected a run or a sweep"):
+            build_ensemble([ensemble_runs["first"], ensemble], EnsembleOptions(output=tmp_path / "new", device="cpu"))
+    with pytest.raises(SystemExit, match="is an ensemble; its bundle is"):
+        main(["predict", str(ensemble_folder), str(tmp_path), "--output", str(tmp_path / "p.csv")])
 
 
 def test_an_image_that_changed_since_its_run_is_named(ensemble_runs, synthetic_root, tmp_path):

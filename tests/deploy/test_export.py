@@ -19,7 +19,7 @@ from pylorus.deploy import parity
 from pylorus.deploy.bundle_files import read_description
 from pylorus.deploy.description import Weights
 from pylorus.deploy.export import ExportOptions, export
-from pylorus.deploy.licences import accept_licence, check_passing_on
+from pylorus.deploy.licences import accept_licences, check_passing_on
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.parity import find_run_images, find_user_images
 from pylorus.deploy.predict import PredictOptions, predict
@@ -83,17 +83,17 @@ def test_a_licence_that_limits_passing_on_is_refused_until_it_is_accepted(edit_m
     assert "forbids commercial use and forbids passing on changed versions" in str(caught.value)
     assert "type --accept-licence cc-by-nc-nd-4.0" in str(caught.value)
     with pytest.raises(PylorusError, match="found mit, but the licence of the weights is cc-by-nc-nd-4.0"):
-        export(folder, replace(options, accept_licence="mit"))
+        export(folder, replace(options, accept_licences=("mit",)))
     assert not options.output.exists()
     bundle = load_bundle(folder)
-    description, contents = accept_licence(bundle.description, bundle.contents, "CC BY-NC-ND 4.0")
+    description, contents = accept_licences(bundle.description, bundle.contents, ["CC BY-NC-ND 4.0"])
     assert description.weights.accepted_licence == "cc-by-nc-nd-4.0"
     assert read_description(contents["model.json"]) == description
     card = contents["MODEL_CARD.md"].decode()
     assert "forbids passing on changed versions. Whoever made this model or its export accepted this licence" in card
     assert check_passing_on([description.weights], what="the export", how="") == []
     with pytest.raises(PylorusError, match="are under mit: there is nothing to accept"):
-        export(edit_model_json(state_licence("mit")), replace(options, accept_licence="mit"))
+        export(edit_model_json(state_licence("mit")), replace(options, accept_licences=("mit",)))
     assert not options.output.exists()
 
 

@@ -304,7 +304,8 @@ def _check_bundle(bundle: str, inputs: Sequence[str], words: Sequence[str]) -> N
     inner, outer = Path(bundle) / "model", Path(bundle).parent
     if _is_bundle(inner):
         advice = _advise(_replace(words, bundle, str(inner)))
-        raise PylorusError(f"{bundle}: is a run; its bundle is {inner}.{advice}")
+        kind = "an ensemble" if (Path(bundle) / "ensemble.json").is_file() else "a run"
+        raise PylorusError(f"{bundle}: is {kind}; its bundle is {inner}.{advice}")
     if Path(bundle).is_file() and _is_bundle(outer):
         advice = _advise(_replace(words, bundle, str(outer)))
         raise PylorusError(f"{bundle}: is a file of the bundle {outer}, expected the folder.{advice}")

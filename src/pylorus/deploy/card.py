@@ -267,11 +267,11 @@ def _format_unmeasured_average(description: Description) -> str:
     """Return a sentence on an ensemble whose networks were measured some at a time, "" for any other model."""
     if description.ensemble is None or description.training.validated_on != OUT_OF_FOLD:
         return ""
-    fewest, most = description.ensemble.voters
+    count, (fewest, most) = len(description.ensemble.members), description.ensemble.voters
     voters = str(fewest) if fewest == most else f"{fewest} to {most}"
     return (
-        f" That holds where {voters} of its networks judge an image, as on these; of the average of all "
-        f"{len(description.ensemble.members)} it is not known."
+        f" That holds where {voters} of its networks judge an image, as on these; of the average of "
+        f"{'both' if count == 2 else f'all {count}'} it is not known."
     )
 
 

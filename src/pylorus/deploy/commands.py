@@ -484,8 +484,11 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--speed", action="store_true", help="measure the speed compared with PyTorch")
     command.add_argument(
         "--accept-licence",
+        action="append",
+        default=[],
         metavar="LICENCE",
-        help="licence of the weights that limits passing on, such as cc-by-nc-4.0, if you may pass this model on",
+        help="licence of the weights that limits passing on, such as cc-by-nc-4.0, if you may pass this model on; may "
+        "be given several times, for an ensemble",
     )
     _add_network_option(command)
     command.set_defaults(act=_run_export)
@@ -500,7 +503,7 @@ def _run_export(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         int8=arguments.int8,
         speed=arguments.speed,
-        accept_licence=arguments.accept_licence,
+        accept_licences=tuple(arguments.accept_licence),
         **_get_model_options(arguments),
     )
     export(arguments.bundle, options)

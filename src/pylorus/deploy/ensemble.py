@@ -151,6 +151,8 @@ def _find_runs(paths: Sequence[Path]) -> list[Path]:
     """Return the folders of the runs, after checking that each is meant once."""
     folders: list[Path] = []
     for path in paths:
+        if any((folder / ENSEMBLE_RECORD).is_file() for folder in (path, path.parent)):
+            raise PylorusError(f"{path}: is an ensemble, expected a run or a sweep. Name the runs of its networks.")
         is_bundle = path.name == "model" and (path.parent / STATUS).is_file()
         folders += resolve_scope([path.parent if is_bundle else path]).folders
     repeated = [folder for folder, count in Counter(folder.resolve() for folder in folders).items() if count > 1]

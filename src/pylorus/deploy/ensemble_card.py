@@ -105,9 +105,9 @@ def _format_measurement(description: Description, ensemble: Ensemble) -> str:
     """State which images the thresholds and the figures are of, and which networks judged them."""
     count, (fewest, most) = len(ensemble.members), ensemble.voters
     voters = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    everyone = "both" if count == 2 else f"all {count}"
     if description.training.validated_on != OUT_OF_FOLD:
-        everyone = "both networks" if count == 2 else f"all {count} networks"
-        who = everyone if fewest == count else f"{voters} of {count} networks"
+        who = f"{everyone} networks" if fewest == count else f"{voters} of {count} networks"
         return (
             f"Temperature, thresholds and abstention were fixed on {description.calibration.images:,} validation "
             f"images; the figures are of {description.test.images:,} test images. Each is judged by {who}, of which "
@@ -118,7 +118,7 @@ def _format_measurement(description: Description, ensemble: Ensemble) -> str:
         f"{voters} of {count}. Temperature, thresholds and abstention were fixed on these {description.test.images:,} "
         "out-of-fold images; in the figures, those for each patient's images were fixed on other patients. So all "
         f"figures, and what the thresholds guarantee, are those of {voters} of the networks at a time. How the average "
-        f"of all {count} performs on new images is not known; an evaluation on images that none of them was trained on "
+        f"of {everyone} performs on new images is not known; an evaluation on images that none of them was trained on "
         "would show it."
     )
 
@@ -133,7 +133,8 @@ def _format_gain(gain: Gain, images: int) -> str:
     if gain.best is not None:
         return sentence
     return (
-        f"{sentence} A mean of probabilities always has a Brier score and a log loss as good as the mean of its parts'."
+        f"{sentence} Before its temperature, a mean of probabilities never has a higher Brier score or log loss than "
+        "its parts have on average, whatever the images; with it, it may."
     )
 
 

@@ -25,7 +25,7 @@ from pylorus.core.formatting import format_command, format_number, format_p_valu
 from pylorus.core.io import check_new_folder, convert_to_plain, write_atomically, write_json, write_text
 from pylorus.data.input_format import InputFormat
 from pylorus.deploy.description import INTENDED_USE, Description, IntervalEstimate
-from pylorus.deploy.licences import ACCEPT_OPTION, accept_licence, check_passing_on
+from pylorus.deploy.licences import ACCEPT_OPTION, accept_licences, check_passing_on
 from pylorus.deploy.model import Bundle, ModelPredictions, load_bundle
 from pylorus.deploy.onnx import (
     IMAGE,
@@ -268,7 +268,7 @@ class ExportOptions:
         speed: Whether to measure the speed compared with PyTorch.
         network: Class or function that builds a network of the user's own; None for a model of timm.
         trust: Files with public keys of which one must have signed the bundle; empty to accept any.
-        accept_licence: Licence of the bundle's weights, if it limits passing on and the user accepts it; None: no.
+        accept_licences: Licences of the bundle's weights that limit passing on and that the user accepts.
     """
 
     output: Path | None = None
@@ -278,7 +278,7 @@ class ExportOptions:
     speed: bool = False
     network: Callable[..., Any] | None = None
     trust: tuple[Path, ...] = ()
-    accept_licence: str | None = None
+    accept_licences: tuple[str, ...] = ()
 
 
 def export(folder: Path, options: ExportOptions) -> Path:
@@ -307,7 +307,7 @@ def export(folder: Path, options: ExportOptions) -> Path:
             "--int8: an ensemble is exported in fp32 only. Leave the option out, or export a member: pylorus export "
             "RUN/model --int8"
         )
-    description, contents = accept_licence(bundle.description, bundle.contents, options.accept_licence)
+    description, contents = accept_licences(bundle.description, bundle.contents, options.accept_licences)
     bundle = replace(bundle, description=description, contents=contents)
     warnings = check_passing_on(
         [each.weights for each in bundle.description.list_networks()],

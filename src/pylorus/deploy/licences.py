@@ -6,6 +6,7 @@ exported or signed only after whoever does so has accepted the licence by its na
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,8 +21,8 @@ FREE = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "isc", "cc0-1.0", "
 """Licences that let anyone pass on changed versions for any purpose, with the notice that they ask for."""
 
 LIMITS = (
-    (r"(.*-)?(nc(-.*)?|non-?commercial(-.*)?)", "forbids commercial use"),
-    (r"(.*-)?(nd(-.*)?|no-?deriv.*)", "forbids passing on changed versions"),
+    (r"(.*-)?((by)?nc(nd|sa)?[\d.]*(-.*)?|non-?commercial(-.*)?)", "forbids commercial use"),
+    (r"(.*-)?((by)?(nc)?nd[\d.]*(-.*)?|no-?deriv.*)", "forbids passing on changed versions"),
     (r"apple-amlr|(.*-)?research(-only)?(-.*)?", "allows research only"),
     (r"dinov3(-license)?", "allows passing on under the same licence only, with a copy of its text"),
 )
@@ -49,6 +50,8 @@ def assess_licence(name: str | None) -> Terms:
     Example:
         >>> assess_licence("CC BY-NC-ND 4.0").limits
         ('forbids commercial use', 'forbids passing on changed versions')
+        >>> assess_licence("CC-BY-NC4.0").limits, assess_licence("CC BY/NC (4.0)").limits
+        (('forbids commercial use',), ('forbids commercial use',))
         >>> assess_licence("apache-2.0"), assess_licence("seer-license").is_known
         (Terms(name='apache-2.0', limits=(), is_known=True), False)
     """
@@ -58,7 +61,7 @@ def assess_licence(name: str | None) -> Terms:
 
 
 def _normalize(name: str) -> str:
-    return re.sub(r"[\s_]+", "-", name.strip().lower())
+    return re.sub(r"[^\w.]+|_", "-", name.lower()).strip("-")
 
 
 def describe_limits(terms: Terms) -> str:
@@ -89,37 +92,43 @@ def _format_terms_of_weights(weights: Weights) -> str:
     )
 
 
-def accept_licence(
-    description: Description, contents: Mapping[str, bytes], accepted: str | None
+def accept_licences(
+    description: Description, contents: Mapping[str, bytes], accepted: Sequence[str]
 ) -> tuple[Description, Mapping[str, bytes]]:
-    """Return what an exported model says, with the licence that whoever exports it accepts.
+    """Return what an exported model says, with the licences that whoever exports it accepts.
 
     Args:
         description: The bundle's description.
         contents: Its files of text, by name.
-        accepted: The licence of its weights by its name; None: the model stays as it is.
+        accepted: Licences of its weights by their names; those of an ensemble may have several. Empty: the model stays
+            as it is.
 
     Raises:
-        PylorusError: If it is not the licence of the weights, or that licence needs no acceptance.
+        PylorusError: If one is not a licence of the weights, or that licence needs no acceptance.
     """
-    if accepted is None:
+    if not accepted:
         return description, contents
-    weights, ensemble = description.weights, description.ensemble
-    if ensemble is None:
-        check_acceptance(weights.licence, accepted, option=ACCEPT_OPTION)
-        changed = replace(description, weights=_accept(weights, accepted))
-    else:
-        licences = [member.weights.licence for member in ensemble.members]
-        limiting = [licence for licence in licences if assess_licence(licence).limits]
-        named = [licence for licence in limiting if _normalize(licence or "") == _normalize(accepted)]
-        check_acceptance([*named, *limiting, weights.licence][0], accepted, option=ACCEPT_OPTION)
-        members = tuple(replace(member, weights=_accept(member.weights, accepted)) for member in ensemble.members)
-        changed = replace(description, ensemble=replace(ensemble, members=members))
+    changed = description
+    for each in accepted:
+        changed = _accept_in_description(changed, each)
     card, new_terms = contents[CARD].decode("utf-8"), format_terms(changed)
     old_terms = format_terms(description)
     card = card.replace(old_terms, new_terms) if old_terms in card else f"{card.rstrip()}\n\n{new_terms.strip()}\n"
     text = json.dumps(convert_to_plain(changed), ensure_ascii=False, indent=2)
     return changed, {**contents, DESCRIPTION: f"{text}\n".encode(), CARD: card.encode()}
+
+
+def _accept_in_description(description: Description, accepted: str) -> Description:
+    weights, ensemble = description.weights, description.ensemble
+    if ensemble is None:
+        check_acceptance(weights.licence, accepted, option=ACCEPT_OPTION)
+        return replace(description, weights=_accept(weights, accepted))
+    licences = [member.weights.licence for member in ensemble.members]
+    limiting = [licence for licence in licences if assess_licence(licence).limits]
+    named = [licence for licence in limiting if _normalize(licence or "") == _normalize(accepted)]
+    check_acceptance([*named, *limiting, weights.licence][0], accepted, option=ACCEPT_OPTION)
+    members = tuple(replace(member, weights=_accept(member.weights, accepted)) for member in ensemble.members)
+    return replace(description, ensemble=replace(ensemble, members=members))
 
 
 def _accept(weights: Weights, accepted: str) -> Weights:
@@ -161,6 +170,8 @@ def check_passing_on(weights: Sequence[Weights], *, what: str, how: str) -> list
         PylorusError: If a licence forbids or limits passing on, and was not accepted.
     """
     warnings: dict[str, None] = {}
+    open_terms = [each for each in weights if each.source != "none" and each.accepted_licence is None]
+    limiting = dict.fromkeys(each.licence for each in open_terms if assess_licence(each.licence).limits)
     for each in weights:
         terms = assess_licence(each.licence)
         if each.source == "none":
@@ -174,9 +185,10 @@ def check_passing_on(weights: Sequence[Weights], *, what: str, how: str) -> list
                 f"{name} that the training started from {found}: read their terms before you pass the model on."
             ] = None
         elif terms.limits and each.accepted_licence is None:
+            options = f" {ACCEPT_OPTION} ".join(shlex.quote(str(licence)) for licence in limiting)
             raise PylorusError(
                 f"{what} is refused: {name} that the training started from are under {each.licence}, which "
                 f"{describe_limits(terms)}, and the model contains them. If you may pass it on, for example with the "
-                f"owner's permission, {how.format(licence=each.licence)}: the model's card then says so."
+                f"owner's permission, {how.format(licence=options)}: the model's card then says so."
             )
     return list(warnings)

@@ -180,13 +180,15 @@ class ReportOptions:
 
 
 def format_stage_label(label: str, stage: str) -> str:
-    """Name a stage of a run, unless the label of the run says that it is the only one.
+    """Name a stage of a run, unless the label of the run says that it is the only one, or names an ensemble.
 
     Example:
         >>> format_stage_label("vgg19", "pretrain"), format_stage_label("vgg19 (pretrain only)", "pretrain")
         ('vgg19 pretrain', 'vgg19 (pretrain only)')
+        >>> format_stage_label("ensemble of 3 vgg19", "ensemble")
+        'ensemble of 3 vgg19'
     """
-    return label if f"({stage}{ONLY_STAGE}" in label else f"{label} {stage}"
+    return label if f"({stage}{ONLY_STAGE}" in label or label.startswith(f"{stage} of ") else f"{label} {stage}"
 
 
 @dataclass(frozen=True, eq=False)
