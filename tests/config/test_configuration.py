@@ -136,6 +136,14 @@ def test_keys_of_an_unknown_stage_are_refused_with_the_nearest_known_one(word, t
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "key"), [("stages.last_half.lr_factor=0.1", "stages.last_half"), ("run=[pretrain,last_half]", "run")]
+)
+def test_a_stage_of_another_file_is_refused_with_the_file_that_defines_it(word, key, tmp_path):
+    with pytest.raises(PylorusError, match=rf'(?s)^{key}: .*Add stage=gradual, which defines "last_half"\.$'):
+        run_overrides([word], tmp_path)
+
+
 def test_arguments_for_timm_need_no_plus(compose_config):
     words = check_overrides(["model.args.drop_path_rate=0.1"])
     assert compose_config(*words).model.args == {"drop_path_rate": 0.1}

@@ -16,7 +16,7 @@ from pylorus.core.io import lock_folder, read_json
 from pylorus.launch import bakeoff
 from pylorus.launch.bakeoff import BakeoffOptions, run_bakeoff
 from pylorus.launch.main import run_overrides
-from pylorus.report.bakeoff import BakeoffResult, NetworkResult
+from pylorus.report.bakeoff import BakeoffResult, NetworkResult, plot_accuracy_against_cost
 from pylorus.runs.predictions import build_prediction_table, check_predictions, read_predictions
 from tests.conftest import TINY
 
@@ -278,3 +278,17 @@ def test_one_network_needs_no_comparison():
     result = BakeoffResult((build_network("only", np.ones(20, dtype=bool), val_accuracy=1.0),), ("A", "B"), True, "")
     assert result.contests == []
     assert len(result.findings) == 1
+
+
+@pytest.mark.parametrize("milliseconds", [(1.4, 4.1), (3.0, 3.3), (3.0, 80.0)])
+def test_the_axis_of_times_has_numbers_whatever_the_times_are(milliseconds):
+    networks = tuple(
+        build_network(f"network {each}", np.arange(60) >= 5, val_accuracy=0.9, milliseconds=each)
+        for each in milliseconds
+    )
+    figure = plot_accuracy_against_cost(BakeoffResult(networks, ("A", "B"), True, "")).figure
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    low, high = sorted(axis.get_view_interval())
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    assert len({each.label1.get_text() for each in ticks if low <= each.get_loc() <= high} - {""}) >= 3

@@ -51,6 +51,7 @@ def test_the_report_shows_four_stages_in_order(whole_run, tmp_path):
     settings = pd.read_csv(tmp_path / "report" / "tables" / "training-settings.csv")
     assert list(settings["stage"]) == STAGES
     assert list(settings["peak learning rate"].astype(float)) == pytest.approx([0.01, 0.005, 0.002, 0.001])
+    assert list(settings["trained layers"]) == ["head", "last:1, from layer4.0 on", "last:50%, from layer1.0 on", "all"]
     (study,) = (tmp_path / "report" / "tables").glob("study-*.csv")  # stages below each other: four are too wide
     assert list(pd.read_csv(study)["stage"].ffill().drop_duplicates()) == STAGES
     for name in STAGES:
@@ -81,6 +82,8 @@ def test_a_run_killed_in_the_third_stage_resumes_to_the_same_model(prepare_run_f
 
 def test_a_misspelt_block_is_refused_before_any_image_is_read(prepare_run_folder):
     folder = prepare_run_folder(*WORDS, "stages.last_half.learn=layer44")
-    with pytest.raises(PylorusError, match='has no block "layer44".*Did you mean "layer4"'):
+    with pytest.raises(
+        PylorusError, match=r'^stages\.last_half\.learn: ResNet has no block "layer44".*Did you mean "layer4"'
+    ):
         run(folder)
     assert not (folder.path / "catalog.parquet").exists()

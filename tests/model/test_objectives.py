@@ -121,6 +121,10 @@ def test_a_custom_loss_class_receives_class_weights():
         (LossConfig(name="logit_adjusted", args={"tau": -1}), "loss.args.tau: found -1, expected 0 or more"),
         (LossConfig(name="logit_adjusted", args={"tau": math.inf}), "loss.args.tau: found inf, expected 0 or more"),
         (LossConfig(name="focal", args={"gamma": "two"}), "loss.args.gamma: found two, expected 0 or more"),
+        (
+            LossConfig(args={"tau": 1}),
+            "loss.args.tau: cross-entropy has no such.* Add loss=logit_adjusted, or leave it",
+        ),
         (LossConfig(name="logit_adjusted", args={"beta": 1}), "loss.args.beta: logit-adjusted loss has no such"),
         (own("double"), "gave .*expected a tensor of shape"),
     ],

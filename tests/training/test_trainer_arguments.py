@@ -9,12 +9,13 @@ import pytest
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
+from pylorus.config.schema import AveragingConfig
 from pylorus.core.errors import PylorusError
 from pylorus.core.io import write_text
 from pylorus.launch.main import check_overrides
 from pylorus.launch.train import run
 from pylorus.runs.folder import RunFolder
-from pylorus.training.trainer import REFUSED_ARGUMENTS, build_callbacks, check_trainer_arguments
+from pylorus.training.trainer import REFUSED_ARGUMENTS, build_averaging, build_callbacks, check_trainer_arguments
 from tests.conftest import TINY
 
 WORDS = ["data=folders", r"data.group=patient_\d+", "data.image_size=32", "data.workers=0", "trainer=cpu", "model=timm",
@@ -114,3 +115,8 @@ def test_a_limit_that_leaves_no_batch_is_refused_by_its_key(train):
 def test_a_callback_that_averages_weights_is_refused_with_the_key_that_does(target):
     with pytest.raises(PylorusError, match=r"callbacks\.mine: found \w+, which Pylorus adds itself.*averaging=ema"):
         build_callbacks({"mine": {"_target_": target}})
+
+
+@pytest.mark.parametrize(("start", "epochs", "first"), [(None, 5, 2), (0.29, 100, 29), (0.99, 2, 1)])
+def test_an_average_begins_after_its_fraction_of_the_epochs(start, epochs, first):
+    assert build_averaging(AveragingConfig(name="mean", start=start), epochs=epochs).start_epoch == first

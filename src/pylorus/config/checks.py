@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.config.instantiation import TARGET
-from pylorus.config.keys import get_averaging_start
+from pylorus.config.keys import get_averaging_start, suggest_stage_file
 from pylorus.config.schema import (
     EXTENSIBLE,
     FUSED_OPTIMIZERS,
@@ -149,7 +149,10 @@ def check_config(config: Config) -> None:
         )
     for name in config.run:
         if name not in config.stages:
-            raise PylorusError(f'run: there is no stage "{name}".{format_suggestion(name, config.stages)}')
+            raise PylorusError(
+                f'run: there is no stage "{name}".{format_suggestion(name, config.stages)} Expected some of '
+                f"{', '.join(config.stages)}.{suggest_stage_file(name)}"
+            )
     if config.deploy.stage is not None and config.deploy.stage not in config.run:
         problem = "which this run does not train" if config.deploy.stage in config.stages else "which is not a stage"
         raise PylorusError(

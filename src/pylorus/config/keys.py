@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from pylorus.config.schema import AveragingConfig, Config, DataConfig, LossConfig
+from pylorus.config.schema import CONF, AveragingConfig, Config, DataConfig, LossConfig, list_group_files
 from pylorus.core.errors import PylorusError, format_suggestion, suggest_path
 from pylorus.core.formatting import format_command
 from pylorus.core.io import iter_fields
@@ -98,10 +98,24 @@ def format_error(error: BaseException) -> str:
             return f"{type_error.full_key}: this launcher runs one job after the other. Add hydra/launcher=local."
         return (
             f'{type_error.full_key}: "{parent}" has no key "{key}".{format_suggestion(key, known)}\n'
-            f"Keys at this level: {', '.join(known)}."
+            f"Keys at this level: {', '.join(known)}.{suggest_stage_file(key) if parent == 'stages' else ''}"
         )
     lines = [str(error)] + ([str(cause)] if cause is not None else [])
     return "\n".join(line.strip() for line in lines if line.strip())
+
+
+def suggest_stage_file(stage: str) -> str:
+    """Return the sentence of an error message that names the files of conf/stage that define a stage; "" if none does.
+
+    Example:
+        >>> suggest_stage_file("last_half")
+        ' Add stage=gradual, which defines "last_half".'
+    """
+    settings = {name: OmegaConf.load(CONF / "stage" / f"{name}.yaml") for name in list_group_files("stage")}
+    files = [
+        name for name, each in settings.items() if isinstance(each, DictConfig) and stage in each.get("stages", {})
+    ]
+    return f' Add stage={" or stage=".join(files)}, which defines "{stage}".' if files else ""
 
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "string": "a single word"}
@@ -405,6 +419,8 @@ def describe_averaging(settings: AveragingConfig | Mapping[str, Any], *, weights
         'exponential moving average of the weights over 420 updates, one a step (decay at most 0.999)'
         >>> describe_averaging({"name": "mean"}, weights=5, norms=52)
         'mean of the weights of 5 epochs, with batch-norm statistics estimated anew over the training images'
+        >>> describe_averaging({"name": "mean"}, weights=1, norms=0)
+        'weights after an epoch, the only one in the mean'
     """
     given = asdict(settings) if isinstance(settings, AveragingConfig) else dict(settings)
     if not weights:
@@ -416,7 +432,8 @@ def describe_averaging(settings: AveragingConfig | Mapping[str, Any], *, weights
         decay = float(given.get("decay", 0))
         text = f"exponential moving average of the weights over {updates} (decay at most {decay:g})"
     else:
-        unit = "of {} epoch" if every is None else "at {} step"
-        text = f"mean of the weights {unit.format(f'{weights:,}')}{'s' * (weights > 1)}"
-        text += "" if every is None else f", one every {every} steps"
+        unit, point = ("of {} epochs", "an epoch") if every is None else ("at {} steps", "a step")
+        pace = "" if every is None else f", one every {every} steps"
+        several = f"mean of the weights {unit.format(f'{weights:,}')}{pace}"
+        text = several if weights > 1 else f"weights after {point}, the only one in the mean"
     return f"{text}, with batch-norm statistics estimated anew over the training images" if norms else text

@@ -38,7 +38,7 @@ from pylorus.core.distributed import (
     join_process_group,
     read_processes,
 )
-from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError
+from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, translate_errors
 from pylorus.core.formatting import handle_closed_pipe, setup_terminal
 from pylorus.core.io import read_json, write_json
 from pylorus.core.system import explain_limit, format_kill, reserve_cpu_time
@@ -457,7 +457,8 @@ def _check_stage_networks(config: Config, network: nn.Module, *, image_size: int
         PylorusError: If not.
     """
     for name, stage in config.stages.items():
-        resolve_depth(network, stage.learn)
+        with translate_errors({"learn": f"stages.{name}.learn"}):
+            resolve_depth(network, stage.learn)
         if config.trainer.batch_size == 1 and not can_train_on_one_image(network, stage.learn, image_size=image_size):
             raise PylorusError(
                 f"trainer.batch_size: found 1, expected 2 or more: stage {name} trains batch-norm layers of "

@@ -226,6 +226,7 @@ def build_loss(config: LossConfig, *, classes: int, images_of_class: Sequence[in
         if name not in _list_arguments(kind):
             raise PylorusError(
                 f"loss.args.{name}: {kind.label} has no such argument.{format_suggestion(name, _list_arguments(kind))}"
+                f"{_suggest_loss(name)}"
             )
     if config.class_weights != "none":
         _check_class_weights(kind, f"loss.class_weights: found {config.class_weights}", "loss.class_weights=none")
@@ -329,6 +330,11 @@ def compute_class_weights(mode: str, classes: int, images_of_class: Sequence[int
 
 def _list_arguments(kind: type[ImageLoss]) -> set[str]:
     return set(inspect.signature(kind).parameters) - {"class_weights"}
+
+
+def _suggest_loss(argument: str) -> str:
+    losses = [name for name, kind in LOSSES.items() if argument in _list_arguments(kind)]
+    return f" Add loss={' or loss='.join(losses)}, or leave it out." if losses else ""
 
 
 def build_metrics(configured: Mapping[str, Any], monitors: Sequence[str] = ()) -> list[ClassMetric]:

@@ -375,16 +375,19 @@ def plot_accuracy_against_cost(result: BakeoffResult) -> Drawing:
             )
             position = (each.milliseconds, value)
             axes.annotate(str(number + 1), position, xytext=(5, 3), textcoords="offset points", fontsize=7)
-        axes.set_xscale("log")
+        times = [each.milliseconds for each in result.networks]
+        is_wide = max(times) >= 10 * min(times)  # a logarithmic axis within one power of ten has hardly a number on it
         axes.margins(x=0.1)
         # Names beside the points would cover each other.
         axes.legend(
             loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=7, title="by validation accuracy"
         )
-        axes.set_xlabel("forward pass of an image (ms, logarithmic)")
+        axes.set_xlabel(f"forward pass of an image (ms{', logarithmic' if is_wide else ''})")
         axes.set_ylabel("test accuracy (%)")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(f"{value:e}")[0] in "25" else "")
+        if is_wide:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(f"{value:e}")[0] in "25" else "")
     return Drawing(
         "accuracy-cost",
         "Accuracy on the test images against the time of the forward pass",

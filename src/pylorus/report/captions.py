@@ -122,6 +122,15 @@ def format_averaging(run: SavedRun, stage: SavedStage) -> str:
     return describe_averaging(settings, weights=training.averaged_weights, norms=training.estimated_norms)
 
 
+def format_depth(run: SavedRun, stage: SavedStage) -> str:
+    """Return what a stage trained: its setting `learn`, and for a number or share of blocks the first one trained."""
+    learn = str(run.get_setting(f"stages.{stage.name}.learn", "–"))
+    if not learn.startswith("last:"):
+        return learn
+    trained = [str(block["name"]) for block in run.network or [] if block.get("learning", {}).get(stage.name)]
+    return f"{learn}, from {trained[0]} on" if trained else learn
+
+
 def get_peak_learning_rate(run: SavedRun, stage: SavedStage) -> float | None:
     """Return the peak learning rate of a stage (its lr, or optimizer.lr times its lr_factor); None if not recorded."""
     stage_rate = run.get_setting(f"stages.{stage.name}.lr")

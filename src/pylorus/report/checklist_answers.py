@@ -11,6 +11,7 @@ from pylorus.report.captions import (
     count_epochs_run,
     count_excluded_files,
     format_averaging,
+    format_depth,
     format_evaluation_counts,
     format_external_test,
     format_test_images_origin,
@@ -478,7 +479,7 @@ def _format_stage(run: SavedRun, stage: SavedStage) -> str:
         return run.get_setting(f"stages.{stage.name}.{key}")
 
     rate = get_peak_learning_rate(run, stage)
-    details = [f"trained layers: {get_stage_setting('learn')}", _format_epochs(run, stage)]
+    details = [f"trained layers: {format_depth(run, stage)}", _format_epochs(run, stage)]
     details += [f"peak learning rate {rate:g} ({get_stage_setting('schedule')} schedule)"] if rate is not None else []
     decay = float(run.get_setting(f"stages.{stage.name}.layer_decay", 1.0))
     details += [f"layer-wise learning rate decay {decay:g}"] if decay < 1 else []

@@ -10,6 +10,7 @@ from pylorus.report.captions import (
     count_epochs_run,
     format_averaging,
     format_caveats,
+    format_depth,
     format_training_basis,
     get_augmentation_name,
     get_peak_learning_rate,
@@ -73,7 +74,7 @@ def _build_setting_row(run: SavedRun, stage: SavedStage, *, averaging: bool) -> 
         (
             run.label,
             stage.name,
-            get_setting("learn"),
+            format_depth(run, stage),
             count_epochs_run(stage),
             int(run.get_setting(f"stages.{stage.name}.epochs", 0)),
             "–" if rate is None else Number(rate, words=f"{rate:g}"),

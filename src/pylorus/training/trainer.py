@@ -208,7 +208,7 @@ def build_averaging(config: AveragingConfig, *, epochs: int) -> AverageWeights |
     if config.name == "none":
         return None
     method = cast(Literal["ema", "mean"], config.name)
-    start_epoch = int(get_averaging_start(config) * epochs)
+    start_epoch = int(round(get_averaging_start(config) * epochs, 6))  # 0.29 · 100 is 28.999…
     return AverageWeights(method, decay=config.decay, every=config.every, start_epoch=start_epoch)
 
 
