@@ -35,6 +35,7 @@ PLACEHOLDERS = {
     r"\bKEY\b": "key",
     r"\b(DIR|ROOT|IMAGES|bloodcells)\b(?!-)": "images",
     r"\bOUT\b": "out/shards",
+    r"\bSWEEP\b": "multirun/sweep",
     # The prepared run has too few images to measure a loss on.
     r"(export .*--int8)": r"\1 --images images",
     # A run that has something left to do.
@@ -62,6 +63,7 @@ NOT_RUN = {
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
     r"^pylorus sign |--trust ": "needs a key and the extra `sign`; tests/deploy/test_signature.py has both",
     r"^pylorus monitor ": "reads predictions of several periods; tests/deploy/test_monitor.py draws some",
+    r"hydra\.sweep\.dir=multirun/sweep": "trains three networks for an ensemble; tests/deploy/test_ensemble.py does",
     r"^pylorus ensemble |ensemble/model": "needs several runs of one split; tests/deploy/test_ensemble.py has tiny ones",
     r"^pylorus recalibrate ": "needs labelled images of another clinic; tests/deploy/test_recalibrate.py has some",
     r"^pylorus validate BUNDLE site": "reads a table of the user's; tests/deploy/test_external.py has one",

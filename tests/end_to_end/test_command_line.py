@@ -58,7 +58,7 @@ def test_composing_a_configuration_does_not_wait_for_heavy_packages():
     code = (
         "import sys; sys.argv = ['train.py', '--cfg', 'job']\n"
         "from pylorus.launch.main import main\n"
-        "try: main()\nexcept SystemExit: pass\nprint('loaded:', {'torch', 'pandas', 'cv2', 'wandb'} & set(sys.modules))"
+        "try: main()\nexcept SystemExit: pass\nprint('loaded:', {'torch', 'pandas', 'cv2', 'wandb.sdk'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.endswith("loaded: set()\n")
