@@ -36,6 +36,7 @@ PLACEHOLDERS = {
     r"\b(DIR|ROOT|IMAGES|bloodcells)\b(?!-)": "images",
     r"\bOUT\b": "out/shards",
     r"\bSWEEP\b": "multirun/sweep",
+    r"\bstage=three\b": "stage=gradual",
     # The prepared run has too few images to measure a loss on.
     r"(export .*--int8)": r"\1 --images images",
     # A run that has something left to do.
@@ -85,7 +86,7 @@ OWN_RUNS = {"docs/export.md", "docs/stress.md"}
 ORDINARY = r"(seed|stage|optimizer\.lr|stages\.\w+\.(lr|epochs)|data\.(group|classes|short_names))="
 """Keys of training that take the same path through the program with every value: of commands that differ in these, one is run."""
 
-EXIT_CODES = {r"^pylorus (doctor|weights check)": (0, 1)}
+EXIT_CODES = {r"^pylorus (doctor|weights (check|fetch))": (0, 1)}
 """Exit codes that are right, of commands for which it is not 0 alone."""
 
 KNOWN_CAPITALS = {"PYTHONPATH", "GC", "GU", "CG", "A", "B", "C"}
