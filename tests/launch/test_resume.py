@@ -123,9 +123,9 @@ def test_a_run_killed_before_any_file_resumes_to_the_same_result(prepare_run, ma
     whole = prepare_run(*MANNERS[manner])
     copies = copy_before_files(whole, monkeypatch, tmp_path)
     expected = results(whole)
-    assert len(copies) > 25
-    for folder in copies[2 :: max(3, len(copies) // 5)]:
-        assert folder.read_status()["state"] == "running"
+    running = [folder for folder in copies[2:] if folder.read_status()["state"] == "running"]
+    assert len(running) > 25
+    for folder in running[:: max(3, len(running) // 5)]:
         run(folder)
         assert folder.read_status()["state"] == "finished"
         assert_same(expected, results(folder))
