@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from pylorus.cli import main
 from pylorus.core.errors import PylorusError
+from pylorus.data.input_format import InputFormat
 from pylorus.deploy.explain import (
     FeatureTap,
     MapSimilarity,
@@ -29,7 +31,7 @@ from pylorus.deploy.explain import (
     run_randomization_check,
 )
 from pylorus.deploy.explain_command import draw_explanation
-from pylorus.deploy.model import load_bundle
+from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.verified_files import SUMS
 from pylorus.model.inference import BundleClassifier
 from pylorus.model.weights import compute_sha256
@@ -80,14 +82,9 @@ def bundle_of(name, size, arguments):
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3, **arguments).eval().requires_grad_(False)
     classifier = BundleClassifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, directions=torch.eye(3))
-    said = SimpleNamespace(classes=("a", "b", "c"), architecture=name)
-    return SimpleNamespace(
-        classifier=classifier,
-        input=SimpleNamespace(size=size),
-        device=torch.device("cpu"),
-        description=said,
-        folder="model",
-    )
+    form = InputFormat(size, "pad", "bilinear")
+    said = SimpleNamespace(classes=("a", "b", "c"), architecture=name, form=form, list_networks=lambda: (said,))
+    return Bundle(Path("model"), said, {}, {}, classifier, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("name", "size", "arguments", "side", "method"), FAMILIES, ids=[each[0] for each in FAMILIES])
