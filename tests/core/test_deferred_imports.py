@@ -39,7 +39,19 @@ def test_a_deferred_module_loads_when_it_is_used(package: Path) -> None:
     assert not (package / "loaded").exists()
     assert module.value == 3
     assert (package / "loaded").exists()
-    assert sys.modules[MADE_UP] is not module
+    assert importlib.import_module(MADE_UP) is module
+    assert not hasattr(module, "known")
+    assert module.__file__ == str(package / "__init__.py")
+
+
+def test_what_is_set_in_a_deferred_module_is_set_in_the_loaded_one(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defer_import(MADE_UP)
+    deferred = importlib.import_module(MADE_UP)
+    with monkeypatch.context() as patched:
+        patched.setattr(deferred, "value", 5)
+        assert importlib.import_module(MADE_UP).value == 5
     assert importlib.import_module(MADE_UP).value == 3
 
 

@@ -6,8 +6,8 @@ SciPy removed. Together they are a fifth of the time in which torch, timm and Li
 
 import importlib
 import sys
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
@@ -16,20 +16,24 @@ ASKED_OF_ALL = ("__file__", "__warningregistry__", "__wrapped__")
 
 
 class DeferredModule(ModuleType):
-    """A module that is loaded when one of its names is used for the first time."""
+    """A module that is loaded, in place, when one of its names is used or changed for the first time."""
 
     def __getattr__(self, name: str) -> Any:
-        """Load the module, unless that has happened, and return one of its names."""
-        if sys.modules.get(self.__name__) is self:
-            if name in ASKED_OF_ALL:
-                raise AttributeError(f"module {self.__name__!r} is not loaded yet")
-            del sys.modules[self.__name__]
-            try:
-                importlib.import_module(self.__name__)
-            except BaseException:
-                sys.modules[self.__name__] = self
-                raise
-        return getattr(sys.modules[self.__name__], name)
+        """Load the module, and return one of its names."""
+        if name in ASKED_OF_ALL:
+            raise AttributeError(f"module {self.__name__!r} is not loaded yet")
+        _load(self)
+        return getattr(self, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Load the module, and set one of its names."""
+        _load(self)
+        setattr(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Load the module, and delete one of its names."""
+        _load(self)
+        delattr(self, name)
 
 
 def defer_import(name: str, **known: object) -> None:
@@ -42,11 +46,34 @@ def defer_import(name: str, **known: object) -> None:
     if name in sys.modules or find_spec(name.partition(".")[0]) is None:
         return
     module = DeferredModule(name)
-    vars(module).update(known)
-    module.__spec__ = ModuleSpec(
-        name, None
-    )  # the import system asks for it, and would load the module if it were absent
+    # The import system asks for its specification: if that were absent, the module would be loaded.
+    vars(module).update(known, __spec__=ModuleSpec(name, None))
     sys.modules[name] = module
+
+
+def _load(module: ModuleType) -> None:
+    """Load a deferred module.
+
+    Raises:
+        ImportError: If it can't be found; also whatever it raises itself. It is deferred as before.
+    """
+    name, names = module.__name__, dict(vars(module))
+    parent = name.rpartition(".")[0]
+    spec = PathFinder.find_spec(name, importlib.import_module(parent).__path__ if parent else None)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    vars(module).clear()
+    vars(module).update(vars(module_from_spec(spec)))
+    object.__setattr__(module, "__class__", ModuleType)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        vars(module).clear()
+        vars(module).update(names)
+        object.__setattr__(module, "__class__", DeferredModule)
+        raise
+    if parent:
+        setattr(sys.modules[parent], name.rpartition(".")[2], module)
 
 
 def defer_rarely_used() -> None:
