@@ -181,6 +181,10 @@ class CommandParser(argparse.ArgumentParser):
         takes_pairs = False
         for index, word in enumerate(words):
             option, _, value = word.partition("=")
+            before = self._option_string_actions.get(words[index - 1]) if index else None
+            if before is not None and before.nargs is None and not word.startswith("-"):
+                corrected.append(word)  # its value, such as a regular expression
+                continue
             if word.startswith("-"):  # the values of an option such as --against NAME=VALUE are no keys
                 takes_pairs = any(
                     "=" in str(self._option_string_actions[known].metavar or "")

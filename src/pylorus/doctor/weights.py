@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import format_bytes, format_command
-from pylorus.deploy.licences import assess_licence, describe_limits
 from pylorus.doctor.packages import Check, State
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ def print_weights(models: Sequence[str], folder: Path) -> None:
     """
     import timm
 
+    from pylorus.deploy.licences import assess_licence, describe_limits
     from pylorus.model.hub import find_weights, list_hub_models, locate_weights
 
     names = list_hub_models()
@@ -158,6 +158,8 @@ def print_fetched_weights(models: Sequence[str], folder: Path) -> bool:
 
 
 def _format_licence(hub: "HubFile") -> str:
+    from pylorus.deploy.licences import assess_licence, describe_limits
+
     terms = assess_licence(hub.licence)
     if hub.licence is None:
         return "not stated; read the terms where the weights come from"
