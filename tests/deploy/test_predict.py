@@ -24,6 +24,7 @@ from pylorus.data.input_format import InputFormat, stack_formats
 from pylorus.deploy import inputs as parts_module
 from pylorus.deploy import predict as predict_module
 from pylorus.deploy.augmented import turn_images
+from pylorus.deploy.commands import TTA_KINDS
 from pylorus.deploy.inputs import Item, Sources
 from pylorus.deploy.model import load_bundle
 from pylorus.deploy.predict import PredictOptions, format_prediction_summary, predict, read_ahead
@@ -59,7 +60,7 @@ def test_test_time_augmentation_averages_calibrated_probabilities_of_copies(
     assert list(table["unlikeness"]) == pytest.approx(list(plain["unlikeness"]), abs=1e-6)
     assert list(table["predicted"]) == [loaded_bundle.description.short_names[row.argmax()] for row in expected]
     record = json.loads((tmp_path / "averaged.parquet.about.json").read_text())
-    assert record["tta"]["passes"] == passes
+    assert record["tta"]["passes"] == TTA_KINDS[kind] == passes
     assert record["request"]["tta"] == kind
     with pytest.raises(PylorusError, match="tta"):
         asked(bundle_folder, [tmp_path / "site"], tmp_path / "averaged.parquet")

@@ -6,7 +6,6 @@ sets were measured without augmentation, so what they guarantee does not hold fo
 `measure_gain` compares both on labelled images.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from pylorus.evaluation.comparison import paired_differences, paired_loss_differ
 from pylorus.evaluation.decisions import operating_point
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.predictions import Predictions
+from pylorus.evaluation.replicates import score_images
 from pylorus.model.inference import NetworkOutput
 
 COPIES: Mapping[str, tuple[tuple[int, bool], ...]] = {
@@ -136,7 +136,7 @@ def measure_gain(
         Plain values: accuracy, Brier score and log loss of both and their paired differences, with minus without
         augmentation; sensitivity and specificity of both at the stored threshold.
     """
-    losses = [(_compute_brier_losses(each), _compute_log_losses(each)) for each in (plain, augmented)]
+    scores = [score_images(each.probabilities, each.true) for each in (plain, augmented)]
     figures: dict[str, Any] = {
         "accuracy": {
             "without": float(plain.correct.mean()),
@@ -144,7 +144,8 @@ def measure_gain(
             "difference": convert_to_plain(convert_estimate(paired_differences(augmented, plain, seed=0).accuracy)),
         }
     }
-    for name, before, after in zip(("brier", "log_loss"), *losses, strict=True):
+    for column, name in enumerate(("brier", "log_loss"), start=1):
+        before, after = (each[:, column] for each in scores)
         difference = paired_loss_difference(after, before, plain.clusters)
         figures[name] = {
             "without": float(before.mean()),
@@ -176,16 +177,6 @@ def measure_gain(
         "figures": figures,
         "decision": decision,
     }
-
-
-def _compute_brier_losses(predictions: Predictions) -> NDArray[np.float64]:
-    truth = np.eye(predictions.classes)[predictions.true]
-    return np.asarray(((predictions.probabilities - truth) ** 2).sum(axis=1), dtype=np.float64)
-
-
-def _compute_log_losses(predictions: Predictions) -> NDArray[np.float64]:
-    of_truth = predictions.probabilities[np.arange(len(predictions.true)), predictions.true]
-    return np.asarray(-np.log(np.maximum(of_truth, LEAST_PROBABILITY)), dtype=np.float64)
 
 
 FIGURES = {"accuracy": ("accuracy", 100.0, 1), "brier": ("Brier score", 1.0, 4), "log_loss": ("log loss", 1.0, 4)}
@@ -246,8 +237,7 @@ def explain_gain(gain: Mapping[str, Any]) -> str:
     """
     better, worse, unclear = list[str](), list[str](), list[str]()
     for key, (name, _, _) in FIGURES.items():
-        ends = (gain["figures"][key]["difference"][end] for end in ("value", "low", "high"))
-        difference = Estimate(*(math.nan if end is None else end for end in ends))
+        difference = Estimate.from_saved(gain["figures"][key]["difference"])
         higher, lower = (better, worse) if key == "accuracy" else (worse, better)
         (higher if difference.is_above_zero else lower if difference.is_below_zero else unclear).append(name)
     if not better and not worse:

@@ -1,6 +1,5 @@
 """What is said of an ensemble: in its model card, on the console and on its page."""
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,8 +144,7 @@ def _format_other(gain: Gain) -> str:
 
 
 def _convert_estimate(figure: IntervalEstimate) -> Estimate:
-    value, low, high = (math.nan if end is None else end for end in (figure.value, figure.low, figure.high))
-    return Estimate(value, low, high)
+    return Estimate.from_saved(vars(figure))
 
 
 def write_ensemble_page(description: Description, output: Path, notes: Sequence[str]) -> Path:

@@ -506,8 +506,8 @@ def format_estimated_prevalence(estimated: Mapping[str, Any]) -> str:
         return f"prevalence not estimated: {estimated['reason']}"
     parts = []
     for name, each in estimated["classes"].items():
-        value, low, high = (math.nan if each[key] is None else each[key] for key in ("value", "low", "high"))
-        parts.append(f"{name} {format_estimate(value, low, high)}")
+        estimate = Estimate.from_saved(each)
+        parts.append(f"{name} {format_estimate(estimate.value, estimate.low, estimate.high)}")
     is_sample = estimated["drawn"] < estimated["images"]
     drawn = f"; from {estimated['drawn']:,} images, drawn at random" if is_sample else ""
     each_alone = ", each image counted as a patient" if estimated["groups"] == estimated["drawn"] else ""

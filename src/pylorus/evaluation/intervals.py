@@ -14,7 +14,7 @@ that no intraclass correlation has to be estimated.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,6 +53,17 @@ class Estimate:
     low: float
     high: float
     reason: str = field(default="", kw_only=True)
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, float | None]) -> "Estimate":
+        """Return an estimate that was saved as `value`, `low` and `high`, with null for NaN.
+
+        Example:
+            >>> Estimate.from_saved({"value": 0.9, "low": None, "high": None}).has_interval
+            False
+        """
+        value, low, high = (math.nan if (end := values[key]) is None else end for key in ("value", "low", "high"))
+        return cls(value, low, high)
 
     @property
     def defined(self) -> bool:

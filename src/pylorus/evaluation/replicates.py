@@ -497,8 +497,8 @@ def estimate_averaging_gain(
     truth = check_labels(true, classes)
     codes = encode_groups(groups, length=len(truth))
     count = votes.sum(axis=0)[:, np.newaxis]
-    own = sum(mask[:, np.newaxis] * _score_images(table, truth) for mask, table in zip(votes, models, strict=True))
-    difference = _score_images(average, truth) - own / count
+    own = sum(mask[:, np.newaxis] * score_images(table, truth) for mask, table in zip(votes, models, strict=True))
+    difference = score_images(average, truth) - own / count
     is_class = np.eye(classes)[truth]
     columns = np.column_stack([difference, is_class * difference[:, :1], is_class])
     sums = np.zeros((int(codes.max()) + 1, columns.shape[1]))
@@ -527,7 +527,7 @@ def estimate_averaging_gain(
     )
 
 
-def _score_images(probabilities: NDArray[np.float64], true: NDArray[np.int64]) -> NDArray[np.float64]:
+def score_images(probabilities: NDArray[np.float64], true: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return whether each image is classified correctly, its Brier score and its log loss, of shape (n, 3)."""
     rows = np.arange(len(true))
     error = probabilities - np.eye(probabilities.shape[1])[true]

@@ -108,7 +108,7 @@ class FocalLoss(CrossEntropy):
     p is the probability of the true class; gamma = 0 is cross-entropy.
 
     Raises:
-        ValueError: If gamma is no number, infinite or negative.
+        ValueError: If gamma is not a finite number of at least 0.
     """
 
     label = format_loss_name("focal")
@@ -132,7 +132,7 @@ class LogitAdjustedLoss(CrossEntropy):
     cross-entropy. Until `set_class_counts`, all classes count as equally frequent.
 
     Raises:
-        ValueError: If tau is no number, infinite or negative.
+        ValueError: If tau is not a finite number of at least 0.
     """
 
     label = format_loss_name("logit_adjusted")

@@ -179,8 +179,7 @@ def _read_pair(development: Any, external: Mapping[str, float | None]) -> tuple[
 def _read_estimate(values: Mapping[str, float | None] | None) -> Estimate:
     if values is None:
         return Estimate(math.nan, math.nan, math.nan, reason="this bundle, of an older Pylorus, does not hold it")
-    numbers = (math.nan if (number := values[key]) is None else number for key in ("value", "low", "high"))
-    return Estimate(*numbers)
+    return Estimate.from_saved(values)
 
 
 def build_comparison_row(figure: ComparedFigure) -> Row:
