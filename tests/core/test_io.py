@@ -1,5 +1,6 @@
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from pydantic import ConfigDict, with_config
@@ -84,3 +85,13 @@ def test_a_folder_to_write_to_is_new_empty_or_holds_an_earlier_result_and_is_not
     for inside, words in ((tmp_path / "images" / "out", "is inside"), (tmp_path / "images", "images is only read")):
         with pytest.raises(PylorusError, match=words):
             check_new_folder(inside, own=("a.jpg",), outside=(tmp_path / "images",))
+
+
+def test_a_folder_that_cannot_be_created_is_found_out_and_nothing_is_left_behind(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(PylorusError, match=r"file: found a file, expected a folder to write to\. Type another\.$"):
+        check_new_folder(tmp_path / "file" / "new", hint="Type another.")
+    with pytest.raises(PylorusError, match=r"new: can't write to this folder: .+\. Type another\.$"):
+        check_new_folder(Path("/proc/pylorus/new"), hint="Type another.")
+    check_new_folder(tmp_path / "one" / "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

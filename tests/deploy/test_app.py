@@ -394,18 +394,31 @@ def test_the_page_states_the_intended_use(client, inference_service):
     assert "Performance" in page
 
 
-def test_the_page_of_a_model_that_was_validated_on_its_test_images_says_so(bundle_folder, client):
+@pytest.mark.parametrize(
+    ("validated_on", "said"),
+    [
+        ("test", ("optimistic: also validated on these", "set on test images (data.validation=test)")),
+        (
+            "out-of-fold",
+            ("out-of-fold images correctly", "set on out-of-fold images"),
+        ),
+    ],
+)
+def test_the_page_says_on_which_images_a_model_was_measured_and_its_threshold_set(
+    bundle_folder, client, validated_on, said
+):
     bundle = load_bundle(bundle_folder)
-    training = replace(bundle.description.training, validated_on="test")
+    training = replace(bundle.description.training, validated_on=validated_on)
     made = InferenceService(replace(bundle, description=replace(bundle.description, training=training)))
     try:
-        optimistic = TestClient(create_application(made, ServeOptions(), None), base_url=HERE).get("/").text
+        page = TestClient(create_application(made, ServeOptions(), None), base_url=HERE).get("/").text
     finally:
         made.close()
-    honest = client().get("/").text
-    for said in ("optimistic: also validated on these", "set on test images (data.validation=test)"):
-        assert said in optimistic
-        assert said not in honest
+    page, usual = (" ".join(text.split()) for text in (page, client().get("/").text))
+    for words in said:
+        assert words in page
+        assert words not in usual
+    assert "set on validation images" in usual
 
 
 def test_a_model_card_cannot_inject_html(tmp_path):

@@ -20,6 +20,7 @@ from pylorus.core.io import read_json, write_json
 from pylorus.deploy.card import format_threshold_guarantee
 from pylorus.deploy.description import Weights
 from pylorus.deploy.ensemble import EnsembleOptions, build_ensemble
+from pylorus.deploy.ensemble_card import render_training_section, write_ensemble_page
 from pylorus.deploy.ensemble_votes import MemberRun, collect_images
 from pylorus.deploy.export import ExportOptions, export
 from pylorus.deploy.licences import accept_licences, check_passing_on
@@ -121,6 +122,22 @@ def test_folds_are_judged_out_of_fold_and_what_that_leaves_unknown_is_said(
     for text in (printed, " ".join((tmp_path / "folds" / "model" / "MODEL_CARD.md").read_text().split())):
         assert "How the average of both performs on new images is not known" in text
         assert "What averaging gains is not known" in text
+    assert "judges an image, as on these" in text
+    assert "correctly classified out-of-fold images" in text
+    assert "It does not account for what else was chosen on these images: the temperature." in text
+    assert "specificity on out-of-fold images" in text
+
+
+def test_its_networks_have_a_column_for_the_fold_only_if_one_has_a_fold(ensemble_folder, tmp_path):
+    description = load_bundle(ensemble_folder / "model").description
+    folds = {member.fold for member in description.ensemble.members}
+    assert "fold" in pd.read_csv(ensemble_folder / "tables" / "networks.csv"), folds
+    members = tuple(replace(member, fold=None) for member in description.ensemble.members)
+    description = replace(description, ensemble=replace(description.ensemble, members=members))
+    write_ensemble_page(description, tmp_path, ())
+    assert list(pd.read_csv(tmp_path / "tables" / "networks.csv"))[:3] == ["network", "architecture", "seed"]
+    assert "fold" not in pd.read_csv(tmp_path / "tables" / "networks.csv")
+    assert "| fold |" not in render_training_section(description)
 
 
 def test_where_some_networks_saw_an_image_the_others_judge_it(ensemble_runs, tmp_path):

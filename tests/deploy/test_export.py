@@ -502,7 +502,7 @@ def test_an_invalid_onnx_file_is_refused(export_folder, tmp_path, write_hashes):
 
 
 def test_commands_that_need_pytorch_refuse_an_export(export_folder):
-    with pytest.raises(PylorusError, match="is an export, which only `pylorus predict` accepts"):
+    with pytest.raises(PylorusError, match="is an export, but this command needs the bundle"):
         load_bundle(export_folder)
 
 

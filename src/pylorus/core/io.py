@@ -23,7 +23,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Kind = TypeVar("Kind")
-
 
 CHECKSUM = "checksum"
 """Key of a JSON object's checksum: the SHA-256 of all other keys."""
@@ -106,20 +107,43 @@ def check_new_folder(
         outside: Folders that are only read: it must not be one of them, or lie in one.
 
     Raises:
-        PylorusError: If it holds other files, is a file, or lies in one of the folders that are read.
+        PylorusError: If it holds other files, lies in one of the folders that are read, or can't be written to.
     """
     for other in outside:
         if other.is_dir() and folder.resolve().is_relative_to(other.resolve()):
             where = "is" if folder.resolve() == other.resolve() else f"is inside {other}, which is"
             raise PylorusError(f"{folder} {where} only read. Name a folder outside of it to write to.")
-    if not (folder.exists() or folder.is_symlink()) or any((folder / name).exists() for name in own):
-        return
-    is_accepted = folder.is_dir() and (allow_links or not folder.is_symlink())
-    names = sorted(os.listdir(folder)) if is_accepted else []  # noqa: PTH208
-    if names or not is_accepted:
-        found = f"Found: {', '.join(map(format_path, names[:3]))}{' …' if names[3:] else ''}" if names else ""
-        message = f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip()
-        raise PylorusError(f"{message} {found}".rstrip())
+    if os.path.lexists(folder) and not any((folder / name).exists() for name in own):
+        is_accepted = folder.is_dir() and (allow_links or not folder.is_symlink())
+        names = sorted(os.listdir(folder)) if is_accepted else []  # noqa: PTH208
+        if names or not is_accepted:
+            found = f"Found: {', '.join(map(format_path, names[:3]))}{' …' if names[3:] else ''}" if names else ""
+            message = f"{folder}: already exists, expected a new or empty folder. {hint}".rstrip()
+            raise PylorusError(f"{message} {found}".rstrip())
+    check_writable_folder(folder, hint=hint)
+
+
+def check_writable_folder(folder: Path, *, hint: str = "") -> None:
+    """Check that files can be written to a folder, before time is spent on their content; none is left behind.
+
+    Raises:
+        PylorusError: If it, or a folder above it, is a file, or can't be written to; `hint` ends the message.
+    """
+    places = (folder, *folder.absolute().parents)
+    missing = list(takewhile(lambda each: not os.path.lexists(each), places))
+    if not (existing := places[len(missing)]).is_dir():
+        raise PylorusError(f"{existing}: found a file, expected a folder to write to. {hint}".rstrip())
+    try:
+        for each in reversed(missing):
+            each.mkdir(exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PylorusError(f"{folder}: can't write to this folder: {error.strerror}. {hint}".rstrip()) from error
+    finally:
+        for each in missing:
+            with suppress(OSError):  # it was not created, or another process uses it by now
+                each.rmdir()
 
 
 def create_private_folder(folder: Path, *, levels: int) -> None:

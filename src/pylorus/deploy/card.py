@@ -18,6 +18,7 @@ from pylorus.deploy.description import (
     OUT_OF_FOLD,
     Abstention,
     Description,
+    Ensemble,
     InputSpecification,
     IntervalEstimate,
     PredictionSets,
@@ -96,7 +97,8 @@ def _render_data(description: Description, leaks: Mapping[str, int]) -> str:
     grouping = _format_leakage(grouped=description.training.grouped, leaks=leaks)
     if description.training.validated_on == OUT_OF_FOLD:
         grouping = (
-            f"Each image is in several of these columns, as the networks' runs split the images differently. {grouping}"
+            "An image may be in both columns, as the networks' runs split the images differently. In each run: "
+            f"{grouping[0].lower()}{grouping[1:]}"
         )
     return (
         f"{render_table(titles, [*rows, totals])}\n\n{synthetic_note}{grouping} "
@@ -135,6 +137,11 @@ def get_fitting_images(description: Description) -> str:
     """Return the name of the images on which temperature and thresholds were fixed."""
     names = {"test": "test images (data.validation=test)", OUT_OF_FOLD: f"{OUT_OF_FOLD} images"}
     return names.get(description.training.validated_on, "validation images")
+
+
+def get_measured_images(description: Description) -> str:
+    """Return the name of the images of the results."""
+    return f"{OUT_OF_FOLD if description.training.validated_on == OUT_OF_FOLD else 'test'} images"
 
 
 def _format_epochs(epochs: int) -> str:
@@ -217,24 +224,24 @@ def _render_performance(description: Description, class_metrics: Mapping[str, Ma
         if description.training.validated_on == "test"
         else ""
     )
-    part = OUT_OF_FOLD if description.training.validated_on == OUT_OF_FOLD else "test"
     return (
-        f"Without abstentions, on {metrics.images:,} {part} images{groups}, with 95 % confidence intervals"
-        f"{clustering}: accuracy {format_share(metrics.accuracy)}.{caveat}\n\n{render_table(titles, rows)}"
+        f"Without abstentions, on {metrics.images:,} {get_measured_images(description)}{groups}, with 95 % confidence "
+        f"intervals{clustering}: accuracy {format_share(metrics.accuracy)}.{caveat}\n\n{render_table(titles, rows)}"
     )
 
 
 def _render_calibration(description: Description) -> str:
     calibration, fixed_on = description.calibration, get_fitting_images(description)
+    divided = "Logits are" if description.ensemble is None else "The logarithm of the mean probabilities is"
     method = (
-        f"Logits are divided by a temperature of {format_number(calibration.temperature, 3)}, fitted on "
-        f"{calibration.images:,} "
-        f"{fixed_on}."
+        f"{divided} divided by a temperature of {format_number(calibration.temperature, 3)}, fitted on "
+        f"{calibration.images:,} {fixed_on}."
         if calibration.identified
-        else f"The {calibration.images:,} {fixed_on} do not determine a temperature: logits are left unchanged."
+        else f"The {calibration.images:,} {fixed_on} do not determine a temperature: {divided.lower()} left unchanged."
     )
     return (
-        f"{method} Expected calibration error on the test images: {format_percent(calibration.ece_before)} % before, "
+        f"{method} Expected calibration error on the {get_measured_images(description)}: "
+        f"{format_percent(calibration.ece_before)} % before, "
         f"{format_percent(calibration.ece_after)} % after."
     )
 
@@ -267,12 +274,28 @@ def _format_unmeasured_average(description: Description) -> str:
     """Return a sentence on an ensemble whose networks were measured some at a time, "" for any other model."""
     if description.ensemble is None or description.training.validated_on != OUT_OF_FOLD:
         return ""
-    count, (fewest, most) = len(description.ensemble.members), description.ensemble.voters
-    voters = str(fewest) if fewest == most else f"{fewest} to {most}"
+    count, voters = len(description.ensemble.members), format_voters(description.ensemble)
     return (
-        f" That holds where {voters} of its networks judge an image, as on these; of the average of "
-        f"{'both' if count == 2 else f'all {count}'} it is not known."
+        f" That holds where {voters} of its networks {'judges' if voters == 'one' else 'judge'} an image, as on these; "
+        f"of the average of {'both' if count == 2 else f'all {count}'} it is not known."
     )
+
+
+def format_comparison_limit(description: Description) -> str:
+    """Return why the figures of an ensemble may differ from those on other images, "" for any other model."""
+    if description.ensemble is None or description.training.validated_on != OUT_OF_FOLD:
+        return ""
+    return (
+        f"The development's figures are those of {format_voters(description.ensemble)} of the "
+        f"{len(description.ensemble.members)} networks at a time, on {OUT_OF_FOLD} images; those of the external "
+        "images are of the average of all. A difference may come from the averaging."
+    )
+
+
+def format_voters(ensemble: Ensemble) -> str:
+    """Return how many networks of an ensemble judged each image that it was measured on."""
+    fewest, most = ensemble.voters
+    return f"{fewest} to {most}" if fewest != most else "one" if most == 1 else f"{most}"
 
 
 def _get_fitting_split(description: Description) -> str:
@@ -300,7 +323,7 @@ def _render_thresholds(description: Description) -> str:
         *("class", "threshold", f"{_get_fitting_split(description)} {patients}"),
         f"guaranteed sensitivity at {format_percent(decision.confidence or 0, digits=None)} % confidence",
         f"confidence of a sensitivity of at least {format_percent(decision.sensitivity, digits=None)} %",
-        *("sensitivity on test images", "specificity on test images"),
+        *(f"{index} on {get_measured_images(description)}" for index in ("sensitivity", "specificity")),
     ]
     return (
         "An image is called positive for a class if its calibrated probability for that class reaches the threshold. "
@@ -309,8 +332,8 @@ def _render_thresholds(description: Description) -> str:
         f"{render_table(titles, rows)}\n\nThe guaranteed sensitivity is that for one image of a new patient, each "
         f"patient weighted equally; where patients with many images are harder to recognise, the sensitivity over all "
         f"images is lower. The guarantee holds for patients like those of the {get_fitting_images(description)}, "
-        f"from the same hospitals. It does not account for what else was chosen on these images: the epoch and the "
-        f"temperature."
+        f"from the same hospitals. It does not account for what else was chosen on these images: "
+        f"{'' if description.training.validated_on == OUT_OF_FOLD else 'the epoch and '}the temperature."
     )
 
 
@@ -329,7 +352,7 @@ def _render_prediction_sets(description: Description, sets: PredictionSets) -> s
         "class",
         f"{_get_fitting_split(description)} {patients}",
         "in the set from a probability of",
-        "coverage on test images",
+        f"coverage on {get_measured_images(description)}",
     ]
     uncalibrated = [name for name in description.short_names if sets.lowest[name] is None]
     always = (
@@ -346,8 +369,8 @@ def _render_prediction_sets(description: Description, sets: PredictionSets) -> s
         f"{format_percent(sets.coverage, digits=None)} %, provided "
         f"that the patient is like those of the {get_fitting_images(description)}, from the same hospitals. An empty "
         f"set means that no class is as probable as is usual for images of that class.{always}\n\n"
-        f"{render_table(titles, rows)}\n\nOn the test images, a set contains {format_set_size(sets.test.size)} "
-        f"classes on average. Each patient is weighted equally in these figures."
+        f"{render_table(titles, rows)}\n\nOn the {get_measured_images(description)}, a set contains "
+        f"{format_set_size(sets.test.size)} classes on average. Each patient is weighted equally in these figures."
     )
 
 
@@ -382,16 +405,17 @@ def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> s
 
 def _render_abstention(description: Description) -> str:
     abstention, fixed_on = description.abstention, get_fitting_images(description)
+    measured = get_measured_images(description)
     return (
         "The model abstains in two cases:\n\n"
         f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
-        f"exceeds {format_number(abstention.unlike_above, 4)}. {_format_false_alarms(description)} Of the test images, "
+        f"exceeds {format_number(abstention.unlike_above, 4)}. {_format_false_alarms(description)} Of the {measured}, "
         f"{format_share(abstention.unlike_test)} are flagged: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
         f"{format_number(abstention.unsure_below, 4)}. The threshold was set so that at most "
         f"{format_percent(abstention.false_alarms)} % of the correctly classified {fixed_on} are flagged as "
-        f"uncertain; of the correctly classified test images, {format_share(abstention.unsure_test)} are.\n\n"
-        f"The model answers {format_share(abstention.answered_test)} of the test images; of these, "
+        f"uncertain; of the correctly classified {measured}, {format_share(abstention.unsure_test)} are.\n\n"
+        f"The model answers {format_share(abstention.answered_test)} of the {measured}; of these, "
         f"{format_share(abstention.accuracy_answered)} are classified correctly."
     )
 
@@ -431,8 +455,8 @@ def _render_limits(description: Description) -> str:
         "Out-of-distribution detection is learnt from the model's own training images. Not every out-of-distribution "
         "image is detected, especially if it looks much like them; images from other endoscopes, with other light or "
         "after other preparation can be out-of-distribution too.",
-        "The results above hold for images like the test images. Elsewhere, and where classes are rarer or more "
-        "frequent, precision, calibration and thresholds differ: evaluate the model there first.",
+        f"The results above hold for images like the {get_measured_images(description)}. Elsewhere, and where classes "
+        "are rarer or more frequent, precision, calibration and thresholds differ: evaluate the model there first.",
         "The model sees single images, not patients: no clinical data, no course of disease.",
     ]
     if description.training.precision != "32":

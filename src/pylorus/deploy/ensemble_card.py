@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pylorus.core.formatting import format_bytes, format_count, format_number
-from pylorus.deploy.card import format_markdown, format_share, format_source, get_fitting_images, render_table
+from pylorus.deploy.card import (
+    format_markdown,
+    format_share,
+    format_source,
+    format_voters,
+    get_fitting_images,
+    get_measured_images,
+    render_table,
+)
 from pylorus.deploy.description import OUT_OF_FOLD, Description, Ensemble, Gain, IntervalEstimate
 from pylorus.evaluation.intervals import Estimate
 from pylorus.evaluation.wording import format_gain_sentence
@@ -23,17 +31,16 @@ from pylorus.report.table import (
     create_text_columns,
 )
 
-MEMBER_TITLES = ("network", "architecture", "seed", "fold", "training images", "stage", "temperature")
-
 
 def render_training_section(description: Description) -> str:
     """Return the section of the model card on the networks and on what they are as an ensemble, in Markdown."""
     ensemble = get_ensemble(description)
+    cells = _list_member_cells(ensemble)
     rows = [
-        [*map(format_markdown, cells), format_share(member.accuracy), format_source(member.weights)]
-        for cells, member in zip(_list_member_cells(ensemble), ensemble.members, strict=True)
+        [*map(format_markdown, row), format_share(member.accuracy), format_source(member.weights)]
+        for *row, member in zip(*cells.values(), ensemble.members, strict=True)
     ]
-    titles = [*MEMBER_TITLES, "accuracy on its run's test images", "trained from"]
+    titles = [*cells, "accuracy on its run's test images", "trained from"]
     losses = ", ".join(dict.fromkeys(format_markdown(member.training.loss) for member in ensemble.members))
     digests = "\n".join(f"- {number}: `{member.bundle}`" for number, member in enumerate(ensemble.members))
     return (
@@ -49,20 +56,19 @@ def get_ensemble(description: Description) -> Ensemble:
     return description.ensemble
 
 
-def _list_member_cells(ensemble: Ensemble) -> list[list[str]]:
-    """Return the cells of `MEMBER_TITLES` for each network."""
-    return [
-        [
-            str(number),
-            member.architecture,
-            str(member.training.seed),
-            "" if member.fold is None else str(member.fold),
-            f"{sum(member.training.images['train']):,}",
-            f"{member.shipped.name}, epoch {member.training.stages[-1].best_epoch}",
-            format_number(member.calibration.temperature, 3),
-        ]
-        for number, member in enumerate(ensemble.members)
-    ]
+def _list_member_cells(ensemble: Ensemble) -> dict[str, list[str]]:
+    """Return the columns of a table of the networks by title, with one cell for each; those without content are out."""
+    members = ensemble.members
+    columns = {
+        "network": [str(number) for number in range(len(members))],
+        "architecture": [member.architecture for member in members],
+        "seed": [str(member.training.seed) for member in members],
+        "fold": ["" if member.fold is None else str(member.fold) for member in members],
+        "training images": [f"{sum(member.training.images['train']):,}" for member in members],
+        "stage": [f"{member.shipped.name}, epoch {member.training.stages[-1].best_epoch}" for member in members],
+        "temperature": [format_number(member.calibration.temperature, 3) for member in members],
+    }
+    return {title: cells for title, cells in columns.items() if any(cells)}
 
 
 def format_ensemble_sentences(description: Description) -> list[str]:
@@ -102,11 +108,10 @@ def format_ensemble_sentences(description: Description) -> list[str]:
 
 def _format_measurement(description: Description, ensemble: Ensemble) -> str:
     """State which images the thresholds and the figures are of, and which networks judged them."""
-    count, (fewest, most) = len(ensemble.members), ensemble.voters
-    voters = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    count, voters = len(ensemble.members), format_voters(ensemble)
     everyone = "both" if count == 2 else f"all {count}"
     if description.training.validated_on != OUT_OF_FOLD:
-        who = f"{everyone} networks" if fewest == count else f"{voters} of {count} networks"
+        who = f"{everyone} networks" if min(ensemble.voters) == count else f"{voters} of {count} networks"
         return (
             f"Temperature, thresholds and abstention were fixed on {description.calibration.images:,} validation "
             f"images; the figures are of {description.test.images:,} test images. Each is judged by {who}, of which "
@@ -157,8 +162,7 @@ def write_ensemble_page(description: Description, output: Path, notes: Sequence[
     """
     ensemble, test = get_ensemble(description), description.test
     patients = f" of {format_count(test.groups, 'patient')}" if description.training.grouped else ""
-    kind = f"{OUT_OF_FOLD} images" if description.training.validated_on == OUT_OF_FOLD else "test images"
-    basis = f"{test.images:,} {kind}{patients}."
+    basis = f"{test.images:,} {get_measured_images(description)}{patients}."
     sentences = format_ensemble_sentences(description)
     summary = Summary(
         title=f"{description.architecture[0].upper()}{description.architecture[1:]}",
@@ -248,15 +252,16 @@ def _build_result_table(description: Description, basis: str) -> Table:
 
 
 def _build_member_table(ensemble: Ensemble) -> Table:
+    cells = _list_member_cells(ensemble)
     rows: list[list[Cell]] = [
-        [*cells, convert_to_percent_cell(_convert_estimate(member.accuracy))]
-        for cells, member in zip(_list_member_cells(ensemble), ensemble.members, strict=True)
+        [*row, convert_to_percent_cell(_convert_estimate(member.accuracy))]
+        for *row, member in zip(*cells.values(), ensemble.members, strict=True)
     ]
     return Table(
         key="networks",
         title="The networks",
         basis="Accuracy: on the test images of each network's own run.",
-        columns=(*create_text_columns(*MEMBER_TITLES), Column("accuracy", unit="%")),
+        columns=(*create_text_columns(*cells), Column("accuracy", unit="%")),
         rows=create_rows(rows),
         notes=(),
     )

@@ -34,6 +34,7 @@ from pylorus.data.files import check_names
 from pylorus.data.manifest import explain_missing_files, read_manifest_rows
 from pylorus.data.walk import IgnoredFiles, list_class_images, log_ignored
 from pylorus.deploy.augmented import format_gain, measure_gain
+from pylorus.deploy.card import format_comparison_limit
 from pylorus.deploy.description import Description
 from pylorus.deploy.fingerprints import find_development_images, format_comparison
 from pylorus.deploy.inputs import RECORD_SUFFIX, RESUME_HINT, Item, ResumableTable
@@ -214,7 +215,11 @@ def validate_bundle(folder: Path, images: Path, output: Path, options: ValidateO
         "\n".join(
             [
                 *format_evaluation({name: value for name, value in complete.items() if name != "tta"}, description),
-                *("", estimated, "", *lines, "", *format_comparison(copies), ""),
+                *("", estimated),
+                *(("", *lines) if lines else ()),
+                "",
+                *format_comparison(copies),
+                "",
                 *((*external.augmentation, "") if gain is not None else ()),
             ]
         )
@@ -510,19 +515,21 @@ def _describe_model(description: Description, deciding: str, folder: Path) -> St
         images=description.test.images,
         groups=description.test.groups if description.training.grouped else 0,
         is_optimistic=description.training.validated_on == "test",
-        recalibration=_format_recalibration(description),
+        limits=tuple(_format_limits(description)),
     )
 
 
-def _format_recalibration(description: Description) -> str:
+def _format_limits(description: Description) -> Iterator[str]:
+    """Say what the development's figures do not cover."""
     record = description.recalibration
-    if record is None:
-        return ""
-    return (
-        f"The model was recalibrated on {record.date} on {format_count(sum(record.images), 'image')} of "
-        f"{format_count(record.groups, 'patient')}: figures on these images are optimistic, and the development's "
-        "figures are those before the recalibration."
-    )
+    if record is not None:
+        yield (
+            f"The model was recalibrated on {record.date} on {format_count(sum(record.images), 'image')} of "
+            f"{format_count(record.groups, 'patient')}: figures on these images are optimistic, and the development's "
+            "figures are those before the recalibration."
+        )
+    if limit := format_comparison_limit(description):
+        yield limit
 
 
 def _collect_development_figures(description: Description, deciding: str) -> dict[str, Any]:

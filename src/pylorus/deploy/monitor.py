@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_path, normalize_name
 from pylorus.core.formatting import format_count, join_names
-from pylorus.core.io import compute_digest, read_json, write_atomically, write_text
+from pylorus.core.io import check_writable_folder, compute_digest, read_json, write_atomically, write_text
 from pylorus.data.catalog import extract_groups
 from pylorus.data.input_format import QUALITY
 from pylorus.deploy.bundle_files import read_description
@@ -117,8 +117,7 @@ def monitor(folder: Path, files: Sequence[Path], options: MonitorOptions) -> int
     Raises:
         PylorusError: If a file is not of this bundle, or an option does not fit the files.
     """
-    if options.output.exists() and not options.output.is_dir():
-        raise PylorusError(f"--output: {options.output} is a file, expected a folder to write the page and table to.")
+    check_writable_folder(options.output, hint="Choose another --output.")
     description, identity = _read_bundle(folder)
     table = _read_predictions(files, description, identity)
     reference = description.reference

@@ -6,6 +6,7 @@ new bundle is written that records its parent. The parent stays untouched.
 
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pylorus.core.errors import PylorusError, format_path
-from pylorus.core.formatting import format_count, format_number, format_percent, join_names
+from pylorus.core.formatting import format_count, format_number, format_percent, format_threshold, join_names
 from pylorus.core.io import check_new_folder, compute_digest, convert_to_plain, write_json, write_text
 from pylorus.data.catalog import Catalog
 from pylorus.data.input_format import QUALITY
@@ -302,8 +303,7 @@ def _format_card_section(description: Description) -> str:
         f"{record.log_loss['after']:.3f} after (cross-validated). Thresholds were carried over so that every image "
         "that reached one still does: guarantees stand, and specificity may be lower. **All figures below, of "
         "thresholds, calibration and test images, are those of the parent before recalibration** (SHA-256 of its "
-        "SHA256SUMS: "
-        f"`{record.parent}`).\n"
+        f"SHA256SUMS: `{record.parent}`)."
     )
 
 
@@ -311,15 +311,17 @@ def _format_result(old: Description, new: Description, study: RecalibrationStudy
     record = new.recalibration
     assert record is not None
 
-    def format_estimate(estimate: Estimate) -> str:
-        low, high = (format_number(end, 2, signed=estimate.low < 0) for end in (estimate.low, estimate.high))
-        return f"{format_number(estimate.value, 2, signed=estimate.low < 0)} ({low} to {high})"
+    def format_estimate(estimate: Estimate, *, signed: bool = True) -> str:
+        value, low, high = (
+            format_number(each, 2, signed=signed) for each in (estimate.value, estimate.low, estimate.high)
+        )
+        return f"{value} ({low} to {high})"
 
     width = max(map(len, new.short_names))
     lines = [
         f"{format_count(sum(record.images), 'image')} of {format_count(record.groups, 'patient')}; 95 % intervals by "
         "bootstrap over patients",
-        f"scale {format_estimate(study.scale)}: the model was "
+        f"scale {format_estimate(study.scale, signed=False)}: the model was "
         f"{'overconfident' if study.fitted.scale < 1 else 'underconfident'} here",
         "",
         "by cross-validation, each patient's images by a fit on others:",
@@ -343,11 +345,10 @@ def _format_result(old: Description, new: Description, study: RecalibrationStudy
             format_percent(float((table[:, column] >= threshold).mean()))
             for table, threshold in ((study.before, before), (study.fitted.apply(study.before), after))
         ]
-        lines += [
-            "",
-            f"threshold of {deciding}: {before:.4g} before, {after:.4g} after. It was carried over, not fitted on "
-            "these images: every image that",
-            f"reached it still does, so its guarantee stands; {shares[0]} % of these images were called {deciding} "
-            f"before, {shares[1]} % are now.",
-        ]
+        text = (
+            f"threshold of {deciding}: {format_threshold(before)} before, {format_threshold(after)} after. It was "
+            "carried over, not fitted on these images: every image that reached it still does, so its guarantee "
+            f"stands; {shares[0]} % of these images were called {deciding} before, {shares[1]} % are now."
+        )
+        lines += ["", *textwrap.wrap(text, width=110)]
     return lines

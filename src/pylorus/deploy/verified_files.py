@@ -442,8 +442,8 @@ def parse_checksums(folder: Path, content: bytes, files: Sequence[str]) -> dict[
     missing = [name for name in files if name not in hashes]
     if missing and MODEL in hashes:
         raise PylorusError(
-            f"{folder}: this is an export, which only `pylorus predict` accepts. This command needs the bundle itself: "
-            "the folder `model` of the run that it was exported from."
+            f"{folder}: this is an export, but this command needs the bundle that it was made from: the folder `model` "
+            "of a run or an ensemble."
         )
     if missing:
         raise PylorusError(f"{path}: does not list {missing[0]}. Copy the bundle again from its original location.")

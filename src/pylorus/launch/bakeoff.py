@@ -492,7 +492,7 @@ def _compare_heads(
 def _format_command(
     candidates: Sequence[Candidate], results: Sequence[NetworkResult], root: Path, options: BakeoffOptions
 ) -> str:
-    """Return the command that fine-tunes the winner: its head as chosen, then the whole network."""
+    """Return the command that fine-tunes the winner: a head with the chosen settings, then the whole network."""
     winner = rank_networks(results)[0]
     candidate = next(each for each in candidates if each.label == winner.label)
     chosen = winner.record["chosen"]

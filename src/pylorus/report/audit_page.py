@@ -17,7 +17,7 @@ from rich.markup import escape
 from pylorus import __version__
 from pylorus.core.errors import format_path
 from pylorus.core.formatting import format_count
-from pylorus.core.io import write_json, write_text
+from pylorus.core.io import check_writable_folder, write_json, write_text
 from pylorus.data.audit import Audit, audit, build_group_aliases, convert_audit_to_json
 from pylorus.data.audit_findings import Finding, Item, Severity, Thresholds
 from pylorus.data.audit_image_checks import load_image_if_readable, sample_fields
@@ -219,8 +219,9 @@ def audit_folder(
         The exit code: 1 if there is a leak or an error, else 0.
 
     Raises:
-        PylorusError: If the folder or manifest holds no image set.
+        PylorusError: If the folder or manifest holds no image set, or the output can't be written to.
     """
+    check_writable_folder(output, hint="Choose another --output.")
     result = audit_images(root, manifest=manifest, group=group, cache=cache)
     write_json(output / "audit.json", convert_audit_to_json(result, names=names), indent=None)
     write_text(output / AUDIT_PAGE, render_audit_page(result, names=names))

@@ -468,7 +468,12 @@ def write_bakeoff_page(result: BakeoffResult, output: Path) -> Path:
             "next",
             "Fine-tune the winner",
             (
-                Sentences(("This command trains the head as chosen here, then the whole network, on the same split.",)),
+                Sentences(
+                    (
+                        "This command trains a head with the settings chosen here, then the whole network, on the same "
+                        "split. Its head starts from other random weights, so its figures differ a little from these.",
+                    )
+                ),
                 Listing("Command", wrap_command(result.command)),
             ),
             is_appendix=False,

@@ -62,7 +62,7 @@ class StoredModel:
         images: Number of development test images.
         groups: Number of their patients; 0 if they were not known.
         is_optimistic: Whether the development validated on its test images.
-        recalibration: How the bundle was recalibrated, as a sentence; empty if it was not.
+        limits: Sentences on what its figures do not cover: a recalibration, networks that were measured by turns.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class StoredModel:
     images: int
     groups: int
     is_optimistic: bool
-    recalibration: str = ""
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -463,7 +463,7 @@ def format_comparison(comparison: tuple[ComparedFigure, ...]) -> Iterator[str]:
     if compared and not lower and not higher:
         accuracy = comparison[0]
         yield (
-            f"No figure differs significantly from the development test images; the accuracy differs by "
+            f"No figure differs significantly from that on the development test images; the accuracy differs by "
             f"{_format_difference(accuracy)}, 95 % CI {convert_to_percent_cell(accuracy.difference).interval_text}."
         )
 

@@ -424,7 +424,7 @@ def collect_warnings(
             f"The images are foreign to the model: {share} are unlike its training images, where at most {promised} of "
             f"images like those are expected ({format_p_value(unlike['p'])})."
         )
-    sentences += [model.recalibration] if model.recalibration else []
+    sentences += model.limits
     return sentences + [str(each["findings"][0]) for each in external.stress.values() if each.get("shortcuts")]
 
 

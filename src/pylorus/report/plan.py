@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pylorus.core.errors import PylorusError, check_fraction
 from pylorus.core.formatting import format_command
+from pylorus.core.io import check_writable_folder
 from pylorus.report.plan_text import (
     FORMULAS,
     NAMES,
@@ -149,8 +150,8 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 def _run_plan(arguments: argparse.Namespace) -> None:
     values = {name: value for name, value in vars(arguments).items() if name not in ("act", "output")}
     values |= {name: tuple(values[name]) for name in ("disagreement", "areas") if values[name] is not None}
-    if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
-        raise PylorusError(f"--output: {arguments.output} is a file, expected a folder.")
+    if arguments.output is not None:
+        check_writable_folder(arguments.output, hint="Choose another --output.")
     plan = compute_plan(PlanOptions(**values))
     print(format_plan(plan))
     if arguments.output is not None:

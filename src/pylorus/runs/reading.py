@@ -17,7 +17,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from pylorus.core.errors import PylorusError, format_name_list
-from pylorus.core.io import PARQUET_OPTIONS, read_json
+from pylorus.core.io import PARQUET_OPTIONS, check_writable_folder, read_json
 from pylorus.core.privacy import HIDDEN_VALUE
 from pylorus.evaluation.confusion import CLASS_METRICS, select_class_metrics
 from pylorus.evaluation.intervals import Estimate
@@ -526,8 +526,8 @@ def resolve_scope(paths: Sequence[Path], output: Path | None = None) -> Scope:
     """
     if not paths:
         raise PylorusError("no path given; expected the folder of a run or of a sweep, as in: pylorus report FOLDER")
-    if output is not None and output.exists() and not output.is_dir():
-        raise PylorusError(f"{output}: found a file, expected a folder to write the report to.")
+    if output is not None:
+        check_writable_folder(output)
     folders = tuple({folder.resolve(): folder for path in paths for folder in _find_runs(path)}.values())
     if len(paths) > 1:
         return Scope("runs" if len(folders) > 1 else "run", folders, output or Path("report"))

@@ -43,7 +43,7 @@ from pylorus.deploy.app.security import (
     ServeOptions,
     get_client_network,
 )
-from pylorus.deploy.card import format_threshold_guarantee
+from pylorus.deploy.card import format_threshold_guarantee, get_fitting_images, get_measured_images
 from pylorus.deploy.description import INTENDED_USE
 from pylorus.deploy.model import Bundle, load_bundle
 from pylorus.deploy.predict import resolve_device
@@ -440,6 +440,8 @@ def _render_page(bundle: Bundle, options: ServeOptions) -> str:
         description=bundle.description,
         intended_use=INTENDED_USE,
         guarantee=format_threshold_guarantee(bundle.description, bundle.description.decision.class_name),
+        fixed_on=get_fitting_images(bundle.description),
+        measured_on=get_measured_images(bundle.description),
         options=options,
         card=render_card_html(bundle.contents[CARD]),
         bundle=bundle.identity,
