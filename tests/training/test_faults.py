@@ -25,7 +25,8 @@ from pylorus.data.dataset import ImageDataset
 from pylorus.launch.train import run
 from pylorus.model.classifier import StageClassifier
 from pylorus.model.inference import NormalizingNetwork
-from pylorus.runs.folder import RunFolder
+from pylorus.runs.folder import RunFolder, StageProgress
+from pylorus.training.callbacks import Checkpoints
 from pylorus.training.processes import explain_fault
 from tests.conftest import TINY
 
@@ -240,6 +241,28 @@ def _serve_features():
     from pylorus.training.stage import build_stage_data
 
     return build_stage_data
+
+
+def test_sigterm_between_two_epochs_ends_the_run_with_its_state_saved(prepare_run, train_uninterrupted, monkeypatch):
+    words = ["stage=finetune"]
+    expected, folder = train_uninterrupted(*words), prepare_run(*words)
+    end_epoch = Checkpoints.on_train_epoch_end
+
+    def terminate(*arguments):
+        end_epoch(*arguments)
+        if sent.is_file():
+            return
+        sent.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sent = folder.path / "sent"
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "on_train_epoch_end", terminate)
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            run(folder)
+    assert folder.read_status()["state"] == "interrupted"
+    assert folder.get_stage("finetune").progress == StageProgress(1, 1)
+    goes_on_to(expected, folder)
 
 
 def test_a_killed_decoding_worker_is_reported_with_likely_causes(prepare_run, train_uninterrupted, monkeypatch):
