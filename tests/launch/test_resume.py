@@ -357,7 +357,7 @@ def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(prepare_
 @pytest.mark.parametrize("method", ["training_step", "validation_step"])
 @pytest.mark.parametrize("call", [1, 2, 3, 6])
 def test_a_run_stopped_anywhere_in_training_loses_nothing(prepare_run, monkeypatch, method, call):
-    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e-9)  # one epoch is saved unasked, the first
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e-9)  # no epoch is saved unasked
     folder, original, calls = (
         prepare_run("stage=pretrain", "stages.pretrain.epochs=5"),
         getattr(StageClassifier, method),
