@@ -429,6 +429,7 @@ class Checkpoints(pl.Callback):
             )
             self._saved.delete_training_state()
         self._processes.wait()
+        trainer.strategy.optimizers = []  # Lightning would copy their state to the host, where nothing needs it
         self._stop.stop_waiting()
 
     def on_save_checkpoint(
