@@ -118,11 +118,14 @@ def test_a_run_imports_neither_wandb_nor_scipy_signal_nor_transformers(tmp_path:
 import sys
 import pylorus.launch.train
 import torchmetrics.functional.text.bert as bert
-print(*({'wandb.sdk', 'scipy.stats', 'scipy.signal.windows'} & set(sys.modules)))
+print(*({'wandb.sdk', 'scipy.stats', 'scipy.signal.windows', 'matplotlib'} & set(sys.modules)))
 print('AutoModel' in vars(bert), type(sys.modules['transformers']).__name__)
 bert.AutoModel()
 print(type(sys.modules['transformers']).__name__)
+import torch, torchmetrics
+figure, _ = torchmetrics.ConfusionMatrix(task="binary").plot(torch.eye(2))
+print(type(figure).__name__)
 """
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == "\nTrue DeferredModule\nmodule\n"
+    assert done.stdout == "\nTrue DeferredModule\nmodule\nFigure\n"

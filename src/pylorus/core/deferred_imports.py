@@ -1,8 +1,9 @@
 """Modules that other packages import and a run rarely uses, loaded only when something of them is used.
 
 timm imports wandb for a function of its own training script; torchmetrics imports `scipy.signal` to add a name that
-SciPy removed, and transformers, where it is installed, for a score of texts. wandb and `scipy.signal` are a fifth of
-the time in which torch, timm and Lightning are imported; transformers was 2 of 5 seconds on a machine with a GPU.
+SciPy removed, Matplotlib for plots of its own, and transformers, where it is installed, for a score of texts. wandb and
+`scipy.signal` are a fifth of the time in which torch, timm and Lightning are imported; on a machine with a GPU,
+transformers was 2 of 5 seconds.
 """
 
 import importlib
@@ -129,5 +130,11 @@ def defer_rarely_used() -> None:
     """Defer what timm and torchmetrics import and Pylorus does not use; see the docstring of this module."""
     defer_import("wandb")
     defer_import("scipy.signal", hamming=None)
-    names = ("AutoModel", "AutoTokenizer")
-    defer_import("transformers", **{name: DeferredName("transformers", name) for name in names})
+    _defer_names("transformers", "AutoModel", "AutoTokenizer")
+    drawing = ("plot_confusion_matrix", "plot_curve", "plot_single_or_multi_val")
+    _defer_names("torchmetrics.utilities.plot", *drawing, _AX_TYPE=object, _CMAP_TYPE=object, _PLOT_OUT_TYPE=object)
+
+
+def _defer_names(module: str, *names: str, **known: object) -> None:
+    """Defer a module some of whose names are imported, but not used, by others."""
+    defer_import(module, **{name: DeferredName(module, name) for name in names}, **known)

@@ -415,6 +415,10 @@ class Checkpoints(pl.Callback):
         if stop:
             self._stop.raise_interrupt()
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop the optimizer: Lightning would copy its state to the host, where nothing needs it."""
+        trainer.strategy.optimizers = []
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record that the stage is trained, and name its best checkpoint."""
         if self._processes.is_first:
@@ -429,7 +433,6 @@ class Checkpoints(pl.Callback):
             )
             self._saved.delete_training_state()
         self._processes.wait()
-        trainer.strategy.optimizers = []  # Lightning would copy their state to the host, where nothing needs it
         self._stop.stop_waiting()
 
     def on_save_checkpoint(
