@@ -27,7 +27,7 @@ from pylorus.core.io import read_json, write_json
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import RESUME, check_overrides
 from pylorus.launch.sweep import REQUIRED_PACKAGES
-from tests.forking import PLAIN_FIGURES, ForkServer
+from tests.forking import FIGURES, ForkServer
 
 from .documented import (
     BY_SHELL,
@@ -64,11 +64,9 @@ class Outcome:
 def shell(fork_server: ForkServer, words: list[str], folder: Path) -> Outcome:
     """Runs a command as a fork."""
     output = folder / "printed.txt"
-    # `prepare` writes a report with its figures; a Word file needs them.
-    is_plain = words[:2] in (TRAINING.split(), ["pylorus", "report"]) and not {"--docx", "report=true"} & set(words)
-    plain = {PLAIN_FIGURES: "1"} if is_plain else {}
+    figures = {FIGURES: "1"} if "--docx" in words else {}  # a Word file needs them
     with output.open("wb") as file:
-        process = fork_server.start(words, cwd=folder, env={**os.environ, **plain}, stdout=file, stderr=file)
+        process = fork_server.start(words, cwd=folder, env={**os.environ, **figures}, stdout=file, stderr=file)
         code = process.wait(SECONDS)
     return Outcome(code, output.read_text(errors="replace"))
 
