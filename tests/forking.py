@@ -331,6 +331,8 @@ def act_of(words: list[str]) -> Callable[[], None] | None:
     if words[1:3] in (["-m", "pylorus.launch.train"], ["-m", "pylorus.training.batch_size"]):
         module = sys.modules[words[2]]
         return lambda: called(module.main, words[2:])
+    if words[1].endswith(".py"):
+        return lambda: called(lambda: runpy.run_path(words[1], run_name="__main__"), words[1:])
     return None
 
 
