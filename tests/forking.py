@@ -259,8 +259,6 @@ def main() -> None:
 def load_commands() -> None:
     """Imports what the commands need, and composes a configuration once: later ones find Hydra's parser warm."""
     import hydra._internal.hydra
-    import pandas.core.arrays.arrow.extension_types
-    import pyarrow.dataset
     from hydra import compose, initialize_config_dir
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
@@ -274,6 +272,8 @@ def load_commands() -> None:
     from pylorus.config.schema import CONF
     from pylorus.deploy import explain_command, export, external, predict  # noqa: F401 for the forks
 
+    for name in ("pandas.core.arrays.arrow.extension_types", "pyarrow.dataset"):  # what reading a table imports
+        importlib.import_module(name)
     os.fsync = lambda descriptor: None  # as in tests/conftest.py
     for starting in (pylorus.launch.sweep, pylorus.launch.train):
         starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})

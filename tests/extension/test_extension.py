@@ -27,9 +27,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "src")
 
 
 @pytest.fixture(scope="module")
-def experiment_folder(
-    tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path, fork_server: ForkServer
-) -> Path:
+def experiment_folder(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path, fork_server: ForkServer) -> Path:
     """A folder in which the experiment has run, with its report."""
     folder = tmp_path_factory.mktemp("outside")
     (folder / "images").symlink_to(synthetic_root)
