@@ -6,7 +6,6 @@ import multiprocessing.synchronize
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -436,16 +435,14 @@ def test_a_program_bug_keeps_its_traceback(prepare_run, compose_config):
     assert explain_fault(KeyError("network"), prepare_run(), compose_config()) is None
 
 
-def test_the_command_ends_with_an_error_code_and_without_a_traceback(prepare_run):
+def test_the_command_ends_with_an_error_code_and_without_a_traceback(prepare_run, fork_server):
     folder = prepare_run("trainer.precision=32")
     script = (
         "import errno, sys; from pytorch_lightning import Trainer\n"
         "def full(*_, **__): raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "Trainer.save_checkpoint = full; from pylorus.launch.train import main; main()"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", script, str(folder.path)], capture_output=True, text=True, check=False
-    )
+    ended = fork_server.run([sys.executable, "-c", script, str(folder.path)], timeout=120)
     assert ended.returncode == 1
     assert "error: the disk is full" in ended.stderr
     assert "Traceback" not in ended.stderr
