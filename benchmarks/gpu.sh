@@ -14,4 +14,6 @@ if ! "$PYTHON" -c 'import os, sys; from importlib.util import find_spec as f; sy
   export PYTHONPYCACHEPREFIX=${PYTHONPYCACHEPREFIX:-$(mktemp -d)}
 fi
 export PYTHONPATH="$PWD/src:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
+# An installed package has its bytecode.
+"$PYTHON" -c 'import contenders.pylorus_run, pylorus.launch.train, pylorus.report.page, timm.data, timm.optim, timm.scheduler'
 exec "$PYTHON" benchmarks/gpu.py "$@"

@@ -31,8 +31,10 @@ from typing import Any, BinaryIO, TextIO
 
 PROJECT = Path(__file__).parents[1]
 TRAIN = PROJECT / "train.py"
-PLAIN_FIGURES = "PYLORUS_TEST_PLAIN_FIGURES"
-"""Environment variable of a fork whose reports are written with the alternative texts of their figures in place of the figures."""
+FIGURES = "PYLORUS_TEST_FIGURES"
+"""Environment variable of a fork that renders the figures of its reports; the others write their alternative texts instead."""
+REAL_PROCESSES = "PYLORUS_TEST_REAL_PROCESSES"
+"""Environment variable of a fork that starts the processes of its run as a user's run does."""
 
 
 class ForkServer:
@@ -237,19 +239,7 @@ class Child:
 
 def main() -> None:
     """Imports what the commands need, then forks for each connection."""
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
-
-    import pylorus.launch.sweep
-    import pylorus.launch.train
-    import pylorus.report.audit_page
-    import pylorus.report.page
-    import pylorus.training.batch_size
-    from pylorus.deploy import explain_command, export, external, predict  # noqa: F401 for the forks
-
-    os.fsync = lambda descriptor: None  # as in tests/conftest.py
-    for starting in (pylorus.launch.sweep, pylorus.launch.train):
-        starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
-    subprocess_handler.Popen = lambda args, **more: popen(list(args), **more)
+    load_commands()
     gc.collect()
     gc.freeze()  # no fork copies the pages of these imports when it collects garbage
     listener = socket.socket(socket.AF_UNIX)
@@ -264,6 +254,34 @@ def main() -> None:
         while running and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             with contextlib.suppress(BrokenPipeError), running.pop(ended[0]) as connection:
                 connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(ended[1]))
+
+
+def load_commands() -> None:
+    """Imports what the commands need, and composes a configuration once: later ones find Hydra's parser warm."""
+    import hydra._internal.hydra
+    from hydra import compose, initialize_config_dir
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    import pylorus.launch.main
+    import pylorus.launch.sweep
+    import pylorus.launch.sweep_table
+    import pylorus.launch.train
+    import pylorus.report.audit_page
+    import pylorus.report.page
+    import pylorus.training.batch_size
+    from pylorus.config.schema import CONF
+    from pylorus.deploy import explain_command, export, external, predict  # noqa: F401 for the forks
+
+    for name in ("pandas.core.arrays.arrow.extension_types", "pyarrow.dataset"):  # what reading a table imports
+        importlib.import_module(name)
+    os.fsync = lambda descriptor: None  # as in tests/conftest.py
+    for starting in (pylorus.launch.sweep, pylorus.launch.train):
+        starting.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+    subprocess_handler.Popen = lambda args, **more: popen(list(args), **more)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        compose("config", overrides=["experiment=debug", "model=timm"])
+    # Hydra would compose everything once more, to look for a key that no configuration here sets.
+    hydra._internal.hydra.Hydra.get_mode = lambda self, config_name, overrides: None
 
 
 def begun(connection: socket.socket) -> int:
@@ -296,15 +314,14 @@ def begun(connection: socket.socket) -> int:
 
 def popen(words: list[str], **more: Any) -> Any:
     """A fork in the place of a process that `subprocess.Popen` would start, where that is one of ours."""
-    return Child(words, **more) if act_of(words) else subprocess.Popen(words, **more)
+    is_forked = REAL_PROCESSES not in os.environ and act_of(words) is not None
+    return Child(words, **more) if is_forked else subprocess.Popen(words, **more)
 
 
 def act_of(words: list[str]) -> Callable[[], None] | None:
     """What a command does; None of one that is not known here."""
     if Path(words[0]).name == "pylorus":
-        from pylorus.cli import main as pylorus
-
-        return lambda: pylorus(words[1:])
+        return lambda: run_command(words[1:])
     if words[1:3] == ["-m", "pylorus"]:
         return act_of(["pylorus", *words[3:]])
     if words[1] == "-c":
@@ -314,19 +331,35 @@ def act_of(words: list[str]) -> Callable[[], None] | None:
     if words[1:3] in (["-m", "pylorus.launch.train"], ["-m", "pylorus.training.batch_size"]):
         module = sys.modules[words[2]]
         return lambda: called(module.main, words[2:])
+    if words[1].endswith(".py"):
+        return lambda: called(lambda: runpy.run_path(words[1], run_name="__main__"), words[1:])
     return None
+
+
+def run_command(words: list[str]) -> None:
+    """`pylorus WORDS`."""
+    if words[:1] == ["train"]:
+        register()
+    from pylorus.cli import main
+
+    main(words)
 
 
 def train(words: list[str]) -> None:
     """`python train.py WORDS`."""
     try:
-        from pylorus.launch.main import register
-
-        register()  # another token for another run's folder
+        register()
     except KeyboardInterrupt:  # as in train.py
         sys.exit(130)
     sys.path.insert(0, str(PROJECT))
     called(lambda: runpy.run_path(str(TRAIN), run_name="__main__"), [str(TRAIN), *words])
+
+
+def register() -> None:
+    """Draw another token for another run's folder."""
+    from pylorus.launch.main import register
+
+    register()
 
 
 def called(act: Callable[[], object], arguments: list[str]) -> None:
@@ -364,7 +397,7 @@ def forked(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     atexit._clear()  # what was begun before is not ended here
     prepare_imports(environment)
-    if PLAIN_FIGURES in environment:
+    if FIGURES not in environment:
         skip_rendering()
     act = act_of(words)
     code = code_of(act) if act is not None else 127

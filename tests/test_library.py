@@ -467,10 +467,10 @@ trainer.test(model, data)
 """
 
 
-def test_a_users_own_script_has_its_own_trainer_loss_and_logger(synthetic_root, tmp_path):
+def test_a_users_own_script_has_its_own_trainer_loss_and_logger(synthetic_root, tmp_path, fork_server):
     assert len(SCRIPT.strip().splitlines()) <= 15
     (tmp_path / "own.py").write_text(SCRIPT.replace("\\\\", "\\"))
-    result = run_python("own.py", str(synthetic_root), cwd=tmp_path)
+    result = fork_server.run([sys.executable, "own.py", str(synthetic_root)], cwd=tmp_path, timeout=280)
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(next(tmp_path.rglob("metrics.csv")))
     assert {"train/loss", "val/loss", "val/accuracy", "test/accuracy"} <= set(table.columns)

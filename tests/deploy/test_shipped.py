@@ -147,7 +147,10 @@ def test_the_stage_that_validation_chooses_is_named_everywhere(train_run, stage,
     page = (folder.path / "report" / "report.html").read_text()
     assert re.search(rf"{stage}, selected by validation accuracy", page)
     for text in (page, (folder.path / "model" / "MODEL_CARD.md").read_text()):
-        assert ("mean of the weights of" in text) == (stage == "finetune")
+        averaged = re.search(
+            "mean of the weights of|the only one in the mean", text
+        )  # rounding decides on the best epoch
+        assert (averaged is not None) == (stage == "finetune")
     runs = pd.read_csv(folder.path / "report" / "tables" / "runs.csv")
     assert runs["shipped stage"].tolist() == [stage]
     assert get_objective(folder) == found["accuracy"][stage]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forking import PLAIN_FIGURES, TRAIN, ForkServer
+from tests.forking import TRAIN, ForkServer
 
 Finished = subprocess.CompletedProcess[str]
 COMMAND = (sys.executable, str(TRAIN))
@@ -59,7 +59,6 @@ class AirGap:
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "PYLORUS_TEST_AIR_GAP": str(self.records),
             "HF_HOME": str(folder / "hub"),
-            PLAIN_FIGURES: "1",
         }
 
     def python(self, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -56,6 +56,7 @@ NOT_RUN = {
     r"^pip install|^\.venv/bin/pre-commit": "changes the environment that the tests run in",
     r"^python benchmarks/": "measures for minutes",
     r"^#!": "a job script for sbatch, which needs SLURM",
+    r"trainer\.(devices=4|strategy=fsdp)": "starts several processes; tests/end_to_end/test_runs.py does",
     r"^torchrun ": "starts several processes; tests/training/test_processes.py does",
     r"^eval ": "changes the shell; tests/config/test_own_configuration.py asks for the script",
     r"--config-dir[= ]": "needs files of the user's; tests/config/test_own_configuration.py has some",
@@ -64,7 +65,7 @@ NOT_RUN = {
     r"hydra/launcher=joblib|experiment=search": "needs an extra; tests/end_to_end/test_engines.py runs it where it is installed",
     r"^pylorus sign |--trust ": "needs a key and the extra `sign`; tests/deploy/test_signature.py has both",
     r"^pylorus monitor ": "reads predictions of several periods; tests/deploy/test_monitor.py draws some",
-    r"hydra\.sweep\.dir=multirun/sweep": "trains three networks for an ensemble; tests/deploy/test_ensemble.py does",
+    r"hydra\.sweep\.dir=SWEEP": "trains three networks for an ensemble; tests/deploy/test_ensemble.py does",
     r"^pylorus ensemble |ensemble/model": "needs several runs of one split; tests/deploy/test_ensemble.py has tiny ones",
     r"^pylorus recalibrate ": "needs labelled images of another clinic; tests/deploy/test_recalibrate.py has some",
     r"^pylorus validate BUNDLE site": "reads a table of the user's; tests/deploy/test_external.py has one",
@@ -77,13 +78,13 @@ NOT_RUN = {
 BY_SHELL = r"(sha256sum|cd|mkdir|cp|mv|ls|unzip|tar) "
 """Beginnings of commands that bash runs, in the page's folder."""
 
-SHARED = r"^(python train\.py(?!.*(dir=|shards))|pylorus (audit|export|predict|report|validate) )"
+SHARED = r"^(python train\.py(?!.*shards)|pylorus (audit|export|predict|report|train|validate)\b)"
 """Commands that are run once if several pages show them: the next command of a page rarely needs what they write."""
 
 OWN_RUNS = {"docs/export.md", "docs/stress.md"}
-"""Pages on which it does."""
+"""Pages on which it does; other pages take the outcome of the commands that they share with these."""
 
-ORDINARY = r"(seed|stage|optimizer\.lr|stages\.\w+\.(lr|epochs)|data\.(group|classes|short_names))="
+ORDINARY = r"(seed|stage|augment|loss|optimizer\.lr|stages\.\w+\.(lr|epochs)|data\.(group|classes|short_names|folds?)|hydra\.\w+\.dir)="
 """Keys of training that take the same path through the program with every value: of commands that differ in these, one is run."""
 
 EXIT_CODES = {r"^pylorus (doctor|weights (check|fetch))": (0, 1)}

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from pylorus.core.io import read_json, write_json
 from pylorus.data.synthetic import generate_image_set
 from pylorus.launch.main import RESUME, check_overrides
 from pylorus.launch.sweep import REQUIRED_PACKAGES
-from tests.forking import PLAIN_FIGURES, ForkServer
+from tests.forking import FIGURES, ForkServer
 
 from .documented import (
     BY_SHELL,
@@ -64,11 +65,9 @@ class Outcome:
 def shell(fork_server: ForkServer, words: list[str], folder: Path) -> Outcome:
     """Runs a command as a fork."""
     output = folder / "printed.txt"
-    # `prepare` writes a report with its figures; a Word file needs them.
-    is_plain = words[:2] in (TRAINING.split(), ["pylorus", "report"]) and not {"--docx", "report=true"} & set(words)
-    plain = {PLAIN_FIGURES: "1"} if is_plain else {}
+    figures = {FIGURES: "1"} if "--docx" in words else {}  # a Word file needs them
     with output.open("wb") as file:
-        process = fork_server.start(words, cwd=folder, env={**os.environ, **plain}, stdout=file, stderr=file)
+        process = fork_server.start(words, cwd=folder, env={**os.environ, **figures}, stdout=file, stderr=file)
         code = process.wait(SECONDS)
     return Outcome(code, output.read_text(errors="replace"))
 
@@ -85,9 +84,23 @@ def runs(command: Command) -> bool:
 def small_words(command: Command) -> list[str]:
     """Return the arguments that are run: those of the page, made small."""
     words = shlex.split(command.filled)
-    if command.filled.startswith(TRAINING):
-        return [*words[:2], *small(words[2:])]
+    if words[:2] in (TRAINING.split(), ["pylorus", "train"]):
+        return [*TRAINING.split(), *small(words[2:])]
     return small_drawing(words) if words[:2] == ["pylorus", "draw"] else words
+
+
+def describe_work(command: Command) -> frozenset[str]:
+    """Return the words that decide what a command does; sweeps do the same on images of any source."""
+    words = small_words(command)
+    ordinary = rf"{ORDINARY}|data\.root=" if "-m" in words else ORDINARY
+    return frozenset(word for word in words if not re.match(ordinary, word))
+
+
+def is_used_later(command: Command) -> bool:
+    """Whether a later command of the page names the folder that this one is told to write."""
+    folders = re.findall(r"\bdir=(\S+)", command.filled)
+    later = [other.filled for other in COMMANDS if other.page == command.page and other.line > command.line]
+    return any(re.search(rf"{re.escape(folder)}(?![\w-])", text) for folder in folders for text in later)
 
 
 def fill(folder: Path, prepared: Path, *, draws_images: bool) -> None:
@@ -143,6 +156,11 @@ def outcomes(
     futures: dict[Command, Future[Outcome]] = {command: Future() for command in COMMANDS if runs(command)}
     root = tmp_path_factory.mktemp("documented")
     done: dict[frozenset[str], Outcome] = {}
+    alone = {  # what pages that need their own results run
+        describe_work(command): future
+        for command, future in futures.items()
+        if command.page in OWN_RUNS & wanted and not re.match(BY_SHELL, command.filled)
+    }
 
     def once(command: Command, folder: Path) -> Outcome:
         """Its outcome; pages that show the same work, which leaves nothing that the next command needs, share one."""
@@ -150,9 +168,11 @@ def outcomes(
             ran = subprocess.run(["bash", "-c", command.filled], cwd=folder, capture_output=True, text=True)
             return Outcome(ran.returncode, ran.stdout + ran.stderr)
         words = small_words(command)
-        if command.page in OWN_RUNS or not re.search(SHARED, " ".join(words)):
+        if command.page in OWN_RUNS or not re.search(SHARED, " ".join(words)) or is_used_later(command):
             return shell(fork_server, words, folder)
-        kind = frozenset(word for word in words if not re.match(ORDINARY, word))
+        kind = describe_work(command)
+        if kind in alone:
+            return alone[kind].result(SECONDS)
         if (known := done.get(kind)) is None:
             known = done[kind] = shell(fork_server, words, folder)
         return known
@@ -171,7 +191,8 @@ def outcomes(
 
     prepare(root, fork_server)
     with ThreadPoolExecutor(2) as pool:
-        for page in sorted(wanted, key=lambda page: -sum(command.page == page for command in futures)):
+        lengths = Counter(command.page for command in futures)
+        for page in sorted(wanted, key=lambda page: (page not in OWN_RUNS, -lengths[page])):
             pool.submit(run_page, page)
         try:
             yield futures

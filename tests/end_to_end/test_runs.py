@@ -11,7 +11,7 @@ import pandas as pd
 
 from pylorus.core.io import LOCK
 from tests.conftest import TINY
-from tests.forking import TRAIN
+from tests.forking import REAL_PROCESSES, TRAIN
 
 from .conftest import AirGap
 
@@ -64,8 +64,8 @@ def test_user_images_are_not_trained_from_random_weights_by_default(train, synth
     assert time.monotonic() - start < 60
 
 
-def test_a_sweep_names_failed_jobs_and_ends_with_a_table(train_for_real, tmp_path):
-    found = train_for_real("-m", *QUICK, "model.weights=none,no/such/file", "stage=pretrain,both")
+def test_a_sweep_names_failed_jobs_and_ends_with_a_table(train, tmp_path):
+    found = train("-m", *QUICK, "model.weights=none,no/such/file", "stage=pretrain,both")
     assert found.returncode == 1
     sweep = next(tmp_path.glob("multirun/*/*"))
     table = pd.read_csv(sweep / "sweep.csv")
@@ -85,8 +85,9 @@ def test_a_sweep_names_failed_jobs_and_ends_with_a_table(train_for_real, tmp_pat
     assert sum(line.startswith("| ") for line in text.splitlines()) == len(table) + 2  # two tables, a head each
 
 
-def test_a_run_of_two_devices_that_divide_the_weights(train_for_real, tmp_path):
-    found = train_for_real(*QUICK, "model.weights=none", "trainer.devices=2", "trainer.strategy=fsdp")
+def test_a_run_of_two_devices_that_divide_the_weights(train, tmp_path, monkeypatch):
+    monkeypatch.setenv(REAL_PROCESSES, "1")
+    found = train(*QUICK, "model.weights=none", "trainer.devices=2", "trainer.strategy=fsdp")
     assert found.returncode == 0, found.stderr
     assert "Traceback" not in found.stdout + found.stderr
     assert "each of 2 devices holds a shard of the trainable weights" in found.stdout

@@ -26,7 +26,7 @@ from pylorus.evaluation.predictions import Predictions
 
 SETS, SEED = 400, 20190520
 LEAST, MOST = 0.92, 0.995
-RESAMPLES = 200  # fewer than a report draws: p is a little noisier and the test much faster
+RESAMPLES = 100  # fewer than a report draws: p is a little noisier and the test much faster
 
 
 @dataclass(frozen=True)

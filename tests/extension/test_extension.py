@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pylorus.cli import main
 from pylorus.core.io import read_json
 from pylorus.doctor.checks import check_bundle
 from tests.extension.my_hospital.parts import create_network, list_images
+from tests.forking import ForkServer
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
@@ -27,12 +27,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "src")
 
 
 @pytest.fixture(scope="module")
-def experiment_folder(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Path:
+def experiment_folder(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path, fork_server: ForkServer) -> Path:
     """A folder in which the experiment has run, with its report."""
     folder = tmp_path_factory.mktemp("outside")
     (folder / "images").symlink_to(synthetic_root)
     command = [*COMMAND, "experiment=hospital", "hydra.run.dir=run", f"cache.folder={folder / 'cache'}"]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = fork_server.run(command, cwd=folder, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -48,6 +48,14 @@ def prepare_run(prepare_run_folder):
     return partial(prepare_run_folder, *WORDS)
 
 
+@pytest.fixture(scope="module")
+def whole_results(prepare_run):
+    """The results of a run that nothing stopped."""
+    folder = prepare_run()
+    run(folder)
+    return results(folder)
+
+
 SAVING = {"each epoch saved": (1e9, 600.0), "some epochs saved": (0.02, 600.0), "each step saved": (1e9, 0.0)}
 """SHARE_OF_TIME and LONGEST."""
 CASES = list(
@@ -125,7 +133,8 @@ def test_a_run_killed_before_any_file_resumes_to_the_same_result(prepare_run, ma
     expected = results(whole)
     running = [folder for folder in copies[2:] if folder.read_status()["state"] == "running"]
     assert len(running) > 25
-    for folder in running[:: max(3, len(running) // 5)]:
+    step = len(running) // 3
+    for folder in running[CASES.index((manner, saving)) * step // len(CASES) :: step]:  # other places in each case
         run(folder)
         assert folder.read_status()["state"] == "finished"
         assert_same(expected, results(folder))
@@ -133,10 +142,9 @@ def test_a_run_killed_before_any_file_resumes_to_the_same_result(prepare_run, ma
         assert not [name for name in left if name.startswith((".", "last", "best-"))]
 
 
-def test_a_stage_killed_after_training_keeps_its_curves(prepare_run, monkeypatch):
+def test_a_stage_killed_after_training_keeps_its_curves(prepare_run, whole_results, monkeypatch):
     monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
-    whole, folder = prepare_run(), prepare_run()
-    run(whole)
+    folder = prepare_run()
 
     def killed(stage):
         raise KilledError
@@ -147,7 +155,7 @@ def test_a_stage_killed_after_training_keeps_its_curves(prepare_run, monkeypatch
             run(folder)
     assert folder.get_stage("pretrain").last_checkpoint.is_file()
     run(folder)
-    assert_same(results(whole), results(folder))
+    assert_same(whole_results, results(folder))
     assert not list(folder.path.rglob("last.ckpt"))
 
 
@@ -178,14 +186,13 @@ def test_a_run_stopped_in_a_step_resumes_after_it(prepare_run, monkeypatch, sign
     )
 
 
-@pytest.mark.parametrize("longest", [600.0, 0.0], ids=["each epoch saved", "each step saved"])
-def test_a_run_with_decoding_workers_resumes_after_its_step(prepare_run, monkeypatch, longest):
+def test_a_run_with_decoding_workers_resumes_after_its_step(prepare_run, monkeypatch):
     monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
-    monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", longest)
+    monkeypatch.setattr(callbacks, "MAX_UNSAVED_SECONDS", 0.0)
     words = ["augment=light", "data.workers=2", "stage=finetune", "stages.finetune.learn=all", "trainer.batch_size=8"]
     whole, folder = prepare_run(*words), prepare_run(*words)
     run(whole)
-    files_written(folder, monkeypatch, stop_before=17 if longest == 0.0 else 14)
+    files_written(folder, monkeypatch, stop_before=17)
     assert 1 <= folder.get_stage("finetune").progress.epochs < 4
     run(folder)
     assert (whole.get_stage("finetune").metrics_path.read_bytes()) == folder.get_stage(
@@ -195,16 +202,15 @@ def test_a_run_with_decoding_workers_resumes_after_its_step(prepare_run, monkeyp
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_a_run_killed_repeatedly_gives_the_same_result(prepare_run, monkeypatch):
+def test_a_run_killed_repeatedly_gives_the_same_result(prepare_run, whole_results, monkeypatch):
     monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
-    whole, folder = prepare_run(), prepare_run()
-    run(whole)
+    folder = prepare_run()
     for _ in range(12):
-        files_written(folder, monkeypatch, stop_before=9)
+        files_written(folder, monkeypatch, stop_before=13)
         if folder.read_status()["state"] == "finished":
             break
     run(folder)
-    assert_same(results(whole), results(folder))
+    assert_same(whole_results, results(folder))
     assert folder.read_status()["resumed"] >= 3
 
 
@@ -354,10 +360,12 @@ def test_checkpoints_of_a_stage_load_with_tensors_and_plain_values_only(prepare_
     assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch"} <= set(state)
 
 
-@pytest.mark.parametrize("method", ["training_step", "validation_step"])
-@pytest.mark.parametrize("call", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [("training_step", 1), ("training_step", 2), ("training_step", 6), ("validation_step", 1), ("validation_step", 3)],
+)
 def test_a_run_stopped_anywhere_in_training_loses_nothing(prepare_run, monkeypatch, method, call):
-    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e-9)  # one epoch is saved unasked, the first
+    monkeypatch.setattr(callbacks, "MAX_SAVING_FRACTION", 1e-9)  # no epoch is saved unasked
     folder, original, calls = (
         prepare_run("stage=pretrain", "stages.pretrain.epochs=5"),
         getattr(StageClassifier, method),
@@ -430,8 +438,8 @@ def test_a_folder_in_which_another_process_trains_is_refused_and_not_changed(pre
 
 @pytest.fixture(scope="module")
 def stopped_run(prepare_run):
-    """A run that was killed in the third epoch of finetune, and the results of one that was not."""
-    whole, folder, original = prepare_run(), prepare_run(), StageClassifier.training_step
+    """A run that was killed in the third epoch of finetune."""
+    folder, original = prepare_run(), StageClassifier.training_step
 
     def kill(self, *batch):
         if self.plan.name == "finetune" and self.current_epoch == 2:
@@ -440,11 +448,10 @@ def stopped_run(prepare_run):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(callbacks, "MAX_SAVING_FRACTION", 1e9)
-        run(whole)
         patched.setattr(StageClassifier, "training_step", kill)
         with pytest.raises(KilledError):
             run(folder)
-    return folder, results(whole)
+    return folder
 
 
 def flip_bits(path: Path) -> None:
@@ -484,9 +491,10 @@ STATE = [
 
 
 @pytest.mark.parametrize(("damage", "name"), STATE, ids=[f"{name} {damage.__name__}" for damage, name in STATE])
-def test_a_damaged_state_is_computed_again_to_the_same_result(stopped_run, tmp_path, caplog, damage, name):
-    stopped, expected = stopped_run
-    folder = RunFolder(shutil.copytree(stopped.path, tmp_path / "run"))
+def test_a_damaged_state_is_computed_again_to_the_same_result(
+    stopped_run, whole_results, tmp_path, caplog, damage, name
+):
+    folder = RunFolder(shutil.copytree(stopped_run.path, tmp_path / "run"))
     paths = list(folder.path.glob(name))
     if not paths and name.endswith("network.safetensors"):
         pytest.skip("finetune was the better stage")
@@ -494,7 +502,7 @@ def test_a_damaged_state_is_computed_again_to_the_same_result(stopped_run, tmp_p
         damage(path)
     caplog.set_level("WARNING", logger="pylorus")
     resume(folder, [])
-    assert_same(expected, results(folder))
+    assert_same(whole_results, results(folder))
     log = (folder.path / "run.log").read_text()
     assert re.search(r"WARNING .* (is damaged|is missing|has \d of 2 epochs)", log)
 
@@ -504,8 +512,7 @@ def test_a_damaged_state_is_computed_again_to_the_same_result(stopped_run, tmp_p
     "name", ["status.json", "config.yaml", "split.csv", "environment.json", "pretrain/metrics.csv"]
 )
 def test_a_damaged_record_is_named_and_nothing_is_trained(stopped_run, tmp_path, damage, name):
-    stopped, _ = stopped_run
-    folder = RunFolder(shutil.copytree(stopped.path, tmp_path / "run"))
+    folder = RunFolder(shutil.copytree(stopped_run.path, tmp_path / "run"))
     damage(folder.path / name)
     before = {path: path.read_bytes() for path in folder.path.rglob("*.ckpt")}
     with pytest.raises(PylorusError, match=re.escape(str(folder.path / name))) as found:

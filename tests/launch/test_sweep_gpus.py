@@ -25,6 +25,7 @@ from pylorus.launch.sweep import (
     reserve_gpus,
     setup_sweep_process,
 )
+from tests.forking import ForkedProcess
 
 LISTING = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f)
@@ -225,16 +226,16 @@ main()
 
 
 @pytest.fixture
-def app(tmp_path):
+def app(tmp_path, fork_server):
     """Starts a sweep of small jobs, which wait until two of them run."""
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "started").mkdir()
 
-    def start(*words: str) -> subprocess.Popen[str]:
+    def start(*words: str) -> ForkedProcess:
         command = [sys.executable, tmp_path / "app.py", "-m", f"hydra.searchpath=[file://{CONF}]", "hydra/launcher=local",
                    f"+folder={tmp_path}/started", f"hydra.sweep.dir={tmp_path}/sweep", *words]  # fmt: skip
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
+        return fork_server.start(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
 
     return start
 

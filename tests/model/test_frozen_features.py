@@ -1,6 +1,7 @@
 """Runs with cached features give the same model as without; the features are reused and never stale."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +45,17 @@ def weights_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def train_stage(compose_config, synthetic_root, tmp_path, weights_file):
-    """Runs one stage; gives the run's folder. All runs of a test share what they keep."""
+@pytest.fixture(scope="module")
+def train_in(compose_config, synthetic_root, weights_file):
+    """Runs one stage in a folder; gives the run's folder. All runs in it share what they keep."""
 
-    def go(*words: str) -> RunFolder:
-        folder = RunFolder(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+    def go(place: Path, *words: str) -> RunFolder:
+        folder = RunFolder(place / f"run-{len(list(place.iterdir()))}")
         config = compose_config(
             *WORDS,
             f"data.root={synthetic_root}",
             f"model.weights={weights_file}",
-            f"cache.folder={tmp_path / 'kept'}",
+            f"cache.folder={place / 'kept'}",
             *words,
         )
         with folder.set_starting(list(words)):
@@ -65,10 +66,31 @@ def train_stage(compose_config, synthetic_root, tmp_path, weights_file):
     return go
 
 
-def test_training_computes_no_features_of_test_images(train_stage):
-    folder = train_stage("stages.finetune.learn=head")
-    served = pd.read_csv(folder.path / "split.csv").query("split != 'test'")
-    assert f"0 cached, {len(served)} computed" in said(folder)
+@pytest.fixture
+def train_stage(train_in, tmp_path):
+    """Runs one stage in the folder of the test."""
+    return lambda *words: train_in(tmp_path, *words)
+
+
+HEAD = ("stages.finetune.learn=head", "trainer.precision=32")
+
+
+@pytest.fixture(scope="module")
+def head_run(train_in, tmp_path_factory):
+    """A run that trained the head; what it keeps is beside it. Read it only."""
+    return train_in(tmp_path_factory.mktemp("head"), *HEAD)
+
+
+@pytest.fixture
+def run_before(head_run, tmp_path):
+    """That run, and a copy of what it keeps for the runs of the test."""
+    shutil.copytree(head_run.path.parent / "kept", tmp_path / "kept")
+    return head_run
+
+
+def test_training_computes_no_features_of_test_images(head_run):
+    served = pd.read_csv(head_run.path / "split.csv").query("split != 'test'")
+    assert f"0 cached, {len(served)} computed" in said(head_run)
 
 
 def weights(folder):
@@ -87,8 +109,7 @@ def kept_files(tmp_path, kind="features"):
     return sorted(path for path in (tmp_path / "kept" / kind).rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16"])
-@pytest.mark.parametrize("learn", ["head", "layer4", "layer3.0.conv2"])
+@pytest.mark.parametrize(("learn", "precision"), [("head", "32"), ("layer4", "bf16"), ("layer3.0.conv2", "32")])
 def test_the_cached_run_gives_the_model_of_the_uncached_run_to_within_rounding(train_stage, learn, precision):
     depth = [f"stages.finetune.learn={learn}", f"trainer.precision={precision}"]
     plain, cached = train_stage(*depth, "cache.prefix=false"), train_stage(*depth)
@@ -121,8 +142,8 @@ def test_without_views_only_features_of_unaugmented_images_are_cached(train_stag
     assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-5) for name in first)
 
 
-def test_another_run_reuses_cached_features_and_gives_the_same_model_bit_for_bit(train_stage):
-    first, second = train_stage("stages.finetune.learn=head"), train_stage("stages.finetune.learn=head")
+def test_another_run_reuses_cached_features_and_gives_the_same_model_bit_for_bit(run_before, train_stage):
+    first, second = run_before, train_stage(*HEAD)
     assert "24 cached, 0 computed" in said(second)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
@@ -136,28 +157,23 @@ def test_another_learning_rate_or_seed_reuses_cached_features(train_stage):
     assert f"{len(again & served)} cached, {len(again - served)} computed" in said(second)
 
 
-def test_a_changed_weight_file_never_gets_old_features(train_stage, weights_file, tmp_path):
-    train_stage("stages.finetune.learn=head")
+def test_a_changed_weight_file_never_gets_old_features(run_before, train_stage, weights_file, tmp_path):
     changed = {name: tensor.clone() for name, tensor in load_file(weights_file).items()}
     changed["layer1.0.conv1.weight"] += 0.1
     other = tmp_path / "tiny.safetensors"
     save_file(changed, other)
-    cached = train_stage("stages.finetune.learn=head", f"model.weights={other}")
+    cached = train_stage(*HEAD, f"model.weights={other}")
     assert "0 cached, 24 computed" in said(cached)
-    plain = train_stage("stages.finetune.learn=head", f"model.weights={other}", "cache.prefix=false")
+    plain = train_stage(*HEAD, f"model.weights={other}", "cache.prefix=false")
     assert np.allclose(logits(plain), logits(cached), atol=0.1)
 
 
 @pytest.mark.parametrize("other", ["data.fit=stretch", "data.image_size=48", "trainer.precision=bf16"])
-def test_another_preprocessing_or_precision_recomputes_features(train_stage, other):
-    words = ["stages.finetune.learn=head", "trainer.precision=32"]
-    train_stage(*words)
-    assert "0 cached, 24 computed" in said(train_stage(*words, other))
+def test_another_preprocessing_or_precision_recomputes_features(run_before, train_stage, other):
+    assert "0 cached, 24 computed" in said(train_stage(*HEAD, other))
 
 
 def test_only_the_features_of_a_changed_image_are_recomputed(train_stage, synthetic_root, tmp_path):
-    import shutil
-
     from PIL import Image
 
     copy = tmp_path / "images"
@@ -185,15 +201,14 @@ def test_features_on_disk_and_in_memory_give_the_same_model_bit_for_bit(train_st
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
 
 
-def test_a_damaged_cache_file_is_detected_and_recomputed(train_stage, tmp_path):
-    first = train_stage("stages.finetune.learn=head")
+def test_a_damaged_cache_file_is_detected_and_recomputed(run_before, train_stage, tmp_path):
     largest = max(kept_files(tmp_path), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     largest.write_bytes(content)
-    second = train_stage("stages.finetune.learn=head")
+    second = train_stage(*HEAD)
     assert "0 cached, 24 computed" in said(second)
-    assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
+    assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(run_before).items())
 
 
 def test_each_stage_of_a_run_has_its_own_features(train_stage):
@@ -222,10 +237,10 @@ def test_a_stage_records_its_seconds_and_memory(train_stage):
     assert speed["peak_memory_mib"] > 100
 
 
-def test_cached_features_are_readable_by_their_owner_only(train_stage, tmp_path):
-    train_stage("stages.finetune.learn=head")
-    assert (tmp_path / "kept").stat().st_mode & 0o077 == 0
-    assert Path(kept_files(tmp_path)[0]).exists()
+def test_cached_features_are_readable_by_their_owner_only(head_run):
+    folder = head_run.path.parent
+    assert (folder / "kept").stat().st_mode & 0o077 == 0
+    assert kept_files(folder)
 
 
 @pytest.fixture

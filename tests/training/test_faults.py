@@ -6,7 +6,6 @@ import multiprocessing.synchronize
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -25,7 +24,8 @@ from pylorus.data.dataset import ImageDataset
 from pylorus.launch.train import run
 from pylorus.model.classifier import StageClassifier
 from pylorus.model.inference import NormalizingNetwork
-from pylorus.runs.folder import RunFolder
+from pylorus.runs.folder import RunFolder, StageProgress
+from pylorus.training.callbacks import Checkpoints
 from pylorus.training.processes import explain_fault
 from tests.conftest import TINY
 
@@ -242,6 +242,28 @@ def _serve_features():
     return build_stage_data
 
 
+def test_sigterm_between_two_epochs_ends_the_run_with_its_state_saved(prepare_run, train_uninterrupted, monkeypatch):
+    words = ["stage=finetune"]
+    expected, folder = train_uninterrupted(*words), prepare_run(*words)
+    end_epoch = Checkpoints.on_train_epoch_end
+
+    def terminate(*arguments):
+        end_epoch(*arguments)
+        if sent.is_file():
+            return
+        sent.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sent = folder.path / "sent"
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "on_train_epoch_end", terminate)
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            run(folder)
+    assert folder.read_status()["state"] == "interrupted"
+    assert folder.get_stage("finetune").progress == StageProgress(1, 1)
+    goes_on_to(expected, folder)
+
+
 def test_a_killed_decoding_worker_is_reported_with_likely_causes(prepare_run, train_uninterrupted, monkeypatch):
     expected, folder = train_uninterrupted(*IMAGES), prepare_run(*IMAGES, "data.workers=2")
 
@@ -413,16 +435,14 @@ def test_a_program_bug_keeps_its_traceback(prepare_run, compose_config):
     assert explain_fault(KeyError("network"), prepare_run(), compose_config()) is None
 
 
-def test_the_command_ends_with_an_error_code_and_without_a_traceback(prepare_run):
+def test_the_command_ends_with_an_error_code_and_without_a_traceback(prepare_run, fork_server):
     folder = prepare_run("trainer.precision=32")
     script = (
         "import errno, sys; from pytorch_lightning import Trainer\n"
         "def full(*_, **__): raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "Trainer.save_checkpoint = full; from pylorus.launch.train import main; main()"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", script, str(folder.path)], capture_output=True, text=True, check=False
-    )
+    ended = fork_server.run([sys.executable, "-c", script, str(folder.path)], timeout=120)
     assert ended.returncode == 1
     assert "error: the disk is full" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -485,10 +485,9 @@ def check_model_name(name: str, *, where: str) -> None:
     """
     import timm
 
-    known = timm.list_models()
     architecture = name.split(".")[0]
-    if architecture not in known:
-        nearest = format_suggestion(architecture[:100], known)
+    if not timm.is_model(architecture):
+        nearest = format_suggestion(architecture[:100], timm.list_models())
         raise PylorusError(f'{where}: timm {timm.__version__} has no "{name[:100]}".{nearest}')
     try:
         timm.models.get_pretrained_cfg(name, allow_unregistered=True)

@@ -3,6 +3,7 @@
 Nothing here imports torch.
 """
 
+import ctypes
 import errno
 import re
 import shutil
@@ -131,6 +132,22 @@ def reserve_cpu_time() -> None:
     if earlier > 0 and not 0 <= soft <= earlier:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_CPU, (earlier, hard))
+
+
+def initialize_cuda() -> bool:
+    """Create the context of the first visible NVIDIA GPU, which all libraries of this process share.
+
+    It takes a few tenths of a second, in which other threads go on.
+
+    Returns:
+        Whether it was created; False without a driver or a GPU.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    # https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__PRIMARY__CTX.html
+    return bool(driver.cuInit(0) == 0 and driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0) == 0)
 
 
 def format_stop(name: str) -> str:

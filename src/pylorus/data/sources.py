@@ -32,7 +32,7 @@ from pylorus.core.errors import (
 )
 from pylorus.core.io import check_new_folder, write_atomically
 from pylorus.core.privacy import MANIFEST_PREFIX
-from pylorus.data.audit_findings import ImageSet
+from pylorus.data.audit_findings import ImageSet, Thresholds
 from pylorus.data.catalog import (
     DEFAULT_READ_OPTIONS,
     Catalog,
@@ -495,15 +495,13 @@ def read_run_catalog(
 
 
 def read_ahead(config: Config) -> None:
-    """Read a run's files into the caches, so that the run finds them there; errors are left to the run."""
+    """Read a run's files, and find copies among them, for the caches of the run; errors are left to the run."""
     data, cache = config.data, Path(config.cache.folder)
     # The process that imports timm saves the format of a model that is trained for the first time.
     images = ImageWriter(guess_input_format(config), config.cache, find_form=partial(guess_input_format, config))
     with suppress(PylorusError):
-        read_run_catalog(
-            data,
-            Path(data.root) if data.root is not None else None,
-            Path(),
-            cache=cache,
-            images=images,
-        )
+        root = Path(data.root) if data.root is not None else None
+        catalog = read_run_catalog(data, root, Path(), cache=cache, images=images)
+        from pylorus.data.leakage import find_copies  # here: SciPy would delay the reading
+
+        find_copies(catalog.facts, Thresholds(), store=cache / "facts")

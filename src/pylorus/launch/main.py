@@ -9,6 +9,8 @@ import os
 import re
 import secrets
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice, product
@@ -26,13 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from pylorus import __version__
-from pylorus.config.checks import (
-    build_config,
-    check_paths,
-    format_help,
-    load_config,
-    save_config,
-)
+from pylorus.config.checks import build_config, check_paths, format_help, load_config, save_config
 from pylorus.config.keys import (
     DECISIVE_KEYS,
     RULES,
@@ -46,7 +42,7 @@ from pylorus.core.distributed import is_launched
 from pylorus.core.errors import INTERRUPTED, TRAIN_COMMAND, PylorusError, format_name_list
 from pylorus.core.formatting import format_command, handle_closed_pipe, setup_terminal
 from pylorus.core.io import explain_lock, iter_leaves, lock_folder, resolve_path
-from pylorus.core.system import explain_disk_error, explain_limit, format_stop, reserve_cpu_time
+from pylorus.core.system import explain_disk_error, explain_limit, format_stop, initialize_cuda, reserve_cpu_time
 from pylorus.launch.corrections import explain_error
 from pylorus.launch.overrides import check_overrides
 from pylorus.launch.sweep import (
@@ -398,14 +394,31 @@ def _check_unused(folder: Path, *, stages: list[str]) -> None:
 
 
 def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
-    """Run a prepared folder; another process reads the images while this one imports torch, which takes seconds."""
-    reading = start_reading(folder) if folder.read_status()["state"] != "finished" else None
+    """Run a prepared folder; its images are read and a GPU is initialized during the seconds of importing torch."""
+    reading = None
+    if folder.read_status()["state"] != "finished":
+        reading = start_reading(folder)
+        threading.Thread(target=_initialize_gpu, args=(folder,), name="CUDA", daemon=True).start()
     try:
         with folder.report_early_end():
             import_training().run(folder, reading, timeline)
     finally:
         if reading is not None:
             reading.stop()
+
+
+def _initialize_gpu(folder: RunFolder) -> None:
+    """Create the first GPU's context and load its libraries, unless the run uses none or several."""
+    with suppress(Exception):  # of whatever is wrong with the GPU: the run itself will say it
+        trainer = load_config(folder.config).trainer
+        if trainer.accelerator not in ("auto", "gpu") or trainer.devices * trainer.nodes > 1 or not initialize_cuda():
+            return
+        while "pytorch_lightning" not in sys.modules:  # which is imported after torch
+            time.sleep(0.01)
+        torch = sys.modules["torch"]
+        numbers = torch.zeros(1, 8, 8, 8, device="cuda")
+        torch.nn.functional.conv2d(numbers, numbers)
+        torch.mm(numbers[0, 0], numbers[0, 0])
 
 
 def _list_own_sources(sources: Any) -> list[str]:

@@ -71,7 +71,6 @@ from pylorus.model.finetuning import (
 )
 from pylorus.model.hub import resolve_weights_file
 from pylorus.model.objectives import build_metrics
-from pylorus.report.page import write_report
 from pylorus.runs.console import detach_streams, find_earlier_failure, open_run_log, print_results
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.process import (
@@ -295,6 +294,8 @@ def run(folder: RunFolder, reading: BackgroundTask | None = None, timeline: Time
         if config.report and not (folder.path / "report" / "report.html").is_file():
             # The run is finished by now: a failing report does not change that.
             with timeline.measure("report"):
+                from pylorus.report.page import write_report  # here: it imports Matplotlib
+
                 write_report([folder.path], parallel=True)
     if not is_finished:
         timeline.write(folder.speed)

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -109,11 +110,13 @@ def build_backbone(
             "RANDOM WEIGHTS: %s\nThe run continues without pretrained weights only because its images are synthetic.",
             error,
         )
-    if file is not None:
-        load_weights(network, file)
-    elif isinstance(network, InceptionV3):
-        init_inception(network)
-    init_head(network)
+    with ThreadPoolExecutor(max_workers=1) as hashing:
+        digest = hashing.submit(compute_sha256, file) if file is not None else None
+        if file is not None:
+            load_weights(network, file)
+        elif isinstance(network, InceptionV3):
+            init_inception(network)
+        init_head(network)
     is_timms = config.source is None and (weights == "hub" or Path(weights).stem == format_timm_name(pretrained_cfg))
     stated = pretrained_cfg.get("license") if is_timms else None
     return Backbone(
@@ -124,7 +127,7 @@ def build_backbone(
         mean=tuple(config.mean or data_config["mean"]),
         std=tuple(config.std or data_config["std"]),
         weights=_name_weights(weights, config, pretrained_cfg),
-        weights_sha256=compute_sha256(file) if file is not None else None,
+        weights_sha256=digest.result() if digest is not None else None,
         licence=None if weights == "none" else config.licence or stated,
     )
 

@@ -266,8 +266,10 @@ class Classifier(pl.LightningModule):
         """
         rank = (self.processes.index,) if self.processes.index else ()
         seed = compute_seed(self.seed, "step", self.current_epoch, batch_idx, *rank)
-        # The second one prepares all kinds of devices, which takes a millisecond.
-        (torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed)(seed)
+        # torch.manual_seed seeds what the machine does not have too, which takes a millisecond.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def compute_logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Compute logits (batch, classes) of images."""

@@ -127,7 +127,7 @@ class FrozenPrefix:
     def build_cache_key(self) -> dict[str, object]:
         """Return everything that features depend on besides the image, as plain values."""
         return {
-            "prefix": self.cut.compute_digest(),
+            "prefix": self.cut.digest,
             "fields": str(self.fields),
             "mean": self._classifier.mean.flatten().tolist(),
             "std": self._classifier.std.flatten().tolist(),

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -99,6 +100,11 @@ class CutNetwork:
         (logits,) = graph.graph_copy(self.training_suffix, {})  # type: ignore[misc]
         graph.output(logits)
         return fx.GraphModule(self.network, graph)
+
+    @cached_property
+    def digest(self) -> str:
+        """What `compute_digest` returns, computed once: the prefix is frozen."""
+        return self.compute_digest()
 
     def compute_digest(self) -> str:
         """Return a SHA-256 of all that features depend on besides the image: prefix steps, layers and weights."""

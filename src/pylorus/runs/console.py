@@ -82,6 +82,8 @@ def open_run_log(folder: Path) -> Iterator[None]:
             r"Detected call of `lr_scheduler.step\(\)` before",  # in fp16, the first steps of the optimizer are skipped
             "You're resuming from a checkpoint that ended before the epoch ended",  # its batches are skipped
             "It is recommended to use .*sync_dist",  # the metrics already combine all processes
+            "Attempting to run cuBLAS, but there was no current CUDA context",  # torch's own thread then has one
+            "The AccumulateGrad node's stream does not match",  # CUDA graphs are captured on a stream of their own
         ):
             warnings.filterwarnings("ignore", message=message)
         # Deprecations between Lightning, torch and timm: nothing that a user of Pylorus could change.

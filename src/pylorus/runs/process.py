@@ -387,7 +387,8 @@ class StopRequest:
         time_limit: The minutes of the time limit that asked for it; None: a signal did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, handle_signals: Callable[[], None]) -> None:
+        self._handle_signals = handle_signals
         self.asked = False
         self._name = ""
         self.time_limit: float | None = None
@@ -400,8 +401,13 @@ class StopRequest:
             self.raise_interrupt()
 
     def wait_for_step(self) -> None:
-        """Let signals take effect at the end of a training step: from now on the trainer checks `asked`."""
+        """Let signals take effect at the end of a training step: from now on the trainer checks `asked`.
+
+        Lightning has replaced the handler of SIGTERM by then: its own ends training elsewhere, before the state is
+        saved, and lets processes wait for each other within the handler. This takes the handlers back.
+        """
         self._waits = True
+        self._handle_signals()
 
     def stop_waiting(self) -> None:
         """Let signals take effect at once, including one that was received in the meantime."""
@@ -469,7 +475,7 @@ def handle_signals() -> Iterator[StopRequest]:
     """
     received: list[int] = []
     repeated: list[float] = []
-    request = StopRequest()
+    before: dict[signal.Signals, Any] = {}
     dropped = threading.Event()
 
     def send_again() -> None:
@@ -500,13 +506,18 @@ def handle_signals() -> Iterator[StopRequest]:
         else:
             previous_hook(unraisable)
 
-    before: dict[signal.Signals, Any] = {}
+    def set_handlers() -> None:
+        for number in before:
+            signal.signal(number, handle_signal)
+
+    request = StopRequest(set_handlers)
     previous_hook = sys.unraisablehook
     try:
         sys.unraisablehook = repeat_dropped
-        for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, handle_signal)
+        before |= {
+            number: handler for number in STOP_SIGNALS if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+        }
+        set_handlers()
         yield request
     finally:
         dropped.clear()

@@ -14,18 +14,21 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import psutil
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import Tensor
 from tqdm import tqdm
 
 from pylorus.core.distributed import Processes
@@ -323,10 +326,15 @@ MAX_SAVING_FRACTION = 0.02
 """Fraction of training time that saving may take: if it takes longer, not every epoch is saved."""
 MAX_UNSAVED_SECONDS = 600.0
 """Seconds of training that a killed run may lose: longer epochs are saved midway."""
+BYTES_A_SECOND = 1e9
+"""Speed at which a state is assumed to be saved until one was."""
 
 
 class Checkpoints(pl.Callback):
     """Save a stage's state during training, each time between two steps of the optimizer.
+
+    The weights of the best epoch are kept in memory, and written with the next state and at the end of training: a run
+    that is killed goes on from that state, and finds a later best epoch again.
 
     Args:
         saved: The stage's folder.
@@ -348,13 +356,14 @@ class Checkpoints(pl.Callback):
         self._saved, self._sign = saved, 1.0 if mode == "max" else -1.0
         self._processes, self._stop, self._averaging = processes, stop, averaging
         self._best_score, self._best_epoch, self._best_average = -math.inf, -1, (0, 0)
-        self._saved_at, self._cost = -math.inf, 0.0
-        self._trained_since = 0.0
+        self._saved_at = self._trained_since = 0.0
+        self._cost = 0.0
         self._reached = StageProgress(0, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; from now until the end of training, signals wait for a state that can be saved."""
-        self._trained_since = time.monotonic()
+        self._saved_at = self._trained_since = time.monotonic()
+        self._cost = _count_state_bytes(pl_module) / BYTES_A_SECOND
         self._stop.wait_for_step()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *step: Any) -> None:
@@ -394,7 +403,9 @@ class Checkpoints(pl.Callback):
             self._best_epoch = int(trainer.current_epoch)
             if self._averaging is not None:
                 self._best_average = (self._averaging.updates, self._averaging.estimated_norms)
-            self._save(trainer, self._saved.get_best_path(self._best_epoch), weights_only=True)
+            trainer.save_checkpoint(
+                self._saved.get_best_path(self._best_epoch), weights_only=True, storage_options=CheckpointFiles.KEEP
+            )
         done = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = time.monotonic() - self._saved_at >= self._cost / MAX_SAVING_FRACTION
         due, stop = self._processes.reduce_any(due and self._processes.is_first, self._stop.asked)
@@ -404,9 +415,14 @@ class Checkpoints(pl.Callback):
         if stop:
             self._stop.raise_interrupt()
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop the optimizer: Lightning would copy its state to the host, where nothing needs it."""
+        trainer.strategy.optimizers = []
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record that the stage is trained, and name its best checkpoint."""
         if self._processes.is_first:
+            _get_files(trainer).write_kept()
             _create_link(self._saved.get_best_path(self._best_epoch), self._saved.best_checkpoint)
             weights, norms = self._best_average
             self._saved.write_record(
@@ -453,31 +469,72 @@ class Checkpoints(pl.Callback):
     def _save_last(self, trainer: pl.Trainer, reached: StageProgress) -> None:
         start = time.monotonic()
         self._reached = reached
-        self._save(trainer, self._saved.last_checkpoint)
+        if self._processes.is_first:
+            _get_files(trainer).write_kept()
+            with write_atomically(self._saved.last_checkpoint) as temporary:
+                trainer.save_checkpoint(temporary)
+        else:
+            trainer.save_checkpoint(self._saved.last_checkpoint)
+        self._processes.wait()
         self._saved_at = self._trained_since = time.monotonic()
         self._cost = self._saved_at - start
         if self._processes.is_first:
             self._saved.delete_other_bests(self._best_epoch)
 
-    def _save(self, trainer: pl.Trainer, path: Path, *, weights_only: bool = False) -> None:
-        """Write a checkpoint atomically from the first process; the others wait."""
-        if self._processes.is_first:
-            with write_atomically(path) as temporary:
-                trainer.save_checkpoint(temporary, weights_only=weights_only)
-        else:
-            trainer.save_checkpoint(path, weights_only=weights_only)
-        self._processes.wait()
-
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint into its own folder: Lightning writes the whole of it to TMPDIR first, and copies it."""
+    """Writes a checkpoint into its own folder: Lightning writes the whole of it to TMPDIR first, and copies it.
+
+    Attributes:
+        kept: The last checkpoint that was saved with the option `KEEP`, in the host's memory, and its path.
+    """
+
+    KEEP: ClassVar = {"keep": True}
+    """`storage_options` with which a checkpoint is kept in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: tuple[dict[str, Any], Path] | None = None
+        self._is_written = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; `Checkpoints` gives the file its name once it is complete."""
+        """Write a checkpoint; `Checkpoints` gives the file its name once it is complete. Or keep it in memory."""
+        if storage_options == self.KEEP:
+            self.kept = apply_to_collection(checkpoint, Tensor, partial(Tensor.to, device="cpu", copy=True)), path
+            self._is_written = False
+            return
         content = io.BytesIO()
         torch.save(checkpoint, content)
         with open(path, "wb") as file:  # noqa: PTH123 also of a text
             file.write(content.getbuffer())
+
+    def write_kept(self) -> None:
+        """Write the checkpoint that is kept, unless it is written already or there is none."""
+        if self.kept is None or self._is_written:
+            return
+        checkpoint, path = self.kept
+        with write_atomically(path) as temporary:
+            self.save_checkpoint(checkpoint, temporary)
+        self._is_written = True
+
+
+def _get_files(trainer: pl.Trainer) -> CheckpointFiles:
+    files = trainer.strategy.checkpoint_io
+    assert isinstance(files, CheckpointFiles)
+    return files
+
+
+def get_kept_weights(trainer: pl.Trainer) -> Mapping[str, Tensor] | None:
+    """Return the weights of a stage's best epoch after training; None if this process has to read them."""
+    kept = _get_files(trainer).kept
+    return None if kept is None else kept[0]["state_dict"]
+
+
+def _count_state_bytes(module: pl.LightningModule) -> int:
+    """Count the bytes of a stage's state: its weights, and two moments of each that is trained."""
+    parameters = list(module.parameters())
+    copies = [3 if parameter.requires_grad else 0 for parameter in parameters]  # frozen weights are not saved
+    return sum(parameter.nbytes * count for parameter, count in zip(parameters, copies, strict=True))
 
 
 def _create_link(path: Path, link: Path) -> None:

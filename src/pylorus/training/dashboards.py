@@ -14,11 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
@@ -32,7 +30,6 @@ from pylorus.data.dataset import ImageBatches
 from pylorus.evaluation.predictions import Predictions
 from pylorus.model.classifier import StagePlan
 from pylorus.model.objectives import build_metrics
-from pylorus.report.result_figures import SCREEN_DPI, plot_confusion_matrix
 from pylorus.runs.folder import RunFolder
 from pylorus.runs.predictions import SavedPredictions
 from pylorus.training.run_results import (
@@ -47,6 +44,9 @@ from pylorus.training.run_results import (
     plot_confident_errors,
     read_run_results,
 )
+
+if TYPE_CHECKING:  # Matplotlib is imported where something is drawn: most runs have no dashboard
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +80,13 @@ class View:
         """Create the logger to which Lightning sends the metrics of a stage; no other thing is sent through it."""
         raise NotImplementedError
 
-    def log_figure(self, name: str, figure: Figure) -> None:
+    def log_figure(self, name: str, figure: "Figure") -> None:
         """Show a figure under a name such as `finetune/val/confusion`."""
 
     def log_confusion(self, name: str, predictions: Predictions) -> None:
         """Show the confusion matrix of predictions."""
+        from pylorus.report.result_figures import plot_confusion_matrix
+
         self.log_figure(name, plot_confusion_matrix(predictions, title=name.removesuffix("/confusion")))
 
     def log_table(self, name: str, table: pd.DataFrame) -> None:
@@ -116,7 +118,7 @@ class TensorBoardView(View):
         """Return the logger, the same for all stages."""
         return self._logger
 
-    def log_figure(self, name: str, figure: Figure) -> None:
+    def log_figure(self, name: str, figure: "Figure") -> None:
         """Show a figure among the images."""
         self._logger.experiment.add_figure(name, figure, self.epoch)
 
@@ -162,9 +164,11 @@ class WandbView(View):
         """Create a logger of the run."""
         return _WandbCurves(self._run)
 
-    def log_figure(self, name: str, figure: Figure) -> None:
+    def log_figure(self, name: str, figure: "Figure") -> None:
         """Send a figure as an image: a table of W&B would be an artifact, with the path of the user's home."""
         import wandb
+
+        from pylorus.report.result_figures import SCREEN_DPI
 
         content = BytesIO()
         figure.savefig(content, format="png", dpi=SCREEN_DPI, metadata={"Software": None})
@@ -313,13 +317,16 @@ class Dashboard:
     """
 
     def __init__(self, config: Config, folder: RunFolder, *, shown: bool = True) -> None:
-        matplotlib.use("agg")
         self.config, self._folder = config, folder
         target = get_target(config.logger)
         is_named = target is None or config.logger.name != "csv"
         self._name = config.logger.name if is_named else str((target or {})[TARGET])
         self._guard = _FailureGuard(self._name)
         self._view = build_view(config, folder) if shown else None
+        if self._view is not None:
+            import matplotlib
+
+            matplotlib.use("agg")
 
     def __enter__(self) -> "Dashboard":
         if self._view is not None:

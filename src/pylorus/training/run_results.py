@@ -9,25 +9,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from pylorus.core.formatting import format_estimate
 from pylorus.core.io import read_json
 from pylorus.data.dataset import ImageBatches
 from pylorus.evaluation.predictions import Predictions
-from pylorus.report.figure_style import create_figure, replace_undrawable, report_style, wrap_text
-from pylorus.report.result_figures import (
-    plot_precision_recall_curve,
-    plot_reliability_diagram,
-    plot_roc_curve,
-)
 from pylorus.report.results import calibrate_predictions, evaluate_images
 from pylorus.runs.folder import PARTS, RunFolder
 from pylorus.runs.predictions import SavedPredictions, read_predictions
+
+if TYPE_CHECKING:  # Matplotlib is imported where something is drawn: most runs have no dashboard
+    from matplotlib.figure import Figure
 
 RUN_GROUP, RESULT_GROUP = "run", "result"
 """First parts of the names of what belongs to no stage."""
@@ -124,7 +120,7 @@ class RunResults:
     values: dict[str, float]
     limits: dict[str, float]
     texts: dict[str, str]
-    reliability: Figure
+    reliability: "Figure"
     bundle: Path
 
     @property
@@ -183,6 +179,8 @@ def read_run_results(folder: RunFolder) -> RunResults:
             values[f"{name}{unit}"] = value
             limits |= {f"{name}{unit}_low": low, f"{name}{unit}_high": high}
             texts[name] = format_estimate(*estimate, in_percent=is_percentage, label="95 % CI ")
+    from pylorus.report.result_figures import plot_reliability_diagram
+
     return RunResults(
         stage=stage,
         class_name=class_name,
@@ -203,8 +201,10 @@ def _remove_undefined(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def iter_figures(predictions: Predictions, title: str) -> Iterator[tuple[str, Figure]]:
+def iter_figures(predictions: Predictions, title: str) -> Iterator[tuple[str, "Figure"]]:
     """Iterate over the figures of a stage on a split, with the last part of their names."""
+    from pylorus.report.result_figures import plot_precision_recall_curve, plot_roc_curve
+
     yield "roc", plot_roc_curve(predictions, title=title)
     yield "precision_recall", plot_precision_recall_curve(predictions, title=title)
 
@@ -226,8 +226,10 @@ def build_prediction_rows(saved: SavedPredictions) -> pd.DataFrame:
     return table.head(MAX_TABLE_ROWS)
 
 
-def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) -> Figure | None:
+def plot_confident_errors(predictions: Predictions, datamodule: ImageBatches) -> "Figure | None":
     """Plot the misclassified validation images with the highest confidence; None if there are none."""
+    from pylorus.report.figure_style import create_figure, replace_undrawable, report_style, wrap_text
+
     wrong = np.flatnonzero(~predictions.correct)
     if not len(wrong):
         return None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from pylorus.config.instantiation import check_node, get_target
 from pylorus.config.schema import EXTENSIBLE, CacheConfig, Config, LossConfig
@@ -49,7 +50,7 @@ from pylorus.runs.predictions import (
     write_predictions,
 )
 from pylorus.runs.reading import read_curves
-from pylorus.training.callbacks import SpeedMonitor
+from pylorus.training.callbacks import SpeedMonitor, get_kept_weights
 from pylorus.training.dashboards import get_logger_node
 from pylorus.training.trainer import Run, build_callbacks, build_trainer, fit_stage
 
@@ -166,12 +167,12 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
     if stage_folder.is_finished:
         log.info("%s is already finished", plan.name)
         return _load_finished_stage(classifier, stage_folder)
-    image_data = build_image_data(plan, run)
+    image_data, weights = build_image_data(plan, run), None
     if stage_folder.training_result is None:
         with run.timeline.measure(plan.name):
-            _train(classifier, image_data, run, stage_folder, speed)
+            weights = _train(classifier, image_data, run, stage_folder, speed)
     with run.timeline.measure("evaluation"):
-        _load_best_weights(classifier, stage_folder)
+        classifier.load_stage_weights(weights or _read_best_weights(stage_folder))
         with prepare_network(run.backbone, run.engine.accelerator) as network:
             stage_depth = resolve_depth(run.backbone.network, plan.config.learn)
             evaluator = build_evaluator(
@@ -187,8 +188,12 @@ def run_stage(plan: StagePlan, run: Run) -> StageResult:
 
 def _train(
     classifier: StageClassifier, image_data: ImageDataModule, run: Run, stage_folder: StageFolder, speed: SpeedMonitor
-) -> None:
-    """Train the classifier's stage, from the start or from where it was last saved."""
+) -> Mapping[str, Tensor] | None:
+    """Train the classifier's stage, from the start or from where it was last saved.
+
+    Returns:
+        The weights of its best epoch; None if this process has to read them.
+    """
     plan = classifier.plan
     trainer = build_trainer(plan, run, stage_folder, speed)
     image_data.begun = stage_folder.progress
@@ -209,6 +214,7 @@ def _train(
             is_required=trainer_config.cuda_graphs is not None,
         )
     fit_stage(trainer, classifier, data, stage_folder, run)
+    return get_kept_weights(trainer)
 
 
 def _predict(
@@ -270,13 +276,15 @@ def _replace_nan(values: dict[str, dict[str, float]]) -> dict[str, dict[str, flo
     }
 
 
-def _load_best_weights(classifier: StageClassifier, stage_folder: StageFolder) -> None:
-    checkpoint = torch.load(stage_folder.best_checkpoint, map_location="cpu", weights_only=True)
-    classifier.load_stage_weights(checkpoint["state_dict"])
+def _read_best_weights(stage_folder: StageFolder) -> Mapping[str, Tensor]:
+    weights: Mapping[str, Tensor] = torch.load(stage_folder.best_checkpoint, map_location="cpu", weights_only=True)[
+        "state_dict"
+    ]
+    return weights
 
 
 def _load_finished_stage(classifier: StageClassifier, stage_folder: StageFolder) -> StageResult:
-    _load_best_weights(classifier, stage_folder)
+    classifier.load_stage_weights(_read_best_weights(stage_folder))
     return _read_result(stage_folder)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision
@@ -170,12 +171,16 @@ def build_trainer(plan: StagePlan, run: Run, stage_folder: StageFolder, speed: S
         stop=run.stop,
         averaging=averaging,
     )
+    precision = build_precision_arguments(run.engine)
+    if not run.processes.is_distributed:
+        # Named, since Lightning would look for one, and load and initialize MPI for that where it is installed.
+        precision["plugins"].append(LightningEnvironment())
     # The dashboard first: after an interruption it is not sent again what the file already holds.
     loggers = [*run.dashboard.create_loggers(known_step=curves.known_step), curves]
     arguments: dict[str, Any] = {
         "accelerator": run.engine.accelerator,
         **build_strategy_arguments(run.processes, run.config.trainer.strategy),
-        **build_precision_arguments(run.engine),
+        **precision,
         "accumulate_grad_batches": run.config.trainer.accumulate,
         "max_epochs": plan.config.epochs,
         "callbacks": [
