@@ -357,6 +357,14 @@ def test_without_a_network_fetch_prints_the_commands_for_another_machine(monkeyp
     assert not (tmp_path / "w").exists()
 
 
+def test_weights_are_not_fetched_into_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        PylorusError, match=r"file: found a file, expected a folder to write to\. Choose another --weights"
+    ):
+        weights.print_fetched_weights(["resnet50"], tmp_path / "file")
+
+
 def test_a_fetched_file_of_another_network_is_reported(stored_hub, tmp_path, capsys):
     save_file(timm.create_model("test_vit").state_dict(), stored_hub[0])
     assert not weights.print_fetched_weights([TINY], tmp_path / "w")

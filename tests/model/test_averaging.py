@@ -202,6 +202,12 @@ def test_what_cannot_be_averaged_is_refused():
 
     with pytest.raises(pylorus.PylorusError, match="found Other, expected a pylorus.Classifier"):
         pylorus.AverageWeights().setup(pl.Trainer(**QUIET), Other(), "fit")
+    with pytest.raises(
+        pylorus.PylorusError, match="start_epoch: found 2, expected less than the Trainer's max_epochs, 2"
+    ):
+        pylorus.AverageWeights("mean", start_epoch=2).setup(
+            pl.Trainer(max_epochs=2, **QUIET), build_classifier(), "fit"
+        )
     trainer = SimpleNamespace(strategy=FSDPStrategy())
     with pytest.raises(pylorus.PylorusError, match=r"found FSDPStrategy, expected a single device or strategy='ddp'"):
         pylorus.AverageWeights().setup(trainer, build_classifier(), "fit")

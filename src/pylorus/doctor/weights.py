@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pylorus.core.errors import TRAIN_COMMAND, PylorusError
 from pylorus.core.formatting import format_bytes, format_command
+from pylorus.core.io import check_writable_folder
 from pylorus.doctor.packages import Check, State
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def print_fetched_weights(models: Sequence[str], folder: Path) -> bool:
     Returns:
         Whether all are in the folder and intact.
     """
+    check_writable_folder(folder, hint="Choose another --weights.")
     from pylorus.model.hub import (
         HubUnreachableError,
         LocalWeights,

@@ -103,7 +103,8 @@ class AverageWeights(pl.Callback):
         """Begin a new average.
 
         Raises:
-            PylorusError: If the module is no classifier of Pylorus, or its weights are divided among devices.
+            PylorusError: If the module is no classifier of Pylorus, its weights are divided among devices, or the
+                training ends before the first epoch that is averaged.
         """
         if stage != "fit":
             return
@@ -113,6 +114,11 @@ class AverageWeights(pl.Callback):
             raise PylorusError(
                 f"AverageWeights: found {type(trainer.strategy).__name__}, expected a single device or strategy='ddp', "
                 "where each device has all weights."
+            )
+        if trainer.max_epochs is not None and 0 < trainer.max_epochs <= self.start_epoch:
+            raise PylorusError(
+                f"AverageWeights: start_epoch: found {self.start_epoch}, expected less than the Trainer's max_epochs, "
+                f"{trainer.max_epochs}: epochs are counted from 0, so nothing would be averaged."
             )
         self._reset()
 
