@@ -104,6 +104,14 @@ def _add_bakeoff(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="class weightings of the heads (default: both)",
     )
     command.add_argument(
+        "--loss",
+        nargs="+",
+        choices=("cross_entropy", "logit_adjusted"),
+        default=unset,
+        help="losses of the heads; logit_adjusted, without class weights, is for classes of very different frequency "
+        "(default: cross_entropy)",
+    )
+    command.add_argument(
         "--seeds", type=int, default=unset, metavar="N", help="number of seeds for each kind of head (default: three)"
     )
     command.add_argument("--epochs", type=int, metavar="N", help="epochs of the heads (default: the stage pretrain's)")
@@ -130,7 +138,7 @@ def _add_bakeoff(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run_bakeoff(arguments: argparse.Namespace) -> None:
     from pylorus.launch.bakeoff import BakeoffOptions, run_bakeoff
 
-    lists = {"lrs": "lr", "weight_decays": "weight_decay", "class_weights": "class_weights"}
+    lists = {"lrs": "lr", "weight_decays": "weight_decay", "class_weights": "class_weights", "losses": "loss"}
     given = vars(arguments)
     further: dict[str, Any] = {name: tuple(given[option]) for name, option in lists.items() if option in given}
     further |= {"seeds": given["seeds"]} if "seeds" in given else {}

@@ -239,7 +239,7 @@ def build_network(name, right, *, val_accuracy, milliseconds=1.0, weights="from 
         "parameters": 1000, "weight_bytes": 4000, "activation_bytes": 100, "forward_seconds": milliseconds / 1000,
         "seconds": {"features": 1.0, "heads": 1.0}, "val_accuracy": val_accuracy, "val_loss": 0.5,
         "val_accuracy_by_seed": [val_accuracy], "heads": [],
-        "chosen": {"lr": 0.1, "weight_decay": 0.0, "class_weights": "none", "seed": 0, "epoch": 1},
+        "chosen": {"lr": 0.1, "weight_decay": 0.0, "class_weights": "none", "loss": "cross_entropy", "seed": 0, "epoch": 1},
     }  # fmt: skip
     val = predict(np.ones(10, dtype=bool), split="val")
     return NetworkResult(name, f"{name}, {weights}", 64, None, val, predict(right), record)

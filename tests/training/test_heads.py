@@ -15,7 +15,10 @@ from pylorus.training.heads import HeadSettings, LabelledFeatures, draw_initial_
 
 CLASSES, LENGTH = 3, 20
 SETTINGS = [
-    HeadSettings(lr, decay, weights) for lr in (1e-3, 3e-2) for decay in (0.0, 0.5) for weights in ("none", "balanced")
+    HeadSettings(lr, decay, weights, loss)
+    for lr in (1e-3, 3e-2)
+    for decay in (0.0, 0.5)
+    for weights, loss in (("none", "cross_entropy"), ("balanced", "cross_entropy"), ("none", "logit_adjusted"))
 ]
 STAGE = StageConfig(learn="head", epochs=4, warmup=0.1)
 
@@ -52,7 +55,9 @@ def train_alone(settings: HeadSettings, seed: int, *, clip: float | None) -> tup
     """Train one linear layer by the optimizer, schedule, loss, order and clipping of the stage `pretrain`."""
     network = OneHead(seed)
     counts = torch.bincount(TRAIN.label).tolist()
-    loss = build_loss(LossConfig(class_weights=settings.class_weights), classes=CLASSES, images_of_class=counts)
+    loss = build_loss(
+        LossConfig(name=settings.loss, class_weights=settings.class_weights), classes=CLASSES, images_of_class=counts
+    )
     config = OptimizerConfig(lr=settings.lr, weight_decay=settings.weight_decay, clip=clip)
     optimizer = build_optimizer(network, STAGE, config)
     sampler = EpochBatchSampler(EpochSampler(len(TRAIN.label), seed=compute_seed(seed, "stage", "pretrain")), 8)

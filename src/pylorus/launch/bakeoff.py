@@ -80,6 +80,7 @@ class BakeoffOptions:
         lrs: Learning rates of the heads.
         weight_decays: Weight decays of the heads.
         class_weights: Class weightings of the heads: none, balanced.
+        losses: Losses of the heads: cross_entropy; logit_adjusted, which allows for no class weights.
         seeds: Number of seeds, from 0.
         epochs: Epochs of the heads; None: those of the stage `pretrain`.
         patience: Epochs without improvement after which a head stops; None: it never does.
@@ -94,6 +95,7 @@ class BakeoffOptions:
     lrs: tuple[float, ...] = LRS
     weight_decays: tuple[float, ...] = WEIGHT_DECAYS
     class_weights: tuple[str, ...] = CLASS_WEIGHTS
+    losses: tuple[str, ...] = ("cross_entropy",)
     seeds: int = 3
     epochs: int | None = None
     patience: int | None = 5
@@ -184,7 +186,8 @@ def _check_options(options: BakeoffOptions) -> None:
         if section not in SETTABLE or "=" not in word:
             raise PylorusError(
                 f"--set: found {word}, expected KEY=VALUE with a key that begins with {', '.join(SETTABLE)}. Learning "
-                "rate, weight decay, class weights, seeds and epochs have options of their own: pylorus bakeoff --help"
+                "rate, weight decay, class weights, loss, seeds and epochs have options of their own: pylorus bakeoff "
+                "--help"
             )
 
 
@@ -365,8 +368,9 @@ def _load_or_compare(
     torch.manual_seed(compute_seed(0, "head"))  # random weights are those of a run with seed 0
     backbone = build_backbone(config.model, classes=len(images.catalog.classes), image_size=config.data.image_size)
     settings = [
-        HeadSettings(lr, decay, weights)
-        for lr, decay, weights in product(options.lrs, options.weight_decays, options.class_weights)
+        HeadSettings(lr, decay, weights, loss)
+        for lr, decay, loss in product(options.lrs, options.weight_decays, options.losses)
+        for weights in (options.class_weights if loss == "cross_entropy" else ("none",))
     ]
     key = convert_to_plain(
         {
@@ -500,7 +504,8 @@ def _format_command(
     words += [] if options.group is None else [f"data.group={options.group}"]
     words += [*options.overrides, *candidate.words, "stage=both", f"stages.pretrain.lr={chosen['lr']:g}"]
     words += [f"stages.pretrain.epochs={options.epochs}"] if options.epochs is not None else []
-    words += [f"optimizer.weight_decay={chosen['weight_decay']:g}", f"loss.class_weights={chosen['class_weights']}"]
+    words += [f"optimizer.weight_decay={chosen['weight_decay']:g}", f"loss={chosen['loss']}"]
+    words += [f"loss.class_weights={chosen['class_weights']}"] if chosen["loss"] == "cross_entropy" else []
     words += [f"seed={chosen['seed']}"]
     config_dir = [] if options.config_dir is None else ["--config-dir", str(options.config_dir)]
     return f"{TRAIN_COMMAND} {format_command([*config_dir, *words])}"

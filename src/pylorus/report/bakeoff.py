@@ -85,7 +85,8 @@ class NetworkResult:
         """The settings of the chosen head."""
         chosen = self.record["chosen"]
         weighting = ", balanced" if chosen["class_weights"] == "balanced" else ""
-        return f"lr {chosen['lr']:g}, decay {chosen['weight_decay']:g}{weighting}"
+        adjustment = ", logit-adjusted" if chosen["loss"] == "logit_adjusted" else ""
+        return f"lr {chosen['lr']:g}, decay {chosen['weight_decay']:g}{weighting}{adjustment}"
 
     def convert_to_plain(self) -> dict[str, Any]:
         """Return the result as plain values, without the single heads."""
@@ -295,6 +296,7 @@ def build_choice_table(result: BakeoffResult) -> Table:
                 f"{chosen['lr']:g}",
                 f"{chosen['weight_decay']:g}",
                 str(chosen["class_weights"]),
+                str(chosen["loss"]),
                 int(chosen["seed"]),
                 int(chosen["epoch"]),
                 ", ".join(accuracies),
@@ -308,7 +310,7 @@ def build_choice_table(result: BakeoffResult) -> Table:
         title="The head of each network",
         basis=result.basis,
         columns=(
-            *create_text_columns("network", "weights", "learning rate", "weight decay", "class weights"),
+            *create_text_columns("network", "weights", "learning rate", "weight decay", "class weights", "trained by"),
             Column("seed"),
             Column("epoch"),
             Column("validation accuracy by seed", unit="%", text=True),
@@ -329,6 +331,7 @@ def build_head_table(result: BakeoffResult) -> Table:
             f"{head['lr']:g}",
             f"{head['weight_decay']:g}",
             head["class_weights"],
+            head["loss"],
             head["seed"],
             head["best_epoch"],
             Number(100 * head["val_accuracy"], 2),
@@ -342,7 +345,7 @@ def build_head_table(result: BakeoffResult) -> Table:
         title="All heads on the validation images",
         basis=f"{format_count(result.winner.val.images, 'validation image')}.",
         columns=(
-            *create_text_columns("network", "learning rate", "weight decay", "class weights"),
+            *create_text_columns("network", "learning rate", "weight decay", "class weights", "trained by"),
             Column("seed"),
             Column("epoch"),
             Column("accuracy", "validation", "%"),

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pylorus.config.schema import OptimizerConfig, StageConfig
+from pylorus.config.schema import LossConfig, OptimizerConfig, StageConfig
 from pylorus.core.distributed import compute_seed
 from pylorus.core.errors import PylorusError
 from pylorus.data.dataset import EpochBatchSampler, EpochSampler
 from pylorus.model.finetuning import WarmupCosine
 from pylorus.model.frozen_features import generate_sample
 from pylorus.model.inference import Evaluator, NormalizingNetwork
-from pylorus.model.objectives import compute_class_weights
+from pylorus.model.objectives import LogitAdjustedLoss, build_loss
 from pylorus.model.weights import list_classifier_names
 from pylorus.runs.folder import StageScore, score_stage
 
@@ -46,11 +46,13 @@ class HeadSettings:
         lr: Peak learning rate.
         weight_decay: Weight decay of the weights; the bias has none.
         class_weights: none, or balanced, as in `loss.class_weights`.
+        loss: cross_entropy, or logit_adjusted with its usual argument, as in `loss.name`.
     """
 
     lr: float
     weight_decay: float
     class_weights: str
+    loss: str = "cross_entropy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +110,7 @@ def train_heads(
     Args:
         train: Training images, in the order of the split's table, on the device that trains.
         val: Validation images, whose loss chooses the epoch of each head.
-        settings: Learning rate, weight decay and class weights.
+        settings: Learning rate, weight decay, class weights and loss.
         seeds: Seeds of runs: they determine initial weights and the order of images.
         classes: Number of classes.
         stage: Epochs, schedule (cosine or constant), warm-up and patience.
@@ -165,8 +167,16 @@ class HeadBatch:
         self._train, self._val, self._stage, self._clip = train, val, stage, optimizer.clip
         device, classes, length = train.features.device, len(counts), train.features.shape[1]
         self._shape = len(seeds), len(settings), classes
-        self._class_weights = torch.stack(
-            [compute_class_weights(each.class_weights, classes, counts) for each in settings]
+        losses = [
+            build_loss(
+                LossConfig(name=each.loss, class_weights=each.class_weights), classes=classes, images_of_class=counts
+            )
+            for each in settings
+        ]
+        self._class_weights = torch.stack([loss.class_weights for loss in losses]).to(device)
+        # What a logit-adjusted loss adds to the logits, in training and validation, by column.
+        self._offset = torch.cat(
+            [loss.offset if isinstance(loss, LogitAdjustedLoss) else torch.zeros(classes) for loss in losses]
         ).to(device)
         # One column per class of each head, so that they broadcast over the columns of the weights.
         self._lr, self._decay = (
@@ -228,7 +238,9 @@ class HeadBatch:
         seeds, settings, classes = self._shape
         inputs, label = self._train.features[rows], self._train.label[rows]
         weight, bias = self._tensors
-        probability = torch.baddbmm(bias, inputs, weight).view(seeds, -1, settings, classes).softmax(dim=3)
+        probability = (
+            torch.baddbmm(bias + self._offset, inputs, weight).view(seeds, -1, settings, classes).softmax(dim=3)
+        )
         # The gradient of the weighted cross-entropy of a batch: its losses divided by the sum of their weights.
         image_weight = self._class_weights[:, label].permute(1, 2, 0)
         error = probability - functional.one_hot(label, classes)[:, :, None]
@@ -280,7 +292,9 @@ class HeadBatch:
         weight, bias = self._tensors
         losses = []
         for seed in range(seeds):
-            logits = torch.addmm(bias[seed], self._val.features, weight[seed]).view(-1, settings, classes)
+            logits = torch.addmm(bias[seed] + self._offset, self._val.features, weight[seed]).view(
+                -1, settings, classes
+            )
             index = self._val.label[:, None, None].expand(-1, settings, 1)
             error = -logits.log_softmax(dim=2).gather(2, index).squeeze(2)
             image_weight = self._class_weights[:, self._val.label].T
@@ -326,7 +340,7 @@ def check_linear_head(label: str, network: NormalizingNetwork, *, image_size: in
 
 
 def score_heads(heads: TrainedHeads, val: LabelledFeatures) -> list[list[StageScore]]:
-    """Score each head by its logits for the validation images, without class weights; one list for each seed."""
+    """Score each head by its own logits for the validation images, not by its loss; one list for each seed."""
     true = val.label.cpu().numpy()
     seeds, settings = heads.best_epoch.shape
     return [
