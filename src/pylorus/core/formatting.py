@@ -37,20 +37,20 @@ def format_number(value: SupportsFloat, digits: int, *, signed: bool = False) ->
     Args:
         value: The number.
         digits: Number of decimals, at least 0.
-        signed: Whether a number that is not negative gets a plus sign.
+        signed: Whether a number gets a plus sign if it is positive after rounding.
 
     Example:
-        >>> format_number(-0.04, 1), format_number(-0.04, 2), format_number(0.018, 3, signed=True)
-        ('0.0', '−0.04', '+0.018')
+        >>> format_number(-0.04, 1), format_number(0.018, 3, signed=True), format_number(0.0004, 3, signed=True)
+        ('0.0', '+0.018', '0.000')
     """
     number = float(value)
     if math.isnan(number):
         return DASH
     if math.isinf(number):
         return "∞" if number > 0 else "−∞"
-    sign = "+" if signed else ""
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    return f"{round(number, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+    rounded = round(number, digits) + 0.0  # which turns -0.0 into 0.0
+    sign = "+" if signed and rounded > 0 else ""
+    return f"{sign}{rounded:.{digits}f}".replace("-", "−")
 
 
 def format_duration(seconds: float) -> str:

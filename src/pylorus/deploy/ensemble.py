@@ -489,10 +489,12 @@ def _list_notes(members: Sequence[MemberRun], images: EnsembleImages) -> list[st
             )
     wanted = sum(member.bundle.fingerprints is not None for member in members)
     if wanted and not _has_fingerprints(members):
-        notes.append(
-            f"No fingerprints of the images: {wanted} of {len(members)} runs have them (deploy.fingerprints), or their "
-            "images are in different folders."
+        why = (
+            f"only {wanted} of {len(members)} runs have them (deploy.fingerprints=true)"
+            if wanted < len(members)
+            else "the runs read their images from different folders"
         )
+        notes.append(f"The bundle carries no fingerprints of the images: {why}.")
     return notes
 
 
