@@ -406,9 +406,10 @@ def format_prediction_set(names: Sequence[str], members: NDArray[np.bool_]) -> s
 def _render_abstention(description: Description) -> str:
     abstention, fixed_on = description.abstention, get_fitting_images(description)
     measured = get_measured_images(description)
+    most = "up to " if description.training.validated_on == OUT_OF_FOLD else ""  # each network has its own
     return (
         "The model abstains in two cases:\n\n"
-        f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {abstention.images:,} training images) "
+        f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {most}{abstention.images:,} training images) "
         f"exceeds {format_number(abstention.unlike_above, 4)}. {_format_false_alarms(description)} Of the {measured}, "
         f"{format_share(abstention.unlike_test)} are flagged: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
