@@ -10,7 +10,6 @@ import re
 import secrets
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice, product
@@ -408,17 +407,11 @@ def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
 
 
 def _initialize_gpu(folder: RunFolder) -> None:
-    """Create the first GPU's context and load its libraries, unless the run uses none or several."""
+    """Prepare the first GPU, unless the run uses none or several."""
     with suppress(Exception):  # of whatever is wrong with the GPU: the run itself will say it
         trainer = load_config(folder.config).trainer
-        if trainer.accelerator not in ("auto", "gpu") or trainer.devices * trainer.nodes > 1 or not initialize_cuda():
-            return
-        while "pytorch_lightning" not in sys.modules:  # which is imported after torch
-            time.sleep(0.01)
-        torch = sys.modules["torch"]
-        numbers = torch.zeros(1, 8, 8, 8, device="cuda")
-        torch.nn.functional.conv2d(numbers, numbers)
-        torch.mm(numbers[0, 0], numbers[0, 0])
+        if trainer.accelerator in ("auto", "gpu") and trainer.devices * trainer.nodes == 1:
+            initialize_cuda()
 
 
 def _list_own_sources(sources: Any) -> list[str]:
