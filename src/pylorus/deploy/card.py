@@ -409,9 +409,9 @@ def _render_abstention(description: Description) -> str:
     most = "up to " if description.training.validated_on == OUT_OF_FOLD else ""  # each network has its own
     return (
         "The model abstains in two cases:\n\n"
-        f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {most}{abstention.images:,} training images) "
-        f"exceeds {format_number(abstention.unlike_above, 4)}. {_format_false_alarms(description)} Of the {measured}, "
-        f"{format_share(abstention.unlike_test)} are flagged: the false-alarm rate.\n"
+        f"- **Out-of-distribution** (`unlike`): the {abstention.method} (from {most}{abstention.images:,} training "
+        f"images) exceeds {format_number(abstention.unlike_above, 4)}. {_format_false_alarms(description)} Of the "
+        f"{measured}, {format_share(abstention.unlike_test)} are flagged: the false-alarm rate.\n"
         "- **Uncertain** (`unsure`): the highest calibrated probability of any class is below "
         f"{format_number(abstention.unsure_below, 4)}. The threshold was set so that at most "
         f"{format_percent(abstention.false_alarms)} % of the correctly classified {fixed_on} are flagged as "
