@@ -208,23 +208,25 @@ def test_without_a_cache_folder_records_are_held_in_memory(tmp_path, caplog):
 
 
 def break_after(monkeypatch, steps, code):
-    """Lets so many steps of writing shards pass: a write, a rename; the next fails, a write in its middle."""
+    """Lets so many steps of writing shards pass: a write, a rename; the next fails, a write before its end."""
     passed = [0]
 
-    def break_step(owner, name, fail):
-        real = getattr(owner, name)
+    def break_step(name, fail):
+        real = getattr(Path, name)
 
-        def step(*words):
+        def step(path, *words, **options):
+            if path.suffix != shards.SUFFIX or words == ("rb",):
+                return real(path, *words, **options)
             passed[0] += 1
             if passed[0] > steps:
-                fail(real, *words)
+                fail(path)
                 raise OSError(code, os.strerror(code))
-            return real(*words)
+            return real(path, *words, **options)
 
-        monkeypatch.setattr(owner, name, step)
+        monkeypatch.setattr(Path, name, step)
 
-    break_step(Path, "write_bytes", lambda real, path, content: real(path, content[: len(content) // 2]))
-    break_step(Path, "replace", lambda real, path, target: None)
+    break_step("open", lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY)))
+    break_step("replace", lambda path: None)
 
 
 @pytest.fixture

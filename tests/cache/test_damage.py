@@ -141,13 +141,16 @@ from pathlib import Path
 from pylorus.cache import shards
 from tests.cache.records import SIZE, Computation, some, store
 shards.SHARD_BYTES = 4 * SIZE
-written, write = [], Path.write_bytes
-def write_half(path, content):
-    if written:
-        write(path, content[:2 * SIZE])
-        time.sleep(600)
-    written.append(write(path, content))
-Path.write_bytes = write_half
+opened, open_file = [], Path.open
+def open_half(path, mode="r", **options):
+    if mode == "wb" and path.suffix == shards.SUFFIX:
+        if opened:
+            with open_file(path, "wb") as file:
+                file.write(bytes(2 * SIZE))
+            time.sleep(600)
+        opened.append(path)
+    return open_file(path, mode, **options)
+Path.open = open_half
 store(Path(sys.argv[1])).load_or_compute(some(12), Computation(some(12)), memory_bytes=0)
 """
     names, folder = some(12), store(tmp_path).folder

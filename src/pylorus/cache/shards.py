@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -98,10 +99,12 @@ def write_shards(folder: Path, names: Sequence[str], records: Sequence[NDArray[n
 
 
 def _write_shard(folder: Path, names: Sequence[str], parts: Sequence[NDArray[np.uint8]]) -> None:
-    content = b"".join((json.dumps(list(names)).encode(), b"\n", *(np.ascontiguousarray(part).data for part in parts)))
-    path = folder / f"{time.time_ns():x}-{secrets.token_hex(4)}-{zlib.crc32(content):08x}{SUFFIX}"
-    with write_atomically(path, durable=False) as temporary:  # `Shard.verify` finds out after a power failure
-        temporary.write_bytes(content)
+    views = (memoryview(np.ascontiguousarray(part)).cast("B") for part in parts)
+    pieces = [memoryview(json.dumps(list(names)).encode() + b"\n"), *views]
+    checksum = reduce(lambda value, piece: zlib.crc32(piece, value), pieces, 0)
+    path = folder / f"{time.time_ns():x}-{secrets.token_hex(4)}-{checksum:08x}{SUFFIX}"
+    with write_atomically(path, durable=False) as temporary, temporary.open("wb") as file:
+        file.writelines(pieces)  # `Shard.verify` finds out after a power failure
 
 
 class Records:

@@ -12,6 +12,7 @@ and what ground it leaves inside. If none convinces, the frame is left as it is 
 Text inside the field remains; text that crosses the border is cut off at the border.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,7 +25,6 @@ from pylorus.data.field_shape import (
     FieldOfView,
     Shape,
     build_full_field,
-    count_border_points,
     draw_mask,
     fit_shapes,
     scale_to_frame,
@@ -64,6 +64,8 @@ REACH, OUTER_REACH = 8, 4
 """Pixels of the working copy examined inside and outside of the region's contour, which lies where the edge ends."""
 _OFFSETS = np.arange(-REACH, OUTER_REACH + 1, dtype=np.float32)[:, None]
 _NUMBERS = np.arange(1, len(_OFFSETS) + 1, dtype=np.uint8)[:, None]
+_SHARES = np.array([[0.8], [0.5], [0.2]], dtype=np.float32)
+"""Of the difference between field and ground, where the beginning, the middle and the end of an edge lie."""
 MAX_EDGE_WIDTH = 5.0
 """Maximum width in pixels of the working copy over which an edge falls from 80 % to 20 %; shadows fall more slowly."""
 MIN_CONTRAST = 7
@@ -131,7 +133,8 @@ def create_working_copy(image: RGB) -> WorkingCopy | None:
         left, top, right, bottom = _get_bounds(region, size)
         inner = np.s_[top:bottom, left:right]
         rim = _extract_rim(smooth[inner], band)[::RIM_STEP]
-        unknown = rim[_extract_rim(flat[inner] & (difference[inner] > threshold), band)[::RIM_STEP]]
+        is_unknown = _extract_rim(flat[inner], band) & (_extract_rim(difference[inner], band) > threshold)
+        unknown = rim[is_unknown[::RIM_STEP]]
         further = _find_flat_colours(unknown, least=MIN_INNER_COLOUR * len(rim))
         further = [colour for colour in further if _fills_areas(smooth, colour) and colour.min() < SATURATED]
         if not further:
@@ -214,12 +217,15 @@ def _measure_difference(small: RGB, colours: list[NDArray[np.float32]]) -> Grey:
 
 def _measure_noise(difference: Grey, smooth_difference: Grey) -> float:
     """Return the threshold of what is not ground: above the noise of the pixels that are ground for certain."""
-    ground = difference[smooth_difference <= 1]
-    if not len(ground):
+    import cv2
+
+    ground = cv2.threshold(smooth_difference, 1, 255, cv2.THRESH_BINARY_INV)[1]
+    totals = np.cumsum(cv2.calcHist([difference], [0], ground, [256], [0, 256]))
+    count = int(totals[-1])
+    if not count:
         return MIN_THRESHOLD
-    totals = np.cumsum(np.bincount(ground, minlength=256))
-    position = 0.98 * (len(ground) - 1)  # of the 98th percentile among the sorted values
-    below, above = np.searchsorted(totals, [int(position), min(int(position) + 1, len(ground) - 1)], side="right")
+    position = 0.98 * (count - 1)  # of the 98th percentile among the sorted values
+    below, above = np.searchsorted(totals, [int(position), min(int(position) + 1, count - 1)], side="right")
     noise = below + (above - below) * (position - int(position))
     return float(min(MAX_THRESHOLD, max(MIN_THRESHOLD, 2.0 * noise + 1)))
 
@@ -234,9 +240,8 @@ def _find_region(difference: Grey, threshold: float, *, thickness: int) -> NDArr
     """
     import cv2
 
-    bright = cv2.copyMakeBorder(
-        (difference > threshold).astype(np.uint8), PAD, PAD, PAD, PAD, cv2.BORDER_CONSTANT, value=0
-    )
+    bright = cv2.threshold(difference, threshold, 1, cv2.THRESH_BINARY)[1]
+    bright = cv2.copyMakeBorder(bright, PAD, PAD, PAD, PAD, cv2.BORDER_CONSTANT, value=0)
     # First the outline of a mat goes, so that its inside is not filled, then the holes, then text.
     bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, np.ones((thickness, thickness), np.uint8))
     contours, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -251,8 +256,11 @@ def _find_region(difference: Grey, threshold: float, *, thickness: int) -> NDArr
 
 def _get_bounds(region: NDArray[np.int32], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of a region in pixels of the working copy without its padding."""
-    low, high = region.min(axis=0) - PAD, region.max(axis=0) - PAD + 1
-    return max(0, int(low[0])), max(0, int(low[1])), min(size[0], int(high[0])), min(size[1], int(high[1]))
+    import cv2
+
+    left, top, width, height = cv2.boundingRect(region)
+    left, top = left - PAD, top - PAD
+    return max(0, left), max(0, top), min(size[0], left + width), min(size[1], top + height)
 
 
 def find_edge(copy: WorkingCopy) -> tuple[Plane, Plane]:
@@ -298,19 +306,27 @@ def _find_half_level(profiles: Plane, threshold: float) -> tuple[Mask, Plane]:
     """
     inside, outside = profiles[: REACH - 4].mean(axis=0), profiles[-3:].min(axis=0)
     contrast = inside - outside
-    high, half, low = (_find_last_crossing(profiles, outside + share * contrast) for share in (0.8, 0.5, 0.2))
+    high, half, low = _find_last_crossings(profiles, outside + _SHARES * contrast)
     sharp = (low - high <= MAX_EDGE_WIDTH) & (contrast >= MIN_CONTRAST) & (outside <= threshold)
     return np.asarray(sharp), half
 
 
-def _find_last_crossing(profiles: Plane, level: Plane) -> Plane:
-    """Return where each profile falls below a level for the last time, in pixels from its centre."""
-    is_above = profiles >= level
-    last = (is_above * _NUMBERS).max(axis=0).astype(np.int64) - 1  # -1 if none is above
+def _find_last_crossings(profiles: Plane, levels: Plane) -> Plane:
+    """Find where each profile falls below each of its levels for the last time, in pixels from its centre.
+
+    Args:
+        profiles: Of shape (pixels of a profile, points).
+        levels: Of shape (levels, points).
+
+    Returns:
+        Of shape (levels, points).
+    """
+    is_above = profiles >= levels[:, None]
+    last = (is_above * _NUMBERS).max(axis=1).astype(np.int64) - 1  # -1 if none is above
     last = np.where(last < 0, len(profiles) - 2, np.minimum(last, len(profiles) - 2))
     columns = np.arange(profiles.shape[1])
     high, low = profiles[last, columns], profiles[last + 1, columns]
-    fraction = (high - level) / np.maximum(high - low, 1)
+    fraction = (high - levels) / np.maximum(high - low, 1)
     return np.asarray(last + np.clip(fraction, 0, 1) - REACH)
 
 
@@ -329,6 +345,8 @@ MAX_LAG = 0.3
 """A shape that explains fewer points than the best by this proportion of all points is not considered."""
 CAUTION = 0.9
 """Proportion of the border that has to be visible in addition, for each proportion of the picture that is cut off."""
+HAS_EDGE, IS_INNER = 1, 2
+"""Flags of pixels: an edge is near; they do not lie at the frame's border."""
 MAX_CUT = 0.2
 """Maximum proportion of the region that a shape may cut off: an inset that touches the field, or text."""
 
@@ -403,14 +421,16 @@ def _choose_shape(copy: WorkingCopy, points: Plane, normals: Plane) -> tuple[Sha
     region = region[PAD:-PAD, PAD:-PAD]
     edge = np.zeros((height, width), dtype=np.uint8)
     columns, rows = np.clip(points, 0, (width - 1, height - 1)).astype(np.intp).T
-    edge[rows, columns] = 1
+    edge[rows, columns] = HAS_EDGE
     edge = np.asarray(cv2.dilate(edge, np.ones((7, 7), np.uint8)), dtype=np.uint8)
+    rim = math.floor(SNAP) + 1
+    edge[rim:-rim, rim:-rim] |= IS_INNER
     shapes = fit_shapes(points, normals, size=(width, height))
-    counts = np.array([count_border_points(shape, points) for shape in shapes])
+    least = max((count for _, count in shapes), default=0) - MAX_LAG * len(points)
     candidates = [
-        (shape, _weigh_evidence(shape, int(count), points, edge=edge, region=region))
-        for shape, count in zip(shapes, counts, strict=True)
-        if count >= counts.max() - MAX_LAG * len(points)
+        (shape, _weigh_evidence(shape, count, points, edge=edge, region=region))
+        for shape, count in shapes
+        if count >= least
     ]
     if not candidates:
         return None, 0.0, "no field of view found: no shape fits the edge; not cropped"
@@ -439,11 +459,11 @@ def _weigh_evidence(shape: Shape, count: int, points: Plane, *, edge: Grey, regi
     area, both = cv2.countNonZero(inside), cv2.countNonZero(cv2.bitwise_and(inside, region))
     contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     border = np.concatenate(contours)[:, 0] if contours else np.zeros((1, 2), np.int32)
-    has_edge = edge[border[:, 1], border[:, 0]] > 0
-    is_inner = np.minimum(border, np.array([width - 1, height - 1]) - border).min(axis=1) > SNAP
+    flags = np.bincount(edge[border[:, 1], border[:, 0]], minlength=(IS_INNER | HAS_EDGE) + 1).tolist()
+    inner = flags[IS_INNER] + flags[IS_INNER | HAS_EDGE]
     return Evidence(
-        visible=float(has_edge[is_inner].mean()) if is_inner.any() else 0.0,
-        ends=float(has_edge.mean()),
+        visible=flags[IS_INNER | HAS_EDGE] / inner if inner else 0.0,
+        ends=(flags[HAS_EDGE] + flags[IS_INNER | HAS_EDGE]) / len(border),
         points=count / len(points),
         cut=1 - both / max(1, cv2.countNonZero(region)),
         left=1 - both / max(1, area),

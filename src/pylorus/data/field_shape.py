@@ -8,6 +8,7 @@ scored on all of them, and the best passes through most points.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import product
@@ -160,12 +161,8 @@ def compute_box_distance(points: Points, box: Box) -> Distances:
     return distance
 
 
-def transform_to_corner(points: Points, box: Box, index: int) -> Points:
-    """Convert points to distances from a corner of a box: inwards across and down; 0 to 3 clockwise from top left."""
-    return np.stack(_measure_from_corner(points, box, index), axis=1)
-
-
-def _measure_from_corner(points: Points, box: Box, index: int) -> tuple[Distances, Distances]:
+def measure_from_corner(points: Points, box: Box, index: int) -> tuple[Distances, Distances]:
+    """Compute distances from a corner of a box, inwards across and down; corners are 0 to 3 clockwise from top left."""
     left, top, right, bottom = box
     x, y = points.T
     return x - left if index in (0, 3) else right - x, y - top if index in (0, 1) else bottom - y
@@ -173,7 +170,7 @@ def _measure_from_corner(points: Points, box: Box, index: int) -> tuple[Distance
 
 def compute_cut_distance(points: Points, box: Box, index: int, corner: Corner) -> Distances:
     """Compute the signed distance of each point from the line of a cut corner of a box, negative inside."""
-    across, down = _measure_from_corner(points, box, index)
+    across, down = measure_from_corner(points, box, index)
     width, height = corner
     return np.asarray((1 - across / width - down / height) / np.hypot(1 / width, 1 / height))
 
@@ -243,8 +240,8 @@ def draw_mask(shape: Shape, *, scale: tuple[float, float], size: tuple[int, int]
     corners = np.round((shape.get_polygon() * scale - 0.5) * 2**_SHIFT).astype(np.int32)
     cv2.fillConvexPoly(mask, corners, 1, lineType=cv2.LINE_8, shift=_SHIFT)
     if isinstance(shape, Disc):
-        box = np.clip(np.array(shape.box), -1e6, 1e6) * np.tile(scale, 2)
-        left, top, right, bottom = (max(0, round(side)) for side in box.tolist())
+        sides = (min(max(side, -1e6), 1e6) * factor for side, factor in zip(shape.box, scale * 2, strict=True))
+        left, top, right, bottom = (max(0, round(side)) for side in sides)
         mask[:top], mask[bottom:], mask[:, :left], mask[:, right:] = 0, 0, 0, 0
     return mask.view(np.bool_)
 
@@ -255,8 +252,8 @@ SNAP = 1.6
 """A side this close to the frame's border, in pixels, is the frame's border."""
 CERTAIN = 0.96
 """Proportion of the points from which a box with cut or round corners explains an edge well enough."""
-PROPOSALS = 128
-"""Random circles that are tried."""
+PROPOSALS, MAX_SCORED = 128, 100
+"""Random circles that are tried, and the maximum number of points, below 256, by which one is chosen."""
 MIN_CORNER_POINTS = 5
 MIN_SIDE_POINTS = 8
 """Minimum number of points on a cut corner, and on a straight side."""
@@ -273,41 +270,39 @@ _SLANTS = np.deg2rad(np.arange(28.0, 63.0, 2.5))
 _SLANTED_NORMALS = np.stack([np.cos(_SLANTS), np.sin(_SLANTS)])
 
 
-def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> list[Shape]:
-    """Propose the shapes whose borders pass through many points: boxes with cut or round corners, and a disc.
+def fit_shapes(points: Points, normals: Points, *, size: tuple[int, int]) -> list[tuple[Shape, int]]:
+    """Propose shapes whose borders pass through many points: boxes with cut or round corners, and a disc.
 
     Args:
         points: Of shape (points, 2), x and y in pixels, at least 12 of them.
         normals: Of the same shape, of length 1, pointing out of the field.
         size: Width and height of the frame.
+
+    Returns:
+        Each shape with the number of points on its border.
     """
     lines = [_find_side_lines(points, normals, side, bound=bound) for side, bound in enumerate((0, 0, *size))]
     boxes = np.array(list(product(*lines)))
     boxes = boxes[(boxes[:, 2] - boxes[:, 0] > 8) & (boxes[:, 3] - boxes[:, 1] > 8)]
-    shapes: list[Shape] = []
+    shapes: list[tuple[Shape, int]] = []
     if len(boxes):
         x, y = points.T[:, None]
         left, top, right, bottom = boxes.T[..., None]
         distance = np.maximum(np.maximum(left - x, x - right), np.maximum(top - y, y - bottom))
         counts = np.count_nonzero(np.abs(distance) < TOLERANCE, axis=1)
         order = np.argsort(-counts, kind="stable")[:2]
-        for index in order[counts[order] >= 0.6 * counts.max()]:
-            box = _convert_box(boxes[index])
-            shapes += [*_fit_cut_boxes(points, normals, box), _fit_rounded_box(points, box)]
-    boxlike = [shape for shape in shapes if not (isinstance(shape, RoundedBox) and shape.is_nearly_disc)]
-    if boxlike and max(count_border_points(shape, points) for shape in boxlike) >= CERTAIN * len(points):
+        best = [_convert_box(boxes[index]) for index in order[counts[order] >= 0.6 * counts.max()]]
+        for box, corners in zip(best, _fit_corners(points, normals, best), strict=True):
+            fitted: list[Shape] = [*_fit_cut_boxes(points, box, corners), _fit_rounded_box(points, box)]
+            shapes += [(shape, _count_near(shape.compute_distance(points))) for shape in fitted]
+    boxlike = [each for each in shapes if not (isinstance(each[0], RoundedBox) and each[0].is_nearly_disc)]
+    if max((count for _, count in boxlike), default=0) >= CERTAIN * len(points):
         return shapes  # a disc would be cut on all sides to explain as many
     disc = _fit_disc(points, lines, size)
     if disc is None:
         return shapes
-    if count_border_points(disc, points) >= CERTAIN * len(points):
-        shapes = boxlike  # four quarter circles are a disc
-    return [*shapes, disc]
-
-
-def count_border_points(shape: Shape, points: Points) -> int:
-    """Count the points that lie on a shape's border."""
-    return _count_near(shape.compute_distance(points))
+    count = _count_near(disc.compute_distance(points))
+    return [*(boxlike if count >= CERTAIN * len(points) else shapes), (disc, count)]  # four quarter circles are a disc
 
 
 def _count_near(distance: Distances) -> int:
@@ -344,11 +339,9 @@ def _find_side_lines(points: Points, normals: Points, side: int, *, bound: float
     return lines or [float(bound)]
 
 
-def _fit_cut_boxes(points: Points, normals: Points, box: Box) -> list[ChamferedBox]:
-    """Fit the box's cut corners: those that the points show; a hidden corner is cut like its neighbours."""
-    (x, y), whole = points.T, compute_box_distance(points, box)
-    spacing = _compute_median(np.hypot(np.diff(x), np.diff(y)))
-    lines = [_fit_corner(points, normals, box, index, spacing=spacing) for index in range(4)]
+def _fit_cut_boxes(points: Points, box: Box, lines: list[tuple[Corner, float] | None]) -> list[ChamferedBox]:
+    """Fit the box's cut corners: the `lines` that the points show; a hidden corner is cut like its neighbours."""
+    whole = compute_box_distance(points, box)
     corners = [line[0] if line is not None and line[1] >= MIN_AGREEMENT else None for line in lines]
     largest = max((corner for corner in corners if corner is not None), default=(0.0, 0.0))
     for index, corner in enumerate(corners):
@@ -363,9 +356,8 @@ def _fit_cut_boxes(points: Points, normals: Points, box: Box) -> list[ChamferedB
         for index, corner in enumerate(corners)
         if corner is not None and corner != (0.0, 0.0)
     }
-    for index, cut in list(
-        cuts.items()
-    ):  # a reflection in the lumen may look like a cut although points lie on the sides
+    for index, cut in list(cuts.items()):
+        # A reflection in the lumen may look like a cut although points lie on the sides.
         others = [distance for other, distance in cuts.items() if other != index]
         square = reduce(np.maximum, others, whole)
         if _count_near(square) > _count_near(np.maximum(square, cut)) + MIN_CORNER_POINTS:
@@ -396,53 +388,67 @@ def _is_right_angle(points: Points, box: Box, index: int, corner: Corner) -> boo
     """Whether the points lie on the box's own sides where a corner of the given size would have been cut off."""
     if corner == (0.0, 0.0):
         return True
-    (across, down), (width, height) = _measure_from_corner(points, box, index), corner
+    (across, down), (width, height) = measure_from_corner(points, box, index), corner
     is_within = (across / width + down / height < 0.8) & (across > -2 * width) & (down > -2 * height)
     count = np.count_nonzero(is_within)
     on_sides = _count_near(np.minimum(across[is_within], down[is_within]))
     return on_sides >= max(MIN_CORNER_POINTS, MIN_AGREEMENT * count)
 
 
-def _fit_corner(
-    points: Points, normals: Points, box: Box, index: int, *, spacing: float
-) -> tuple[Corner, float] | None:
-    """Fit the slanted line through most points near a corner.
+def _fit_corners(points: Points, normals: Points, boxes: list[Box]) -> list[list[tuple[Corner, float] | None]]:
+    """Fit the slanted line through most points near each corner of each box, all of them at once.
 
     Returns:
-        The corner, and the proportion of the slanted points near it that lie on the line; None if there is no line.
+        For each corner, its line, and the proportion of the slanted points near it that lie on it; None without a line.
     """
-    across, down = _measure_from_corner(points, box, index)
-    is_near = (across > -TOLERANCE) & (across < 0.55 * (box[2] - box[0]))
-    is_near &= (down > -TOLERANCE) & (down < 0.55 * (box[3] - box[1]))
-    is_near &= normals[:, 0] < -0.3 if index in (0, 3) else normals[:, 0] > 0.3
-    is_near &= normals[:, 1] < -0.3 if index in (0, 1) else normals[:, 1] > 0.3
-    near = np.stack([across[is_near], down[is_near]], axis=1)
-    if len(near) < MIN_CORNER_POINTS:
-        return None
-    levels = near @ _SLANTED_NORMALS  # a line a u + b v = level for each slant
-    cells = np.maximum(0, levels + 4 * TOLERANCE).astype(np.int64)
+    sides = np.array(boxes)[:, :, None]
+    from_sides = np.concatenate([points.T - sides[:, :2], sides[:, 2:] - points.T], axis=1)
+    is_slanted = np.concatenate([normals.T < -0.3, normals.T > 0.3])
+    is_near = (from_sides > -TOLERANCE) & is_slanted
+    is_near &= from_sides < 0.55 * np.tile(sides[:, 2:] - sides[:, :2], (1, 2, 1))
+    horizontal, vertical = [0, 2, 2, 0], [1, 1, 3, 3]  # sides of the corners, clockwise from top left
+    corner, point = np.nonzero((is_near[:, horizontal] & is_near[:, vertical]).reshape(4 * len(boxes), -1))
+    count = 4 * len(boxes)
+    near = np.bincount(corner, minlength=count)
+    if near.max(initial=0) < MIN_CORNER_POINTS:
+        return [[None] * 4 for _ in boxes]
+    across = from_sides[:, horizontal].reshape(count, -1)[corner, point]
+    down = from_sides[:, vertical].reshape(count, -1)[corner, point]
+    # A line a u + b v = level for each slant.
+    levels = across[:, None] * _SLANTED_NORMALS[0] + down[:, None] * _SLANTED_NORMALS[1]
+    cells = (levels + 4 * TOLERANCE).astype(np.int64)
     width = int(cells.max()) + 3
-    counts = np.bincount((cells + np.arange(len(_SLANTS)) * width).ravel(), minlength=len(_SLANTS) * width)
-    slant, cell = divmod(int(np.argmax(counts[:-1] + counts[1:])), width)
-    on_line = near[np.abs(levels[:, slant] - (cell + 1 - 4 * TOLERANCE)) < 1.5 * TOLERANCE]
-    if len(on_line) < MIN_CORNER_POINTS:
-        return None
-    corner = _fit_line(on_line)
-    if corner is None or len(on_line) * spacing < MIN_VISIBLE_CORNER * np.hypot(*corner):
-        return None
-    return corner, len(on_line) / len(near)
+    table = (corner[:, None] * len(_SLANTS) + np.arange(len(_SLANTS))) * width + cells
+    counts = np.bincount(table.ravel(), minlength=count * len(_SLANTS) * width).reshape(count, -1)
+    slant, cell = np.divmod(np.argmax(counts[:, :-1] + counts[:, 1:], axis=1), width)
+    offsets = levels[np.arange(len(levels)), slant[corner]] - (cell + 1 - 4 * TOLERANCE)[corner]
+    is_on_line = np.abs(offsets) < 1.5 * TOLERANCE
+    corner, across, down = corner[is_on_line], across[is_on_line], down[is_on_line]
+    lines = _fit_lines(corner, across, down, count=count)
+    on_line = np.bincount(corner, minlength=count)
+    steps = np.diff(points.T)
+    spacing = _compute_median(np.sqrt(steps[0] ** 2 + steps[1] ** 2))
+    visible = [
+        None if line is None or number * spacing < MIN_VISIBLE_CORNER * math.hypot(*line) else (line, number / total)
+        for line, number, total in zip(lines, on_line.tolist(), near.tolist(), strict=True)
+    ]
+    return [visible[start : start + 4] for start in range(0, count, 4)]
 
 
-def _fit_line(points: Points) -> Corner | None:
-    """Fit a line by total least squares and return its intercepts with the axes; None if it is not slanted."""
-    centre = points.mean(axis=0)
-    across, down = (points - centre).T
-    angle = 0.5 * np.arctan2(2 * (across * down).sum(), (across * across).sum() - (down * down).sum())
-    normal = np.array([-np.sin(angle), np.cos(angle)])
-    if np.abs(normal).min() < 0.3:
-        return None
-    width, height = (centre @ normal) / normal
-    return (float(width), float(height)) if width > 0 and height > 0 else None
+def _fit_lines(corner: NDArray[np.intp], across: Distances, down: Distances, *, count: int) -> list[Corner | None]:
+    """Fit lines by total least squares, and return their intercepts; None for few points, or if it is not slanted."""
+    number = np.bincount(corner, minlength=count)
+    centres = [np.bincount(corner, values, count) / np.maximum(number, 1) for values in (across, down)]
+    u, v = across - centres[0][corner], down - centres[1][corner]
+    moments = (np.bincount(corner, product, count).tolist() for product in (u * v, u * u, v * v))
+    lines: list[Corner | None] = []
+    for points, x, y, uv, uu, vv in zip(number.tolist(), *(each.tolist() for each in centres), *moments, strict=True):
+        angle = 0.5 * math.atan2(2 * uv, uu - vv)
+        a, b = -math.sin(angle), math.cos(angle)
+        is_slanted = points >= MIN_CORNER_POINTS and min(abs(a), abs(b)) >= 0.3
+        width, height = ((x * a + y * b) / a, (x * a + y * b) / b) if is_slanted else (0.0, 0.0)
+        lines.append((width, height) if width > 0 and height > 0 else None)
+    return lines
 
 
 def _fit_rounded_box(points: Points, box: Box) -> RoundedBox:
@@ -451,7 +457,7 @@ def _fit_rounded_box(points: Points, box: Box) -> RoundedBox:
     radii = (_RADII * min(right - left, bottom - top))[:, None]
     across = np.abs(x - (left + right) / 2) - (right - left) / 2 + radii
     down = np.abs(y - (top + bottom) / 2) - (bottom - top) / 2 + radii
-    outside = np.hypot(np.maximum(across, 0), np.maximum(down, 0))
+    outside = np.sqrt(np.maximum(across, 0) ** 2 + np.maximum(down, 0) ** 2)
     errors = np.abs(outside + np.minimum(np.maximum(across, down), 0) - radii)
     # Several radii may pass through equally many points, so closer points score higher.
     best = int(np.argmax(np.maximum(0, 1 - errors / TOLERANCE).sum(axis=1)))
@@ -489,32 +495,32 @@ def replace_side(box: Box, side: int, position: float) -> Box:
 
 def _find_circle(points: Points) -> Disc | None:
     """Find the circle through most points among circles through three random points each."""
-    picks = _draw_triples(len(points))
-    start, second, third = points[picks[:, 0]], points[picks[:, 1]], points[picks[:, 2]]
-    (bx, by), (cx, cy) = (second - start).T, (third - start).T
+    x, y = np.ascontiguousarray(points.T)
+    (ax, bx, cx), (ay, by, cy) = (values[_draw_triples(len(points))] for values in (x, y))
+    bx, by, cx, cy = bx - ax, by - ay, cx - ax, cy - ay
     twice = 2 * (bx * cy - by * cx)
     valid = np.abs(twice) > 1
-    bx, by, cx, cy, twice, start = bx[valid], by[valid], cx[valid], cy[valid], twice[valid], start[valid]
-    if not len(twice):
+    if not valid.any():
         return None
+    ax, ay, bx, by, cx, cy, twice = (values[valid] for values in (ax, ay, bx, by, cx, cy, twice))
     b, c = bx * bx + by * by, cx * cx + cy * cy
-    x, y = (cy * b - by * c) / twice, (bx * c - cx * b) / twice
-    radii = np.hypot(x, y)
-    centres = np.stack([x, y], axis=1) + start
-    scored_points = points[:: 1 + len(points) // 100]
-    distance = np.hypot(scored_points[:, 0] - centres[:, :1], scored_points[:, 1] - centres[:, 1:])
-    counts = np.count_nonzero(np.abs(distance - radii[:, None]) < 2 * TOLERANCE, axis=1)
-    counts[radii > np.hypot(*np.ptp(points, axis=0))] = 0
+    right, down = (cy * b - by * c) / twice, (bx * c - cx * b) / twice
+    radii, centres = np.sqrt(right**2 + down**2), (right + ax, down + ay)
+    step = 1 + len(points) // MAX_SCORED
+    distance = np.sqrt((x[::step] - centres[0][:, None]) ** 2 + (y[::step] - centres[1][:, None]) ** 2)
+    is_near = np.abs(distance - radii[:, None]) < 2 * TOLERANCE
+    counts = is_near.sum(axis=1, dtype=np.uint8)
+    counts[radii > math.hypot(x.max() - x.min(), y.max() - y.min())] = 0
     best = int(np.argmax(counts))
     unbounded = (-np.inf, -np.inf, np.inf, np.inf)
-    centre, radius = centres[best], float(radii[best])
-    return Disc(unbounded, (float(centre[0]), float(centre[1])), (radius, radius))
+    radius = float(radii[best])
+    return Disc(unbounded, (float(centres[0][best]), float(centres[1][best])), (radius, radius))
 
 
 @lru_cache(maxsize=512)
 def _draw_triples(count: int) -> NDArray[np.int64]:
-    """Draw triples of points among `count`, with a fixed seed, so that the result is deterministic."""
-    return np.random.default_rng(0).integers(0, count, (PROPOSALS, 3))
+    """Draw triples of points among `count`, of shape (3, triples), with a fixed seed: the result is deterministic."""
+    return np.ascontiguousarray(np.random.default_rng(0).integers(0, count, (PROPOSALS, 3)).T)
 
 
 def _fit_ellipse(disc: Disc, points: Points) -> Disc:

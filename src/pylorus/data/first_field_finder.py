@@ -24,9 +24,9 @@ from pylorus.data.field_shape import (
     build_full_field,
     compute_box_distance,
     draw_mask,
+    measure_from_corner,
     replace_side,
     scale_to_frame,
-    transform_to_corner,
 )
 from pylorus.data.files import RGB
 
@@ -272,11 +272,11 @@ def _fit_cut_box(points: Points, box: Box) -> ChamferedBox:
     size = np.array([box[2] - box[0], box[3] - box[1]])
     if size.min() < 4 * TOLERANCE:
         return ChamferedBox(box)
-    lines = [_fit_corner(transform_to_corner(points, box, index), size) for index in range(4)]
+    lines = [_fit_corner(_transform_to_corner(points, box, index), size) for index in range(4)]
     corners = [line[0] if line is not None and line[1] >= MIN_AGREEMENT else None for line in lines]
     largest = max((corner for corner in corners if corner is not None), default=(0.0, 0.0))
     for index, corner in enumerate(corners):
-        if corner is None and _is_right_angle(transform_to_corner(points, box, index), largest):
+        if corner is None and _is_right_angle(_transform_to_corner(points, box, index), largest):
             corners[index] = (0.0, 0.0)
     # For a corner hidden by text or an inset: fields may be cut only at the left or right, not only at the top.
     for index in [index for index, corner in enumerate(corners) if corner is None]:
@@ -299,11 +299,15 @@ def _is_right_angle(points: Points, corner: Corner) -> bool:
     return on_sides >= max(MIN_CORNER_POINTS, MIN_AGREEMENT * len(within))
 
 
+def _transform_to_corner(points: Points, box: Box, index: int) -> Points:
+    return np.stack(measure_from_corner(points, box, index), axis=1)
+
+
 def _fit_corner(points: Points, size: NDArray[np.floating]) -> tuple[Corner, float] | None:
     """Fit the slanted line through most points near a corner.
 
     Args:
-        points: In coordinates of the corner, see `transform_to_corner`.
+        points: In coordinates of the corner, see `measure_from_corner`.
         size: Width and height of the box.
 
     Returns:

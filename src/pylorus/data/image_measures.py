@@ -9,7 +9,7 @@ the same. Quality is sharpness, brightness, black border and burned-in text.
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -272,19 +272,33 @@ class Window:
         return np.array([[self.scale, 0, next(offsets)], [0, self.scale, next(offsets)]], dtype=np.float32)
 
 
-def compute_descriptors(thumbnails: Thumbnails, window: Window) -> NDArray[np.float32]:
+def compute_descriptors(thumbnails: Thumbnails, windows: Sequence[Window]) -> list[NDArray[np.float32]]:
     """Compute unit vectors that are similar for thumbnails with a similar coarse structure inside a window.
 
     They are the lowest 35 frequencies of the discrete cosine transform of the window, without the constant, weighted by
     the square root of the frequency.
 
     Returns:
-        Descriptors of shape (images, 35); their inner product is a similarity in [-1, 1].
+        Descriptors of shape (images, 35) for each window; their inner product is a similarity in [-1, 1].
     """
-    frequencies, side = np.arange(6), thumbnails.shape[1]
+    frequencies = np.arange(6)
     radius = np.hypot(frequencies[:, None], frequencies)
     selected = radius > 0
-    pixels = (np.arange(side) + 0.5) / side
+    weight = np.sqrt(radius[selected] * np.where(np.outer(frequencies, frequencies)[selected] > 0, 2, 1))
+    bases = [_build_bases(window, thumbnails.shape[1]) for window in windows]
+    blocks: list[list[NDArray[np.float32]]] = [[] for _ in windows]
+    for begin in range(0, max(1, len(thumbnails)), BLOCK):
+        filled = fill_black(thumbnails[begin : begin + BLOCK])
+        for (vertical, horizontal), descriptors in zip(bases, blocks, strict=True):
+            spectrum = (vertical @ filled @ horizontal.T)[:, selected]
+            spectrum = spectrum * weight.astype(np.float32)
+            descriptors.append(spectrum / np.maximum(np.linalg.norm(spectrum, axis=1, keepdims=True), 1e-6))
+    return [np.asarray(np.concatenate(descriptors), dtype=np.float32) for descriptors in blocks]
+
+
+def _build_bases(window: Window, side: int) -> list[NDArray[np.float32]]:
+    """Return the cosines of the lowest frequencies inside a window, down and across, each of shape (6, side)."""
+    frequencies, pixels = np.arange(6), (np.arange(side) + 0.5) / side
     bases = []
     for shift in (window.down, window.right):
         inside = (pixels - 0.5 - shift) / window.scale + 0.5
@@ -292,13 +306,7 @@ def compute_descriptors(thumbnails: Thumbnails, window: Window) -> NDArray[np.fl
         basis *= np.clip((0.5 - np.abs(inside - 0.5)) * window.scale * side + 0.5, 0, 1)
         basis[1:] -= basis[0] * basis[1:].sum(axis=1, keepdims=True) / basis[0].sum()  # blind to brightness
         bases.append(basis.astype(np.float32))
-    weight = np.sqrt(radius[selected] * np.where(np.outer(frequencies, frequencies)[selected] > 0, 2, 1))
-    blocks = []
-    for begin in range(0, max(1, len(thumbnails)), BLOCK):
-        spectrum = (bases[0] @ fill_black(thumbnails[begin : begin + BLOCK]) @ bases[1].T)[:, selected]
-        spectrum = spectrum * weight.astype(np.float32)
-        blocks.append(spectrum / np.maximum(np.linalg.norm(spectrum, axis=1, keepdims=True), 1e-6))
-    return np.asarray(np.concatenate(blocks), dtype=np.float32)
+    return bases
 
 
 @dataclass(frozen=True)

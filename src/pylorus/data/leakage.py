@@ -321,17 +321,19 @@ def _find_cropped_copies(
     """
     if len(thumbnails) < 2:
         return []
-    whole = compute_descriptors(reduced, Window())
+    [whole] = compute_descriptors(reduced, [Window()])
     positions = range(1 if len(thumbnails) > thresholds.many else len(ORIENTATIONS))
-    variants = [
-        (position, window) for position in positions for window in (CENTERED if position else CENTERED + CORNERS)
-    ]
+    windows = [CENTERED if position else CENTERED + CORNERS for position in positions]
+    variants = [(position, window) for position in positions for window in windows[position]]
     cells = DescriptorCells(whole)
-    found = []
-    for number, (position, window) in enumerate(variants):
-        queries = compute_descriptors(transform_thumbnails(reduced, position), window)
-        pairs, cosines = cells.find_neighbors(queries, least=thresholds.neighbor, most=thresholds.neighbors)
-        found.append((pairs, cosines, np.full(len(pairs), number)))
+
+    def search(position: int) -> list[tuple[Pairs, NDArray[np.float32]]]:
+        queries = compute_descriptors(transform_thumbnails(reduced, position), windows[position])
+        return [cells.find_neighbors(each, least=thresholds.neighbor, most=thresholds.neighbors) for each in queries]
+
+    threads = get_threads(count_free_cores())
+    neighbors = itertools.chain.from_iterable(threads.map(search, positions))
+    found = [(pairs, cosines, np.full(len(pairs), number)) for number, (pairs, cosines) in enumerate(neighbors)]
     pairs, cosines, numbers = (np.concatenate(each) for each in zip(*found, strict=True))
     candidates = _select_candidates(pairs, cosines, {_get_pair(each) for each in known}, most=thresholds.neighbors)
 
@@ -353,7 +355,7 @@ def _find_cropped_copies(
         first, second = sorted((int(query), int(other)))
         return NearCopy(first, second, distance, alignment.likeness, undone, scale, alignment.angle)
 
-    confirmed = get_threads(count_free_cores()).map(confirm, candidates)
+    confirmed = threads.map(confirm, candidates)
     return [copy for copy in confirmed if copy is not None]
 
 
@@ -386,8 +388,11 @@ class DescriptorCells:
         count = 1 if count <= SEARCHED_CELLS else count
         self.descriptors = descriptors
         self.centers = descriptors[np.random.default_rng(0).choice(len(descriptors), count, replace=False)]
-        cell = self._rank_cells(descriptors, 1)[:, 0]
-        self.members = np.split(np.argsort(cell, kind="stable"), np.cumsum(np.bincount(cell, minlength=count))[:-1])
+        self._cell = self._rank_cells(descriptors, 1)[:, 0]
+        order, starts = np.argsort(self._cell, kind="stable"), np.cumsum(np.bincount(self._cell, minlength=count))
+        self.members = np.split(order, starts[:-1])
+        self._position = np.empty(len(order), dtype=np.int64)  # of each descriptor in its cell
+        self._position[order] = np.concatenate([np.arange(len(each)) for each in self.members])
 
     def _rank_cells(self, descriptors: NDArray[np.float32], most: int) -> NDArray[np.int64]:
         """Return the cells of the most similar centers, of shape (descriptors, at most `most`)."""
@@ -421,7 +426,10 @@ class DescriptorCells:
             for start in range(0, len(searching), 1024):
                 rows = searching[start : start + 1024]
                 block = queries[rows] @ self.descriptors[members].T
-                block[rows[:, None] == members] = -1
+                own = np.flatnonzero(self._cell[rows] == cell)
+                block[own, self._position[rows[own]]] = -1
+                has_near = block.max(axis=1, initial=-1) >= least
+                rows, block = rows[has_near], block[has_near]
                 is_near = block >= least
                 crowded = np.flatnonzero(np.count_nonzero(is_near, axis=1) > most)  # the others lose none
                 if len(crowded):
