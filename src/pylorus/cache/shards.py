@@ -99,7 +99,7 @@ def write_shards(folder: Path, names: Sequence[str], records: Sequence[NDArray[n
 
 
 def _write_shard(folder: Path, names: Sequence[str], parts: Sequence[NDArray[np.uint8]]) -> None:
-    views = (memoryview(np.ascontiguousarray(part)).cast("B") for part in parts)
+    views = (np.ascontiguousarray(part).data.cast("B") for part in parts)
     pieces = [memoryview(json.dumps(list(names)).encode() + b"\n"), *views]
     checksum = reduce(lambda value, piece: zlib.crc32(piece, value), pieces, 0)
     path = folder / f"{time.time_ns():x}-{secrets.token_hex(4)}-{checksum:08x}{SUFFIX}"
