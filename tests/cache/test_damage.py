@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,13 @@ store(Path(sys.argv[1])).load_or_compute(some(12), Computation(some(12)), memory
 """
     names, folder = some(12), store(tmp_path).folder
     killed = process(script, tmp_path)
-    wait_until(lambda: any(path.stat().st_size == 2 * SIZE for path in folder.glob(".*.shard")))
+
+    def is_half_written() -> bool:
+        with suppress(FileNotFoundError):  # the first one is renamed meanwhile
+            return any(path.stat().st_size == 2 * SIZE for path in folder.glob(".*.shard"))
+        return False
+
+    wait_until(is_half_written)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     (left,) = folder.glob(".*.shard")
