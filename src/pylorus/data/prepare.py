@@ -218,16 +218,17 @@ def _log_images(images: RunImages) -> None:
     if catalog.grouped:
         grouping = f"{format_count(patients, 'group')} ({'patient' if patients == 1 else 'patients'})"
     log.info("images   %s: %s of %s; %s", catalog.root, format_count(len(images.table), "image"), names, grouping)
-    labels = catalog.table.groupby("group")["label"].unique()
-    mixed = labels[labels.map(len) > 1]
+    pairs = catalog.table[["group", "label"]].drop_duplicates()
+    mixed = pairs[pairs.duplicated("group", keep=False)].sort_values(["group", "label"])
     if catalog.grouped and len(mixed):
+        group = mixed["group"].iloc[0]
         log.warning(
             "%s of %s (patients) %s images with different labels, such as %s: %s",
-            f"{len(mixed):,}",
-            format_count(len(labels), "group"),
-            "has" if len(mixed) == 1 else "have",
-            mixed.index[0],
-            join_names([catalog.classes[label] for label in sorted(mixed.iloc[0])]),
+            f"{mixed['group'].nunique():,}",
+            format_count(pairs["group"].nunique(), "group"),
+            "has" if mixed["group"].nunique() == 1 else "have",
+            group,
+            join_names([catalog.classes[label] for label in mixed.loc[mixed["group"] == group, "label"]]),
         )
     sizes = [f"{sum(images.count_by_class(part))} {part}" for part in SPLITS]
     log.info("split    %s (%s)", ", ".join(sizes), images.split_hash[:12])
