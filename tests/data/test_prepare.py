@@ -122,6 +122,12 @@ def test_deviating_fractions_and_few_images_are_reported(compose_config, class_f
     assert '"rare" 1 in training, 1 in validation and 1 in test' in few
 
 
+def test_patients_with_images_of_several_classes_are_named(compose_config, unsplit_folders, tmp_path, log_lines):
+    prepared(compose_config, unsplit_folders, tmp_path, r"data.group=\d_")
+    (line,) = [line for line in log_lines if "different labels" in line]
+    assert line == "10 of 10 groups (patients) have images with different labels, such as 0_: a and b"
+
+
 def test_folds_by_a_column_are_counted_in_the_runs_configuration(compose_config, unsplit_folders, tmp_path):
     paths = sorted(path.relative_to(unsplit_folders).as_posix() for path in unsplit_folders.rglob("*.png"))
     sites = [f"site {number % 3}" for number in range(len(paths))]
