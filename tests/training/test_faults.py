@@ -114,7 +114,7 @@ SHUT = OSError(errno.EROFS, os.strerror(errno.EROFS))
 @pytest.mark.parametrize(
     ("owner", "name", "call", "error", "said"),
     [
-        ("pytorch_lightning:Trainer", "save_checkpoint", 4, FULL, "the disk is full"),
+        ("pylorus.training.callbacks:CheckpointFiles", "write_kept", 2, FULL, "the disk is full"),
         ("pandas:DataFrame", "to_csv", 6, SHUT, "can't be written to: Read-only file"),
         ("pandas:DataFrame", "to_parquet", 4, FULL, "the disk is full"),
     ],
