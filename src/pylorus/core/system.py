@@ -135,28 +135,23 @@ def reserve_cpu_time() -> None:
             resource.setrlimit(resource.RLIMIT_CPU, (earlier, hard))
 
 
-def initialize_cuda() -> bool:
+def initialize_cuda(driver: ctypes.CDLL) -> None:
     """Create the context of the first visible NVIDIA GPU, and load cuDNN and cuBLAS once torch is imported elsewhere.
 
-    It takes a second in all, in which other threads go on.
+    It takes a second in all, in which other threads go on. Without a GPU nothing is done.
 
-    Returns:
-        Whether there is a GPU.
+    Args:
+        driver: The library of NVIDIA's driver.
     """
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
     # https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__PRIMARY__CTX.html
     if driver.cuInit(0) or driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0):
-        return False
+        return
     while "pytorch_lightning" not in sys.modules:  # it is imported after torch
         time.sleep(0.01)
     torch = sys.modules["torch"]
     numbers = torch.zeros(1, 8, 8, 8, device="cuda")
     torch.nn.functional.conv2d(numbers, numbers)
     torch.mm(numbers[0, 0], numbers[0, 0])
-    return True
 
 
 def format_stop(name: str) -> str:

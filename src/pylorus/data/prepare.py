@@ -221,12 +221,12 @@ def _log_images(images: RunImages) -> None:
     pairs = catalog.table[["group", "label"]].drop_duplicates()
     mixed = pairs[pairs.duplicated("group", keep=False)].sort_values(["group", "label"])
     if catalog.grouped and len(mixed):
-        group = mixed["group"].iloc[0]
+        group, count = mixed["group"].iloc[0], mixed["group"].nunique()
         log.warning(
             "%s of %s (patients) %s images with different labels, such as %s: %s",
-            f"{mixed['group'].nunique():,}",
+            f"{count:,}",
             format_count(pairs["group"].nunique(), "group"),
-            "has" if mixed["group"].nunique() == 1 else "have",
+            "has" if count == 1 else "have",
             group,
             join_names([catalog.classes[label] for label in mixed.loc[mixed["group"] == group, "label"]]),
         )

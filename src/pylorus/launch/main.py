@@ -3,6 +3,7 @@
 Nothing here imports torch, so that help, error messages and composition are immediate.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -409,9 +410,10 @@ def _import_and_run(folder: RunFolder, timeline: Timeline) -> None:
 def _initialize_gpu(folder: RunFolder) -> None:
     """Prepare the first GPU, unless the run uses none or several."""
     with suppress(Exception):  # of whatever is wrong with the GPU: the run itself will say it
+        driver = ctypes.CDLL("libcuda.so.1")  # first: without one, the configuration need not be read
         trainer = load_config(folder.config).trainer
         if trainer.accelerator in ("auto", "gpu") and trainer.devices * trainer.nodes == 1:
-            initialize_cuda()
+            initialize_cuda(driver)
 
 
 def _list_own_sources(sources: Any) -> list[str]:

@@ -192,7 +192,7 @@ def prepare_jobs() -> bool:
         return False
     with ensure_uninterrupted():  # an incomplete module would remain
         import_training()
-        importlib.import_module("pylorus.report.page")
+        importlib.import_module("pylorus.report.page")  # a job alone imports it when it writes its report
     return not sys.modules["torch"].cuda.is_initialized()  # CUDA works only in the process that initialized it
 
 

@@ -531,10 +531,8 @@ def get_kept_weights(trainer: pl.Trainer) -> Mapping[str, Tensor] | None:
 
 
 def _count_state_bytes(module: pl.LightningModule) -> int:
-    """Count the bytes of a stage's state: its weights, and two moments of each that is trained."""
-    parameters = list(module.parameters())
-    copies = [3 if parameter.requires_grad else 0 for parameter in parameters]  # frozen weights are not saved
-    return sum(parameter.nbytes * count for parameter, count in zip(parameters, copies, strict=True))
+    """Count the bytes of a stage's state: trained weights and two moments of each; frozen ones are not saved."""
+    return 3 * sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
 
 
 def _create_link(path: Path, link: Path) -> None:
